@@ -1,0 +1,63 @@
+# Every command here needs only make and Python >= 3.11; the first run installs into .venv.
+# ARGS is handed to the command: make demo ARGS=--once
+
+VENV ?= .venv
+ARGS ?=
+# The first interpreter that is new enough, or nothing. PYTHON=/path/to/python3.13 chooses another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo serve test lint format unit storm bench lock clean
+.DEFAULT_GOAL := help
+
+help: ## show these lines
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(INSTALLED) ## install Baton and its tools into .venv
+
+$(INSTALLED): requirements/dev.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Baton needs Python 3.11 or newer with the venv module." >&2; \
+	  echo "Debian/Ubuntu: apt install python3 python3-venv   macOS: brew install python@3.13" >&2; \
+	  echo "or name one: make PYTHON=/path/to/python3.13 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $@
+
+demo: $(INSTALLED) ## three replicas, one killed in mid-stream, one conversation (ARGS=--once to exit at the end)
+	$(BIN)/baton demo $(ARGS)
+
+serve: $(INSTALLED) ## run for real; needs ANTHROPIC_API_KEY
+	$(BIN)/baton serve $(ARGS)
+
+test: lint unit ## everything that must pass before a commit
+
+lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy --no-error-summary
+	$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports
+
+unit: $(INSTALLED) ## the tests (ARGS='-k commit' to choose)
+	$(BIN)/python -m pytest $(ARGS)
+
+format: $(INSTALLED) ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
+	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 -s tests/faults
+
+bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script
+	$(BIN)/python -m bench $(ARGS)
+
+lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate pyproject.toml -o requirements/runtime.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --extra demo --group dev pyproject.toml -o requirements/dev.txt
+
+clean: ## remove what the commands above made
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

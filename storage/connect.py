@@ -1,0 +1,128 @@
+"""From a URL to a client that can be trusted with a turn, and the checks at first contact.
+
+Every call of the client has a deadline: for a connection, for a place in the pool, for the reply. redis-py would send a
+timed-out command again by itself, up to ten times and unseen; that is switched off, and `scripts.ScriptRunner` does it
+within a budget. A full pool is waited for, then told apart from a dead server by its message.
+
+First contact reads INFO (managed services refuse CONFIG) and the namespace's record:
+
+* ``maxmemory-policy`` must be ``noeviction``: any other tears sessions apart when memory runs out.
+* the server must be Redis 7.0 or newer (any Valkey is).
+* the record ``{namespace}:cfg`` holds the number of buckets and a fingerprint of the secret, written once by whoever
+  comes first. Another number or secret would not find the sessions that are there.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from storage.keys import Keyspace
+from storage.results import StoreUnavailable
+
+SERVER_VERSION_MIN = (7, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """How long one call may take, in seconds; the budgets of turns.py are above these."""
+
+    connect_s: float = 1.0
+    command_s: float = 2.0
+    pool_wait_s: float = 2.0
+
+
+class StoreRefused(Exception):
+    """The server answers but must not be used like this; ``problems`` are sentences for the operator."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
+def connect(url: str, *, connections_max: int, deadlines: Deadlines) -> Redis:
+    """A client for ``redis://`` or ``rediss://``; connects lazily, closes with ``aclose()``."""
+    pool = BlockingConnectionPool.from_url(
+        url,
+        max_connections=connections_max,
+        timeout=deadlines.pool_wait_s,
+        socket_connect_timeout=deadlines.connect_s,
+        socket_timeout=deadlines.command_s,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        health_check_interval=0,
+        socket_keepalive=True,
+    )
+    return Redis.from_pool(pool)
+
+
+async def first_contact(redis: Redis, keyspace: Keyspace, *, eviction_allowed: bool, deadline_s: float) -> list[str]:
+    """Checks the server and claims the namespace.
+
+    Returns:
+        Warnings: sentences about what works but is not durable.
+
+    Raises:
+        StoreUnavailable: no answer within the deadline; ask again later.
+        StoreRefused: the server must not be used like this.
+    """
+    try:
+        async with asyncio.timeout(deadline_s):
+            info = await redis.info()
+            claimed = {"buckets": str(keyspace.buckets), "secret": keyspace.fingerprint()}
+            async with redis.pipeline(transaction=True) as batch:
+                for field, value in claimed.items():
+                    batch.hsetnx(keyspace.config(), field, value)
+                batch.hgetall(keyspace.config())
+                recorded = {k.decode(): v.decode() for k, v in (await batch.execute())[-1].items()}
+    except (RedisError, TimeoutError) as error:
+        raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+    problems = _server_problems(info, eviction_allowed) + _namespace_problems(keyspace, recorded)
+    if problems:
+        raise StoreRefused(problems)
+    if int(info.get("aof_enabled", 0)) == 0:
+        return ["Redis has no append-only file: what it acknowledges is lost if it restarts."]
+    return []
+
+
+def _server_problems(info: dict[str, Any], eviction_allowed: bool) -> list[str]:
+    problems = []
+    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    if version < SERVER_VERSION_MIN:
+        problems.append(f"Redis {info['redis_version']} is too old: 7.0 or newer, or Valkey, is needed.")
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction" and not eviction_allowed:
+        problems.append(
+            f"Redis evicts by {policy}: it would tear conversations apart when memory runs out. "
+            "Set maxmemory-policy noeviction, or BATON_REDIS_EVICTION_ALLOWED=true to accept that."
+        )
+    return problems
+
+
+def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[str]:
+    problems = []
+    if recorded["buckets"] != str(keyspace.buckets):
+        problems.append(
+            f"Namespace {keyspace.namespace!r} was made with BATON_BUCKETS={recorded['buckets']}, "
+            f"this replica has {keyspace.buckets}; the number is permanent."
+        )
+    if recorded["secret"] != keyspace.fingerprint():
+        problems.append(
+            f"Namespace {keyspace.namespace!r} was made with another BATON_SECRET; the secret is permanent."
+        )
+    return problems
+
+
+async def reachable(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> bool:
+    """Whether the store takes writes now; a full or read-only Redis would still answer PING."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
+    except (RedisError, TimeoutError):
+        return False
+    return True

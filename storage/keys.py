@@ -1,0 +1,112 @@
+"""Ids and key names. No other module builds either.
+
+A session id is ``sess_`` + BB + 26 characters of base32 (128 bits). BB, two hex digits, is the bucket, so any
+replica computes every key of a session from the id alone. Issued ids are random; the id of a session that the
+caller named is a keyed hash of (owner, name), so names need no table and two owners never meet under one name.
+
+All keys of a session, and the indexes that must change with it, carry the hash tag ``{namespace:BB}``: one slot
+of a cluster, hence one script a mutation. The number of buckets and the secret are permanent for a namespace.
+"""
+
+import base64
+import re
+import secrets
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import NamedTuple
+
+BUCKETS_MAX = 256
+SESSION_ID = re.compile(r"sess_[0-9a-f]{2}[a-z2-7]{26}")
+TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
+
+
+class SessionRef(NamedTuple):
+    """A session and whose it is; ``keys`` are the twelve that every script of a session declares."""
+
+    id: str
+    owner: str
+    owner_tag: str
+    keys: tuple[str, ...]
+
+
+def _base32(raw: bytes) -> str:
+    return base64.b32encode(raw).decode("ascii").rstrip("=").lower()
+
+
+def new_turn_id() -> str:
+    """A turn id: ``turn_`` and 128 random bits."""
+    return "turn_" + _base32(secrets.token_bytes(16))
+
+
+def new_nonce() -> str:
+    """The first head of a session: random, so that two creations of one id are never taken for each other."""
+    return "head_" + _base32(secrets.token_bytes(16))
+
+
+@dataclass(frozen=True)
+class Keyspace:
+    """One namespace of sessions.
+
+    Args:
+        namespace: first part of every key; ``[a-z0-9_-]+``.
+        buckets: 1…256, permanent once used.
+        secret: at least 16 bytes; keys the hashes of names and owners, permanent once used.
+    """
+
+    namespace: str
+    buckets: int
+    secret: bytes
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.buckets <= BUCKETS_MAX:
+            raise ValueError(f"buckets must be 1…{BUCKETS_MAX}, not {self.buckets}")
+        if len(self.secret) < 16:
+            raise ValueError("the secret must have at least 16 bytes")
+
+    def _hash(self, use: bytes, *parts: str, size: int = 16) -> bytes:
+        # blake2b takes keys of at most 64 bytes; a longer secret is hashed down first.
+        key = self.secret if len(self.secret) <= 64 else blake2b(self.secret).digest()
+        digest = blake2b(key=key, person=use, digest_size=size)
+        for part in parts:
+            encoded = part.encode()
+            digest.update(len(encoded).to_bytes(4, "big") + encoded)
+        return digest.digest()
+
+    def issue(self) -> str:
+        """A new random session id, in a random bucket."""
+        return f"sess_{secrets.randbelow(self.buckets):02x}{_base32(secrets.token_bytes(16))}"
+
+    def named(self, owner: str, name: str) -> str:
+        """The session id of the owner's own name for a session."""
+        digest = self._hash(b"baton-name", owner, name, size=24)
+        return f"sess_{int.from_bytes(digest[:8], 'big') % self.buckets:02x}{_base32(digest[8:])}"
+
+    def owner_tag(self, owner: str) -> str:
+        """16 characters that stand for an owner in key names, so that no key shows who owns it."""
+        return _base32(self._hash(b"baton-owner", owner, size=10))
+
+    def fingerprint(self) -> str:
+        """Tells two secrets apart without telling either."""
+        return _base32(self._hash(b"baton-print", size=10))
+
+    def is_session_id(self, text: str) -> bool:
+        """Whether the text has the form of an issued id, in a bucket that exists."""
+        return SESSION_ID.fullmatch(text) is not None and int(text[5:7], 16) < self.buckets
+
+    def session(self, session_id: str, owner: str) -> SessionRef:
+        """A session as its owner addresses it, with every key that a script of it may touch; all in one slot.
+
+        Order (1-based in Lua): 1 s session, 2 m messages, 3 t turns, 4 v verdicts, 5 j texts, 6 xx expiry index,
+        7 xu access index, 8 o owner's access index, 9 ox owner's expiry index, 10 sz size records, 11 cnt counters,
+        12 oc owner's counters. Keys 1-5 live and die with the session.
+        """
+        tag = "{" + self.namespace + ":" + session_id[5:7] + "}:"
+        owner_tag = self.owner_tag(owner)
+        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j")]
+        indexes = [f"{tag}xx", f"{tag}xu", f"{tag}o:{owner_tag}", f"{tag}ox:{owner_tag}"]
+        sizes = [f"{tag}sz", f"{tag}cnt", f"{tag}oc:{owner_tag}"]
+        return SessionRef(session_id, owner, owner_tag, (*own, *indexes, *sizes))
+
+    def config(self) -> str:
+        """The namespace's record: number of buckets and the fingerprint of the secret, set once."""
+        return "{" + self.namespace + "}:cfg"

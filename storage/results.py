@@ -1,0 +1,248 @@
+"""What the store answers: one type per outcome, and the one error.
+
+An outcome is expected and is returned; callers match on its type. The error is raised:
+
+    StoreUnavailable        Redis did not answer, or refused; nothing can be said beyond ``outcome_unknown``
+
+Every reply word of every script is read here and nowhere else. Adding a word to a script? Add it to its ``read_*``
+below and to the header of the script; a test compares the two.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Verdict = Literal["committed", "aborted", "dead"]
+_VERDICTS: dict[bytes, Verdict] = {b"C": "committed", b"A": "aborted", b"D": "dead"}
+
+Reply = list[bytes]
+
+
+class StoreUnavailable(Exception):
+    """The store could not be asked, or refused.
+
+    Attributes:
+        outcome_unknown: True if the command may have been executed all the same; False if it surely was not.
+    """
+
+    def __init__(self, reason: str, *, outcome_unknown: bool) -> None:
+        super().__init__(reason)
+        self.outcome_unknown = outcome_unknown
+
+
+class UnknownReply(Exception):
+    """A script answered a word that this version does not know: a caller's bug or a mix of versions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Unknown, expired or another owner's session: they look alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """Redis evicted a part of the session (``maxmemory-policy`` is not ``noeviction``): it cannot be continued."""
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """The session exists now and is empty; a repeated create with the same nonce answers this too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exists:
+    """Another creation of this id was first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """An expired session of this id was not swept yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """The lease is ours.
+
+    Attributes:
+        number: of the turn in its session, from 1.
+        head: what commit must present.
+        messages, size_bytes, turns: of the history as it stands.
+        model: last effective model, "" before the first turn unless one was set.
+        epoch_hash: of the last effective system, tools and thinking rules; "" before the first turn.
+        epoch_start: index of the epoch's first message.
+        dead_turn_id: a turn that was declared dead on the way, or "".
+    """
+
+    number: int
+    head: str
+    messages: int
+    size_bytes: int
+    turns: int
+    model: str
+    epoch_hash: str
+    epoch_start: int
+    dead_turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Busy:
+    """Another turn holds the lease for another ``remaining_ms`` at most, unless renewed."""
+
+    turn_id: str
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class TurnsFull:
+    """The session may have no further turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The turn has its verdict. ``number`` is 0 if it never began."""
+
+    verdict: Verdict
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The lease goes on; ``cancel`` is set once somebody asked to cancel the turn."""
+
+    cancel: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The session knows neither a lease nor a verdict of this turn (a failover lost them)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The head is not what begin answered: another history, nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """The aborted turn had created the session; both are gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A finder came too early: the lease holds for ``remaining_ms``."""
+
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownTurn:
+    """A finder asked for a turn that is neither running nor settled."""
+
+
+def _settled(value: bytes) -> Settled:
+    return Settled(_VERDICTS[value[:1]], int(value[1:]))
+
+
+def read_create(reply: Reply) -> Created | Exists | Stale:
+    """Reply of create.lua."""
+    match reply:
+        case [b"CREATED" | b"DUPLICATE"]:
+            return Created()
+        case [b"EXISTS"]:
+            return Exists()
+        case [b"STALE"]:
+            return Stale()
+    raise UnknownReply(reply)
+
+
+def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
+    """Reply of begin.lua."""
+    match reply:
+        case [b"BEGUN", number, head, messages, size, turns, model, epoch_hash, epoch_start, dead]:
+            return Begun(
+                int(number),
+                head.decode(),
+                int(messages),
+                int(size),
+                int(turns),
+                model.decode(),
+                epoch_hash.decode(),
+                int(epoch_start),
+                dead.decode(),
+            )
+        case [b"BUSY", turn_id, remaining]:
+            return Busy(turn_id.decode(), int(remaining))
+        case [b"SETTLED", verdict]:
+            return _settled(verdict)
+        case [b"TURNS_FULL"]:
+            return TurnsFull()
+        case [b"GONE"]:
+            return Gone()
+        case [b"CORRUPT"]:
+            return Corrupt()
+    raise UnknownReply(reply)
+
+
+def read_renew(reply: Reply) -> Renewed | Settled | Lost | Gone:
+    """Reply of renew.lua."""
+    match reply:
+        case [b"RENEWED", cancel]:
+            return Renewed(cancel != b"0")
+        case [b"SETTLED", verdict]:
+            return _settled(verdict)
+        case [b"LOST"]:
+            return Lost()
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_commit(reply: Reply) -> Settled | Fenced | Corrupt | Gone:
+    """Reply of commit.lua; a commit that succeeded is ``Settled("committed", number)``, repeated or not."""
+    match reply:
+        case [b"COMMITTED", number]:
+            return Settled("committed", int(number))
+        case [b"SETTLED", verdict]:
+            return _settled(verdict)
+        case [b"FENCED"]:
+            return Fenced()
+        case [b"CORRUPT"]:
+            return Corrupt()
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_abort(reply: Reply) -> Settled | Removed | Live | UnknownTurn | Gone:
+    """Reply of abort.lua; an abort that succeeded is ``Settled`` with the verdict it wrote."""
+    match reply:
+        case [b"ABORTED" | b"SETTLED", verdict]:
+            return _settled(verdict)
+        case [b"REMOVED"]:
+            return Removed()
+        case [b"LIVE", remaining]:
+            return Live(int(remaining))
+        case [b"UNKNOWN"]:
+            return UnknownTurn()
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_touch(reply: Reply) -> bool:
+    """Reply of touch.lua: whether the session is there."""
+    match reply:
+        case [b"TOUCHED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_sweep(reply: Reply) -> bool:
+    """Reply of sweep.lua: whether the id is free of anything expired (False: it lives, or the owner changed)."""
+    match reply:
+        case [b"SWEPT" | b"NONE"]:
+            return True
+        case [b"LIVE" | b"RETRY"]:
+            return False
+    raise UnknownReply(reply)

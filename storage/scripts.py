@@ -1,0 +1,116 @@
+"""Lua scripts: loading, EVALSHA, and what a failed call means.
+
+A script is ``scripts/<verb>.lua``; a line ``-- @include <name>`` stands for ``scripts/shared/<name>.lua``. Scripts are
+addressed by content (EVALSHA), so replicas of two versions can share one server; a server that does not know a script
+yet is sent its source once (EVAL), at the price of one more round trip a script and a server restart.
+
+Every script may be sent twice: it is repeatable by turn id or nonce (see its header). So a call whose reply was lost is
+sent again until its budget is used up, and only then reported as unknown. redis-py's own retries are off: they would
+hide the time that this takes.
+"""
+
+import asyncio
+import builtins
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any, cast
+
+from redis.asyncio import Redis
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from storage.results import Reply, StoreUnavailable
+
+_INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
+_RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as the server gets it."""
+
+    verb: str
+    source: str
+    sha: str
+
+
+def load(verb: str) -> Script:
+    """Reads ``scripts/<verb>.lua`` with its includes resolved."""
+    folder = files("storage") / "scripts"
+
+    def include(match: re.Match[str]) -> str:
+        return (folder / "shared" / f"{match[1]}.lua").read_text("utf-8")
+
+    source = _INCLUDE.sub(include, (folder / f"{verb}.lua").read_text("utf-8"))
+    return Script(verb, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+VERBS = ("abort", "begin", "commit", "create", "get", "renew", "sweep", "touch")
+SCRIPTS = {verb: load(verb) for verb in VERBS}
+
+
+def _surely_not_executed(error: RedisError) -> bool:
+    """Whether Redis refused, or was never reached: the scripts' flags make it refuse before the first write."""
+    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError):
+        return True
+    never_sent = isinstance(error.__cause__, ConnectionRefusedError | asyncio.TimeoutError)
+    return isinstance(error, ConnectionError) and (never_sent or "No connection available" in str(error))
+
+
+def _same_slot(keys: Sequence[str]) -> bool:
+    tag = keys[0].partition("}")[0] + "}"
+    return all(key.startswith(tag) for key in keys)
+
+
+class ScriptRunner:
+    """Runs scripts on one server.
+
+    Args:
+        redis: a client whose every call has a deadline and which does not retry by itself (see connect.py).
+    """
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+
+    async def run(self, verb: str, keys: Sequence[str], args: Sequence[Any], *, budget_s: float) -> Reply:
+        """Runs a script, sending it again while its outcome is unknown and ``budget_s`` is not used up.
+
+        Raises:
+            StoreUnavailable: not answered within the budget, or refused.
+        """
+        assert _same_slot(keys), f"{verb}: keys of several slots"
+        script = SCRIPTS[verb]
+        unknown = False
+        try:
+            async with asyncio.timeout(budget_s):
+                for attempt in range(10_000):
+                    try:
+                        return await self._send(script, keys, args)
+                    except (ConnectionError, TimeoutError) as error:
+                        refused = _surely_not_executed(error)
+                        unknown = unknown or not refused
+                        if refused and not unknown:
+                            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+                    await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
+        except builtins.TimeoutError as error:
+            raise StoreUnavailable("no answer in time", outcome_unknown=True) from error
+        except RedisError as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=unknown) from error
+        raise AssertionError("the budget ends before the attempts do")
+
+    async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
+        try:
+            reply = await self._redis.evalsha(script.sha, len(keys), *keys, *args)
+        except NoScriptError:
+            reply = await self._redis.eval(script.source, len(keys), *keys, *args)
+        return cast(Reply, reply)

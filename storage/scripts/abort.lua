@@ -1,0 +1,45 @@
+#!lua flags=allow-oom
+-- abort: the turn will not become history.
+--
+-- Guarantees: the verdict is written before anybody is told. Mode 'holder' (who ran the turn, or tried to begin it)
+--   needs no live lease and settles even a turn id never seen here, so that a late begin of it is refused. Mode
+--   'finder' (anybody else) answers LIVE while the lease holds. A turn with a verdict is told it, nothing is written.
+--   If the turn had created the session and nothing was stored since, the session goes with it.
+-- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- ARGV: 1 session id, 2 turn id, 3 mode: holder | finder
+-- Replies: ABORTED verdict+number | REMOVED | SETTLED verdict+number | LIVE remaining_ms | UNKNOWN | GONE
+-- Complexity: O(log sessions). Caller: storage/turns.py.
+-- @include clock
+-- @include lease
+-- @include life
+-- @include size
+
+local turn_id, mode = ARGV[2], ARGV[3]
+
+local s = redis.call('HMGET', KEYS[1], 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax')
+if not s[1] then return { 'GONE' } end
+local verdict = redis.call('HGET', KEYS[4], turn_id)
+if verdict then return { 'SETTLED', verdict } end
+
+local now = now_ms()
+local holds = s[2] == turn_id
+if mode == 'finder' then
+  if not holds then return { 'UNKNOWN' } end
+  local remaining = lease_remaining_ms(s[4], now)
+  if remaining > 0 then return { 'LIVE', text(remaining) } end
+end
+
+if mode == 'holder' and s[6] == turn_id and s[5] == '0' and (holds or s[2] == '') then
+  remove_session(read_size(), '')
+  return { 'REMOVED' }
+end
+local settled = 'A0'
+if mode == 'finder' then
+  settled = 'D' .. s[3]
+elseif holds then
+  settled = 'A' .. s[3]
+end
+redis.call('HSET', KEYS[4], turn_id, settled)
+if holds then redis.call('HSET', KEYS[1], 'lt', '', 'lx', '0', 'cx', '0', 'us', '') end
+live_until(end_of_life(now, tonumber(s[7]), tonumber(s[8]), holds and 0 or tonumber(s[4])))
+return { 'ABORTED', settled }

@@ -1,0 +1,19 @@
+#!lua flags=allow-oom
+-- touch: the session was looked at: it lives its TTL from now on.
+--
+-- Guarantees: native expiry and all indexes move to the same millisecond. Unknown, expired and foreign look alike.
+-- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- ARGV: 1 session id, 2 owner
+-- Replies: TOUCHED | GONE
+-- Complexity: O(log sessions). Caller: storage/sessions.py.
+-- @include clock
+-- @include life
+
+local s = redis.call('HMGET', KEYS[1], 'own', 'ttl', 'ax', 'lt', 'lx')
+if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
+local now = now_ms()
+local lease_end_ms = 0
+if s[4] ~= '' then lease_end_ms = tonumber(s[5]) end
+accessed_at(now)
+live_until(end_of_life(now, tonumber(s[2]), tonumber(s[3]), lease_end_ms))
+return { 'TOUCHED' }
