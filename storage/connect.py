@@ -73,16 +73,17 @@ async def first_contact(redis: Redis, keyspace: Keyspace, *, eviction_allowed: b
     """
     try:
         async with asyncio.timeout(deadline_s):
-            info = await redis.info()
+            problems = _server_problems(info := await redis.info(), eviction_allowed)
             claimed = {"buckets": str(keyspace.buckets), "secret": keyspace.fingerprint()}
             async with redis.pipeline(transaction=True) as batch:
-                for field, value in claimed.items():
+                # A replica that is refused claims nothing: its number and secret may be as wrong as the server.
+                for field, value in claimed.items() if not problems else ():
                     batch.hsetnx(keyspace.config(), field, value)
                 batch.hgetall(keyspace.config())
                 recorded = {k.decode(): v.decode() for k, v in (await batch.execute())[-1].items()}
     except (RedisError, TimeoutError) as error:
         raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
-    problems = _server_problems(info, eviction_allowed) + _namespace_problems(keyspace, recorded)
+    problems += _namespace_problems(keyspace, claimed | recorded)
     if problems:
         raise StoreRefused(problems)
     if int(info.get("aof_enabled", 0)) == 0:

@@ -16,6 +16,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 BUCKETS_MAX = 256
+NAMESPACE = re.compile(r"[a-z0-9_-]+")
 SESSION_ID = re.compile(r"sess_[0-9a-f]{2}[a-z2-7]{26}")
 TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
 
@@ -58,6 +59,8 @@ class Keyspace:
     secret: bytes
 
     def __post_init__(self) -> None:
+        if NAMESPACE.fullmatch(self.namespace) is None:
+            raise ValueError(f"the namespace must match {NAMESPACE.pattern}, not {self.namespace!r}")
         if not 1 <= self.buckets <= BUCKETS_MAX:
             raise ValueError(f"buckets must be 1…{BUCKETS_MAX}, not {self.buckets}")
         if len(self.secret) < 16:

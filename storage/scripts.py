@@ -33,6 +33,8 @@ from storage.results import Reply, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+# How redis-py says that it found no connection in its pool, or could not make one; it has no types for these.
+_NEVER_SENT = ("No connection available", "connecting to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +65,7 @@ def _surely_not_executed(error: RedisError) -> bool:
     """Whether Redis refused, or was never reached: the scripts' flags make it refuse before the first write."""
     if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError):
         return True
-    never_sent = isinstance(error.__cause__, ConnectionRefusedError | asyncio.TimeoutError)
-    return isinstance(error, ConnectionError) and (never_sent or "No connection available" in str(error))
+    return any(words in str(error) for words in _NEVER_SENT)
 
 
 def _same_slot(keys: Sequence[str]) -> bool:
@@ -82,8 +83,18 @@ class ScriptRunner:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
-    async def run(self, verb: str, keys: Sequence[str], args: Sequence[Any], *, budget_s: float) -> Reply:
+    async def run(
+        self, verb: str, keys: Sequence[str], args: Sequence[Any], *, budget_s: float, wait_for_server: bool = False
+    ) -> Reply:
         """Runs a script, sending it again while its outcome is unknown and ``budget_s`` is not used up.
+
+        Args:
+            verb: the script's name.
+            keys: as its header says, all in one slot.
+            args: as its header says.
+            budget_s: for everything together.
+            wait_for_server: send it again also while no connection can be made or Redis is still loading its data;
+                otherwise that is reported at once.
 
         Raises:
             StoreUnavailable: not answered within the budget, or refused.
@@ -94,17 +105,16 @@ class ScriptRunner:
         try:
             async with asyncio.timeout(budget_s):
                 for attempt in range(10_000):
+                    before, unknown = unknown, True  # until this attempt tells
                     try:
                         return await self._send(script, keys, args)
-                    except (ConnectionError, TimeoutError) as error:
-                        refused = _surely_not_executed(error)
-                        unknown = unknown or not refused
-                        if refused and not unknown:
-                            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+                    except RedisError as error:
+                        unknown = before or not _surely_not_executed(error)
+                        passing = isinstance(error, ConnectionError | TimeoutError)
+                        if not passing or not (unknown or wait_for_server):
+                            raise
                     await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
-        except builtins.TimeoutError as error:
-            raise StoreUnavailable("no answer in time", outcome_unknown=True) from error
-        except RedisError as error:
+        except (RedisError, builtins.TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=unknown) from error
         raise AssertionError("the budget ends before the attempts do")
 

@@ -3,6 +3,7 @@
 Turns, the only way that a history grows, are in turns.py.
 """
 
+import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -168,7 +169,8 @@ class Sessions:
         Cost: one LRANGE, O(start + count).
         """
         try:
-            reply = self._redis.lrange(ref.keys[1], start, start + count - 1)
-            return cast("list[bytes]", await cast("Awaitable[Any]", reply))
-        except RedisError as error:
+            async with asyncio.timeout(self._budget_s):
+                reply = self._redis.lrange(ref.keys[1], start, start + count - 1)
+                return cast("list[bytes]", await cast("Awaitable[Any]", reply))
+        except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error

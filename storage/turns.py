@@ -8,6 +8,7 @@ too, so that a begin that is still on its way is refused when it arrives.
 What a crash leaves: between begin and a verdict, a lease that runs out; nothing else.
 """
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -87,8 +88,8 @@ class Turns:
     Args:
         redis: see connect.py.
         begin_budget_s: how long a begin, renew or read may take in all; its caller has been promised nothing yet.
-        settle_budget_s: how long a commit or abort is sent again while its outcome is unknown: the caller has already
-            read the answer, so this is worth the wait for a restarting server.
+        settle_budget_s: how long a commit or abort is sent again while its outcome is unknown. A commit also waits
+            that long for a server that restarts: the caller has already read the answer.
     """
 
     def __init__(self, redis: Redis, *, begin_budget_s: float, settle_budget_s: float) -> None:
@@ -110,12 +111,12 @@ class Turns:
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
         """
         try:
-            async with self._redis.pipeline(transaction=False) as batch:
+            async with asyncio.timeout(self._begin_budget_s), self._redis.pipeline(transaction=False) as batch:
                 if messages:
                     batch.lrange(ref.keys[1], 0, messages - 1)
                 batch.hget(ref.keys[4], "system")
                 replies: list[Any] = await batch.execute()
-        except RedisError as error:
+        except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
         return History(replies[0] if messages else [], replies[-1] or b"")
 
@@ -145,7 +146,8 @@ class Turns:
             sum(map(len, commit.elements)),
             *commit.elements,
         )
-        return read_commit(await self._scripts.run("commit", ref.keys, args, budget_s=self._settle_budget_s))
+        reply = await self._scripts.run("commit", ref.keys, args, budget_s=self._settle_budget_s, wait_for_server=True)
+        return read_commit(reply)
 
     async def abort(
         self, ref: SessionRef, turn_id: str, mode: Literal["holder", "finder"]

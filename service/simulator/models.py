@@ -12,6 +12,8 @@ from typing import Any
 from service.simulator.errors import ApiError, invalid
 
 LIFECYCLES = ("active", "deprecated", "retired")
+# What the Models API itself says of a model whose release date it does not know.
+RELEASE_UNKNOWN = "1970-01-01T00:00:00Z"
 EFFORTS = ("low", "medium", "high", "xhigh", "max")
 
 
@@ -30,7 +32,6 @@ class Model:
     id: str
     display_name: str
     line: str
-    created_at: str
     thinking: frozenset[str]
     input_tokens_max: int = 1_000_000
     output_tokens_max: int = 128_000
@@ -44,7 +45,7 @@ class Model:
             "type": "model",
             "id": self.id,
             "display_name": self.display_name,
-            "created_at": self.created_at,
+            "created_at": RELEASE_UNKNOWN,
             "lifecycle": self.lifecycle,
             "deprecated_at": None,
             "retires_at": None,
@@ -92,31 +93,17 @@ _BUDGET = frozenset({"enabled", "disabled"})
 MODELS = {
     model.id: model
     for model in (
-        Model("claude-haiku-5-5", "Claude Haiku 5.5", "haiku", "2026-10-08T00:00:00Z", _ADAPTIVE_OR_OFF),
-        Model("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet", "2026-09-24T00:00:00Z", _ADAPTIVE_OR_BETWEEN),
-        Model(
-            "claude-fable-5-1", "Claude Fable 5.1", "fable", "2026-09-10T00:00:00Z", _ADAPTIVE, system_messages=True
-        ),
-        Model(
-            "claude-opus-5-5", "Claude Opus 5.5", "opus", "2026-09-03T00:00:00Z", _ADAPTIVE, system_messages=True
-        ),
-        Model("claude-sonnet-5", "Claude Sonnet 5", "sonnet", "2026-07-02T00:00:00Z", _ADAPTIVE_OR_OFF),
-        Model(
-            "claude-opus-5", "Claude Opus 5", "opus", "2026-06-11T00:00:00Z", _ADAPTIVE_OR_OFF, system_messages=True
-        ),
-        Model(
-            "claude-opus-4-8",
-            "Claude Opus 4.8",
-            "opus",
-            "2026-05-07T00:00:00Z",
-            _ADAPTIVE_OR_OFF,
-            system_messages=True,
-        ),
+        Model("claude-haiku-5-5", "Claude Haiku 5.5", "haiku", _ADAPTIVE_OR_OFF),
+        Model("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet", _ADAPTIVE_OR_BETWEEN),
+        Model("claude-fable-5-1", "Claude Fable 5.1", "fable", _ADAPTIVE, system_messages=True),
+        Model("claude-opus-5-5", "Claude Opus 5.5", "opus", _ADAPTIVE, system_messages=True),
+        Model("claude-sonnet-5", "Claude Sonnet 5", "sonnet", _ADAPTIVE_OR_OFF),
+        Model("claude-opus-5", "Claude Opus 5", "opus", _ADAPTIVE_OR_OFF, system_messages=True),
+        Model("claude-opus-4-8", "Claude Opus 4.8", "opus", _ADAPTIVE_OR_OFF, system_messages=True),
         Model(
             "claude-haiku-4-5",
             "Claude Haiku 4.5",
             "haiku",
-            "2025-10-15T00:00:00Z",
             _BUDGET,
             input_tokens_max=200_000,
             output_tokens_max=64_000,

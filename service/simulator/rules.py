@@ -8,7 +8,7 @@ Beta features are not imitated, so their fields count as unknown: an honest 400 
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -25,20 +25,46 @@ BYTES_PER_TOKEN = 4
 
 SAMPLING_FIELDS = ("temperature", "top_p", "top_k")
 COUNT_FIELDS = frozenset(
-    "messages model cache_control output_config speed system thinking tool_choice tools".split()
+    {
+        "cache_control",
+        "messages",
+        "model",
+        "output_config",
+        "speed",
+        "system",
+        "thinking",
+        "tool_choice",
+        "tools",
+    }
 )
-CREATE_FIELDS = COUNT_FIELDS | frozenset(
-    "max_tokens container diagnostics inference_geo metadata service_tier stop_sequences stream".split()
-)
+CREATE_FIELDS = COUNT_FIELDS | {
+    "container",
+    "diagnostics",
+    "inference_geo",
+    "max_tokens",
+    "metadata",
+    "service_tier",
+    "stop_sequences",
+    "stream",
+}
 THINKING_TYPES = ("adaptive", "between_tools", "disabled", "enabled")
 
 
-def check_credential(headers: Mapping[str, str]) -> None:
-    """Require a key, as `Authorization: Bearer` or `x-api-key`.
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Check credential, then version: what every endpoint of the API asks for first.
+
+    Args:
+        headers: names in lower case.
 
     Raises:
-        ApiError: 401 `authentication_error` when there is none or it is the one that stands for a bad key.
+        ApiError: 401 or 400.
     """
+    _check_credential(headers)
+    _check_version(headers)
+
+
+def _check_credential(headers: Mapping[str, str]) -> None:
+    """Require a key as `Authorization: Bearer` or `x-api-key`; one key stands for a bad one."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else ""
     key = bearer or headers.get("x-api-key", "").strip()
@@ -48,12 +74,7 @@ def check_credential(headers: Mapping[str, str]) -> None:
         raise ApiError("authentication_error", "invalid x-api-key")
 
 
-def check_version(headers: Mapping[str, str]) -> None:
-    """Require the one API version this stand-in speaks.
-
-    Raises:
-        ApiError: 400 when `anthropic-version` is absent or another.
-    """
+def _check_version(headers: Mapping[str, str]) -> None:
     version = headers.get("anthropic-version")
     if version is None:
         raise invalid("anthropic-version: header is required")
@@ -76,15 +97,11 @@ def parse_body(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def check_create(body: dict[str, Any], body_bytes: int) -> Model:
+def check_create(body: dict[str, Any]) -> int:
     """Judge a request to `/v1/messages`.
 
-    Args:
-        body: the parsed body.
-        body_bytes: its size as received, for the estimate of the context it fills.
-
     Returns:
-        The model it names.
+        The estimate of its input tokens.
 
     Raises:
         ApiError: 400, or 404 for a model that does not exist.
@@ -97,20 +114,23 @@ def check_create(body: dict[str, Any], body_bytes: int) -> Model:
     if body.get("service_tier", "auto") not in ("auto", "standard_only"):
         raise invalid("service_tier: Input should be 'auto' or 'standard_only'")
     _check_shared(body, model)
-    if (tokens := math.ceil(body_bytes / BYTES_PER_TOKEN)) > model.input_tokens_max:
+    tokens = input_tokens(body)
+    if tokens > model.input_tokens_max:
         raise invalid(f"prompt is too long: {tokens} tokens > {model.input_tokens_max} maximum")
-    return model
+    return tokens
 
 
-def check_count(body: dict[str, Any]) -> Model:
+def check_count(body: dict[str, Any]) -> int:
     """Judge a request to `/v1/messages/count_tokens`; it takes fewer fields than a message.
+
+    Returns:
+        The estimate of its input tokens.
 
     Raises:
         ApiError: 400, or 404 for a model that does not exist.
     """
-    model = _check_fields(body, COUNT_FIELDS)
-    _check_shared(body, model)
-    return model
+    _check_shared(body, _check_fields(body, COUNT_FIELDS))
+    return input_tokens(body)
 
 
 def _check_fields(body: dict[str, Any], allowed: frozenset[str]) -> Model:
@@ -209,29 +229,22 @@ def _check_tools(value: Any) -> None:
         names.add(tool["name"])
 
 
-def bearing(headers: Mapping[str, str]) -> None:
-    """Check credential, then version: what every endpoint of the API asks for first."""
-    steps: tuple[Callable[[Mapping[str, str]], None], ...] = (check_credential, check_version)
-    for step in steps:
-        step(headers)
+def input_tokens(body: dict[str, Any]) -> int:
+    """Estimate the input tokens of a request: a token per four bytes of text, rounded up.
 
+    Counted are the strings in system, tools and messages without field names and the values of `type` and
+    `role`, so a string and a text block holding it count the same, whatever the order of fields.
 
-def count_tokens(value: Any) -> int:
-    """Estimate the tokens of the text in a JSON value: a token per four bytes, rounded up.
-
-    Counted are all strings but field names and the `type` and `role` markers, so the estimate is the same for a
-    string and for a text block holding it, and does not change with the order of fields.
-
-    Cost: linear in the value; no recursion deeper than the JSON parser allowed.
+    Cost: linear in the body, and iterative: how deep a body nests is the caller's choice.
     """
-    return math.ceil(_text_bytes(value) / BYTES_PER_TOKEN)
-
-
-def _text_bytes(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value) if value.isascii() else len(value.encode())
-    if isinstance(value, list):
-        return sum(map(_text_bytes, value))
-    if isinstance(value, dict):
-        return sum(_text_bytes(item) for name, item in value.items() if name not in ("type", "role"))
-    return 0
+    total = 0
+    pending: list[Any] = [body.get("system"), body.get("tools"), body["messages"]]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            total += len(value) if value.isascii() else len(value.encode())
+        elif isinstance(value, list):
+            pending.extend(value)
+        elif isinstance(value, dict):
+            pending.extend(item for name, item in value.items() if name not in ("type", "role"))
+    return math.ceil(total / BYTES_PER_TOKEN)

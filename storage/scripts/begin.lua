@@ -34,7 +34,9 @@ if not again then
   if redis.call('HLEN', KEYS[4]) >= tonumber(ARGV[7]) then return { 'TURNS_FULL' } end
   if max_turns > 0 and turns >= max_turns then return { 'TURNS_FULL' } end
 end
-if redis.call('LLEN', KEYS[2]) ~= tonumber(messages) then return { 'CORRUPT' } end
+if redis.call('LLEN', KEYS[2]) ~= tonumber(messages) or redis.call('LLEN', KEYS[3]) ~= tonumber(holder_number) then
+  return { 'CORRUPT' }
+end
 
 local number, dead = holder_number, ''
 if not again then
@@ -43,9 +45,10 @@ if not again then
     dead = holder
   end
   number = text(redis.call('RPUSH', KEYS[3], ARGV[6]))
+  redis.call('HSET', KEYS[1], 'lt', turn_id, 'ln', number, 'cx', '0', 'us', '')
 end
 local ends = now + lease_ms
-redis.call('HSET', KEYS[1], 'lt', turn_id, 'ln', number, 'lx', text(ends), 'lr', replica, 'cx', '0')
+redis.call('HSET', KEYS[1], 'lx', text(ends), 'lr', replica)
 accessed_at(now)
 live_until(end_of_life(now, ttl_ms, absolute_ms, ends))
 return { 'BEGUN', number, head, messages, s[7], s[8], s[12], s[13], s[14], dead }

@@ -28,6 +28,9 @@ local size = read_size()
 if redis.call('LLEN', KEYS[2]) ~= messages or redis.call('LLEN', KEYS[3]) < number or not size then
   return { 'CORRUPT' }
 end
+local input, output = tonumber(s[10]) + tonumber(ARGV[9]), tonumber(s[11]) + tonumber(ARGV[10])
+local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[11]), tonumber(s[13]) + tonumber(ARGV[12])
+size.messages, size.bytes = size.messages + added, size.bytes + bytes
 
 for from = first, #ARGV, 500 do
   redis.call('RPUSH', KEYS[2], unpack(ARGV, from, math.min(from + 499, #ARGV)))
@@ -38,10 +41,8 @@ local now = now_ms()
 redis.call('HSET', KEYS[1], 'head', turn_id, 'n', text(messages + added), 'b', text(tonumber(s[6]) + bytes),
   'tn', text(tonumber(s[7]) + 1), 'md', ARGV[5], 'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0',
   'ct', '', 'us', '',
-  'it', text(tonumber(s[10]) + tonumber(ARGV[9])), 'ot', text(tonumber(s[11]) + tonumber(ARGV[10])),
-  'rt', text(tonumber(s[12]) + tonumber(ARGV[11])), 'wt', text(tonumber(s[13]) + tonumber(ARGV[12])))
+  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
 if ARGV[8] ~= '' then redis.call('HSET', KEYS[5], 'system', ARGV[8]) end
-size.messages, size.bytes = size.messages + added, size.bytes + bytes
 write_size(size)
 count('messages', added)
 count('bytes', bytes)

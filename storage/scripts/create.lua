@@ -30,7 +30,7 @@ redis.call('HSET', KEYS[1], 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', t
   'n', '0', 'b', '0', 'tn', '0', 'lt', '', 'ln', '0', 'lx', '0', 'lr', '', 'cx', '0', 'eh', '', 'es', '0',
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0')
 redis.call('HSET', KEYS[5], 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13])
-local size = { tag = tag, bytes = 0, messages = 0, created = math.floor(now / 1000) - SERVICE_EPOCH_S }
+local size = { tag = tag, bytes = 0, messages = 0, created = seconds_of_service(now) }
 write_size(size)
 count('age_s', size.created)
 accessed_at(now)

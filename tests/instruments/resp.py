@@ -148,7 +148,9 @@ class PendingReplies(Generic[T]):
 
     def sent(self, argv: Sequence[bytes], tag: T) -> None:
         """Note a command about to be forwarded; ``tag`` comes back with its (last) reply."""
-        subscription = bool(argv) and argv[0].lower() in _SUBSCRIPTIONS
+        if not argv:
+            return  # servers skip empty lines and empty arrays without a reply
+        subscription = argv[0].lower() in _SUBSCRIPTIONS
         self._subscribed |= subscription
         self._awaited.append(_Awaited(tag, subscription, max(1, len(argv) - 1)))
 

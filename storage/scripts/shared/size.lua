@@ -6,10 +6,16 @@
 
 local SERVICE_EPOCH_S = 1767225600  -- sums of seconds since 1970 would overflow HINCRBY at some millions of sessions
 
+-- A clock set before the epoch must not make a record that read_size does not know.
+local function seconds_of_service(now)
+  return math.max(0, math.floor(now / 1000) - SERVICE_EPOCH_S)
+end
+
 local function read_size()
   local record = redis.call('HGET', KEYS[10], ARGV[1])
   if not record then return nil end
   local tag, bytes, messages, created = string.match(record, '^(%S+) (%d+) (%d+) (%d+)$')
+  if not tag then return nil end
   return { tag = tag, bytes = tonumber(bytes), messages = tonumber(messages), created = tonumber(created) }
 end
 

@@ -1,0 +1,98 @@
+"""Which session a request belongs to.
+
+Absent: stateless, nothing is stored. ``new``: a session with an issued id. ``sess_…``: an issued id. Anything else of
+the permitted form: a name of the caller's own, which exists from its first use. ``X-Session-Mode: continue`` wants it
+to exist already, ``create`` wants it not to.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from service.errors import BatonError
+from storage.keys import Keyspace, SessionRef
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
+_RESERVED: Final = frozenset({"stats", "import"})
+
+Mode = Literal["any", "continue", "create"]
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A session as a request names it.
+
+    Attributes:
+        ref: the session.
+        name: the caller's own name for it, "" if it goes by its issued id.
+        mode: what must be true of it.
+    """
+
+    ref: SessionRef
+    name: str
+    mode: Mode
+
+    @property
+    def public(self) -> str:
+        """What its owner calls it: the name, else the issued id."""
+        return self.name or self.ref.id
+
+
+def resolve(keyspace: Keyspace, owner: str, session: str, mode: Mode = "any") -> Address:
+    """An id or name as given, never ``new``.
+
+    Raises:
+        BatonError: invalid_session_id, or session_not_found for an issued id in a bucket that does not exist.
+    """
+    if session.startswith("sess_"):
+        if not keyspace.is_session_id(session):
+            raise BatonError("session_not_found", "There is no such session.", param="session_id")
+        return Address(keyspace.session(session, owner), "", "continue" if mode == "any" else mode)
+    if not _NAME.fullmatch(session) or session in _RESERVED or session == "new":
+        raise BatonError(
+            "invalid_session_id",
+            "A session is named by its issued id (sess_…), by `new`, or by a name of your own: 1-200 characters out of "
+            "letters, digits and . _ : @ + -, beginning with a letter or digit; `stats` and `import` are reserved.",
+            param="session_id",
+        )
+    return Address(keyspace.session(keyspace.named(owner, session), owner), session, mode)
+
+
+def of_request(
+    keyspace: Keyspace, owner: str, *, in_body: str | None, in_header: str | None, mode: str | None
+) -> Address | None:
+    """The session of a turn; None for a stateless one.
+
+    Raises:
+        BatonError: session_id_conflict, invalid_session_id, invalid_value or session_not_found.
+    """
+    if in_body is not None and in_header is not None and in_body != in_header:
+        raise BatonError(
+            "session_id_conflict", "The body's session_id and the header X-Session-Id differ.", param="session_id"
+        )
+    session = in_body if in_body is not None else in_header
+    wanted = _mode(mode)
+    if session is None:
+        if mode is not None:
+            raise BatonError("invalid_value", "X-Session-Mode needs a session.", param="X-Session-Mode")
+        return None
+    if session == "new":
+        if wanted == "continue":
+            raise BatonError("invalid_value", "`new` cannot be continued.", param="X-Session-Mode")
+        return Address(keyspace.session(keyspace.issue(), owner), "", "create")
+    address = resolve(keyspace, owner, session, wanted)
+    if wanted == "create" and not address.name:
+        raise BatonError(
+            "invalid_value", "An issued id cannot be created; use `new` or a name.", param="X-Session-Mode"
+        )
+    return address
+
+
+def _mode(given: str | None) -> Mode:
+    if given is None:
+        return "any"
+    if given == "continue":
+        return "continue"
+    if given == "create":
+        return "create"
+    raise BatonError("invalid_value", "X-Session-Mode is `continue` or `create`.", param="X-Session-Mode")

@@ -1,0 +1,107 @@
+"""The composition root: from settings to an application, and its life.
+
+Start: the listener opens at once; the store is contacted in the background (store_watch.py). Drain: server.py.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp
+
+from service.asgi import Edge
+from service.claude import Claude
+from service.endpoint import ChatCompletions, Parts
+from service.exchange import Exchanges
+from service.models import Models
+from service.routes.ops import OpsRoutes
+from service.routes.sessions import SessionRoutes
+from service.settings import Settings
+from service.store_watch import StoreWatch
+from service.turn import Rules
+from storage.connect import Deadlines, StoreRefused, connect
+from storage.keys import Keyspace
+from storage.sessions import Sessions
+from storage.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """One replica: what uvicorn serves, and what draining it needs."""
+
+    asgi: ASGIApp
+    exchanges: Exchanges
+
+
+def build(
+    settings: Settings, store_url: str, secret: str, *, on_refused: Callable[[StoreRefused], None]
+) -> Application:
+    """Puts a replica together; opens no connection yet.
+
+    Args:
+        settings: validated.
+        store_url: where the store is by now (`embedded` has been started).
+        secret: of the namespace.
+        on_refused: called if the store must not be used.
+    """
+    replica = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
+    keyspace = Keyspace(settings.namespace, settings.buckets, secret.encode())
+    redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
+    key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
+    claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
+    sessions = Sessions(redis, keyspace, budget_s=settings.store_begin_s)
+    exchanges = Exchanges(settings.turns_running_max)
+    parts = Parts(
+        settings=settings,
+        claude=claude,
+        sessions=sessions,
+        turns=Turns(redis, begin_budget_s=settings.store_begin_s, settle_budget_s=settings.store_settle_s),
+        rules=Rules(
+            replica=replica,
+            lease_ms=settings.lease_ms,
+            turns_max=settings.turns_per_session_max,
+            session_ttl_ms=settings.session_ttl_s * 1000,
+            queue_wait_s=settings.queue_wait_s,
+            deadline_s=settings.turn_deadline_s,
+        ),
+        exchanges=exchanges,
+    )
+    watch = StoreWatch(redis, keyspace, eviction_allowed=settings.redis_eviction_allowed, on_refused=on_refused)
+    ops = OpsRoutes(
+        watch,
+        exchanges,
+        Models(claude, settings.model_aliases),
+        replica=replica,
+        default_model=settings.default_model,
+    )
+
+    @contextlib.asynccontextmanager
+    async def life(_: Router) -> AsyncIterator[None]:
+        watching = asyncio.create_task(watch.run())
+        yield
+        watching.cancel()
+        await claude.aclose()
+        await redis.aclose()
+
+    router = Router(_routes(parts, ops, SessionRoutes(sessions)), redirect_slashes=False, lifespan=life)
+    return Application(Edge(router), exchanges)
+
+
+def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes) -> list[Route]:
+    return [
+        Route("/v1/chat/completions", ChatCompletions(parts), methods=["POST"]),
+        Route("/v1/sessions/{session}", sessions.get),
+        Route("/v1/sessions/{session}/messages", sessions.messages),
+        Route("/v1/models", ops.models),
+        Route("/v1/models/{model}", ops.model),
+        Route("/livez", ops.livez),
+        Route("/readyz", ops.readyz),
+        Route("/health", ops.health),
+        Route("/version", ops.version),
+        Route("/metrics", ops.metrics),
+        Route("/", ops.page),
+    ]

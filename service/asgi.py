@@ -1,0 +1,168 @@
+"""The ASGI edge: request id, body limit, the one error boundary, one log line a request.
+
+Everything behind it may raise `BatonError`; anything else is a fault of ours and becomes ``internal_error`` with the
+cause in the log only. Once a response has begun it cannot become another one: what fails after that is the business of
+whoever streams (sse.py ends the stream in its dialect), and the edge only closes the connection.
+"""
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import telemetry
+from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
+from service.errors import BatonError
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """The first value of a header, or None. Bytes beyond ASCII are kept as latin-1, as ASGI hands them over."""
+    for key, value in scope["headers"]:
+        if key == name:
+            return str(value, "latin-1")
+    return None
+
+
+def _request_id(scope: Scope) -> str:
+    given = header(scope, b"x-request-id")
+    return given if given and _REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+
+
+async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
+    """The whole request body.
+
+    Raises:
+        BatonError: request_too_large, by its declared or its real length; body_timeout.
+    """
+    too_large = BatonError("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
+    declared = header(scope, b"content-length")
+    if declared and declared.isdecimal() and int(declared) > bytes_max:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(wait_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > bytes_max:
+                    raise too_large
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    except TimeoutError:
+        raise BatonError("body_timeout", f"The body did not arrive within {wait_s:g} s.") from None
+
+
+def parse_json(body: bytes) -> Any:
+    """The body as JSON.
+
+    Raises:
+        BatonError: invalid_json.
+    """
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BatonError("invalid_json", f"The body is not JSON: {error.msg} (at {error.pos}).") from None
+
+
+async def send_json(send: Send, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+    """Sends a rendered JSON body as the whole response."""
+    pairs = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    pairs += [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    await send({"type": "http.response.start", "status": status, "headers": pairs})
+    await send({"type": "http.response.body", "body": body})
+
+
+def json_response(value: Any, *, status: int = 200) -> Response:
+    """A native endpoint's answer."""
+    return Response(orjson.dumps(value), status_code=status, media_type="application/json")
+
+
+def query_number(request: Request, name: str, *, default: int, low: int, high: int) -> int:
+    """A whole number of the query string.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    given = request.query_params.get(name)
+    if given is None:
+        return default
+    if not given.isascii() or not given.isdecimal() or len(given) > 12 or not low <= int(given) <= high:
+        raise BatonError("invalid_value", f"`{name}` must be a whole number from {low} to {high}.", param=name)
+    return int(given)
+
+
+class ClientGone(Exception):
+    """The caller hung up before there was anything to answer."""
+
+
+class Edge:
+    """Wraps the application; see the module's docstring."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope["app"] = self  # the router then raises for an unknown path or method instead of answering by itself
+        own = [(b"x-request-id", request_id.encode())]
+        if is_anthropic_path(scope["path"]):
+            own.append((b"request-id", request_id.encode()))
+        status = 0
+
+        async def tell(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *own]
+            await send(message)
+
+        started = time.perf_counter()
+        with telemetry.request(request_id):
+            try:
+                await self._app(scope, receive, tell)
+            except ClientGone:
+                status = 499
+            except Exception as error:
+                told = _as_told(error)
+                if told.code == "internal_error":
+                    telemetry.log.error("internal_error", exc_info=error)
+                if status == 0:
+                    await _answer(scope, tell, told, request_id)
+            finally:
+                telemetry.request_done(scope, status, time.perf_counter() - started)
+
+
+def _as_told(error: Exception) -> BatonError:
+    if isinstance(error, BatonError):
+        return error
+    if isinstance(error, HTTPException) and error.status_code == 405:
+        allowed = dict(error.headers or {})
+        return BatonError("method_not_allowed", "The path exists, but not with this method.", headers=allowed)
+    if isinstance(error, HTTPException) and error.status_code == 404:
+        return BatonError("route_not_found", "No such path; GET / lists what there is.")
+    return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+
+
+async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str) -> None:
+    anthropic = is_anthropic_path(scope["path"])
+    body = anthropic_error(error, request_id) if anthropic else openai_error(error)
+    await send_json(send, body, status=error.status, headers=error.response_headers())

@@ -1,0 +1,204 @@
+"""Claude, as Baton sees it. The only importer of ``anthropic``.
+
+One call streams: the request goes out as bytes, the answer comes back as batches of raw events, parsed once and kept
+whole. Answers to callers who do not stream are assembled from the same events, so there is one way to talk to Claude.
+
+Retries are ours, the SDK's are off: the SDK would wait as long as a ``retry-after`` says and hide it. A request is sent
+again only while nothing of its answer was shown, at most ``ATTEMPTS`` times, within the exchange's deadline, and only
+where Claude did not begin to answer or said so itself (408, 409, 429, 5xx, a connection that failed). Claude has no
+idempotency key: a request whose connection broke may have been billed.
+
+A stream counts as whole when ``message_stop`` came, and not before; its end alone proves nothing. An ``error`` event
+after the 200 is told by its ``type``, which is all that identifies it.
+"""
+
+import asyncio
+import random
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, Final, cast
+
+import anthropic
+import httpx2
+
+from service import telemetry
+from service.errors import BatonError
+from service.events import Event, EventReader
+
+ATTEMPTS: Final = 3
+_RETRY_WAIT_S_MAX: Final = 5.0
+_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+
+
+class Claude:
+    """A pool of connections to Claude.
+
+    Args:
+        api_key, base_url: as the SDK reads them; at least one is set (settings.py).
+        connections_max: requests at once.
+    """
+
+    def __init__(self, api_key: str | None, base_url: str | None, *, connections_max: int) -> None:
+        limits = httpx2.Limits(max_connections=connections_max, max_keepalive_connections=connections_max)
+        # Between two events Claude sends pings; ten minutes of nothing is a dead connection. The exchange's own
+        # deadline is above all of these.
+        timeout = httpx2.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
+        self._sdk = anthropic.AsyncAnthropic(
+            api_key=api_key or "none",
+            base_url=base_url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=anthropic.DefaultAioHttpClient(limits=limits, timeout=timeout),
+        )
+
+    async def aclose(self) -> None:
+        """Closes all connections."""
+        await self._sdk.close()
+
+    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+        """Sends a Messages request (JSON with ``"stream": true``) and yields its events as they arrive together.
+
+        Yields:
+            Non-empty batches; never a ``ping``. The last event of all is ``message_stop``.
+
+        Raises:
+            BatonError: upstream_*, model_not_found, context_length_exceeded or request_too_large. Nothing was
+                yielded before an error that was retried.
+
+        Cancellation: closes the connection, which makes Claude stop.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            shown = False
+            try:
+                async with aclosing(self._attempt(body)) as batches:
+                    async for batch in batches:
+                        shown = True
+                        yield batch
+                return
+            except _Failure as failure:
+                if shown or not failure.retry or attempt == ATTEMPTS or failure.wait_s(attempt) > _RETRY_WAIT_S_MAX:
+                    raise failure.error from failure.__cause__
+                telemetry.UPSTREAM_RETRIES.inc()
+                telemetry.log.info("upstream_retry", attempt=attempt, code=failure.error.code)
+                await asyncio.sleep(failure.wait_s(attempt))
+
+    async def _attempt(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+        """One request. Raises `_Failure` only."""
+        try:
+            response = await self._sdk.post(
+                "/v1/messages",
+                cast_to=httpx2.Response,
+                content=body,
+                options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
+                stream=True,
+                stream_cls=anthropic.AsyncStream[Any],
+            )
+        except anthropic.AnthropicError as error:
+            raise _failure(error) from error
+        reader = EventReader()
+        raw = cast(httpx2.Response, response)
+        try:
+            if not raw.headers.get("content-type", "").startswith("text/event-stream"):
+                raise BatonError("upstream_nonsense", "Claude's answer is not an event stream.")
+            async with aclosing(raw.aiter_bytes()) as chunks:
+                async for chunk in chunks:
+                    batch = [event for event in reader.feed(chunk) if event.type != "ping"]
+                    failed = next((event for event in batch if event.type == "error"), None)
+                    if failed is not None:
+                        raise _stream_error(failed.data)
+                    if batch:
+                        yield batch
+                    if batch and batch[-1].type == "message_stop":
+                        return
+            raise BatonError("upstream_nonsense", "Claude's answer stopped before its end.")
+        except BatonError as error:
+            raise _Failure(error, retry=True) from error.__cause__
+        except httpx2.TimeoutException as error:
+            raise _Failure(BatonError("upstream_timeout", "Claude fell silent."), retry=False) from error
+        except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
+            broke = BatonError("upstream_unavailable", "The connection to Claude broke before the answer's end.")
+            raise _Failure(broke, retry=True) from error
+        finally:
+            await raw.aclose()
+
+    async def models(self) -> list[dict[str, Any]]:
+        """What the Models API lists, newest first, as it answers it."""
+        try:
+            page = await self._sdk.models.list(limit=1000)
+        except anthropic.AnthropicError as error:
+            raise _failure(error).error from error
+        return [model.to_dict() for model in page.data]
+
+
+class _Failure(Exception):
+    """An attempt that failed: the error for the caller, and whether another attempt makes sense."""
+
+    def __init__(self, error: BatonError, *, retry: bool) -> None:
+        super().__init__(error.code)
+        self.error = error
+        self.retry = retry
+
+    def wait_s(self, attempt: int) -> float:
+        """What Claude asked for, else 0.5 s doubling, less up to a quarter."""
+        if self.error.retry_after_s is not None:
+            return self.error.retry_after_s
+        return float(0.5 * 2 ** (attempt - 1) * random.uniform(0.75, 1.0))  # noqa: S311 - jitter
+
+
+def _retry_after_s(headers: httpx2.Headers) -> float | None:
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "")
+        if value.replace(".", "", 1).isdigit():
+            return float(value) / unit
+    return None
+
+
+def _failure(error: anthropic.AnthropicError) -> _Failure:
+    """Claude's answer with an error status, or none at all, as the caller is told."""
+    if isinstance(error, anthropic.APITimeoutError):
+        return _Failure(BatonError("upstream_timeout", "Claude did not answer in time."), retry=True)
+    if not isinstance(error, anthropic.APIStatusError):
+        return _Failure(BatonError("upstream_unavailable", "Claude could not be reached."), retry=True)
+    status = error.status_code
+    told = _by_status(status, str(error.api_message or ""))
+    told.retry_after_s = _retry_after_s(error.response.headers)
+    return _Failure(told, retry=status in _RETRIED)
+
+
+def _by_status(status: int, message: str) -> BatonError:
+    if status in (401, 402, 403):
+        return BatonError("upstream_refused", "Claude refused this service's own credential or account.")
+    if status == 404:
+        return BatonError("model_not_found", message or "Claude knows no such model.", param="model")
+    if status == 413:
+        return BatonError("request_too_large", "The conversation is larger than Claude accepts in one request (32 MB).")
+    if status == 429:
+        return BatonError("upstream_rate_limited", "Claude's rate limit is reached.")
+    if status == 529:
+        return BatonError("upstream_overloaded", "Claude is overloaded.")
+    if status in (408, 504):
+        return BatonError("upstream_timeout", "Claude did not answer in time.")
+    if status >= 500:
+        return BatonError("upstream_unavailable", "Claude failed to answer.")
+    if "prompt is too long" in message:
+        return BatonError("context_length_exceeded", message, param="messages")
+    return BatonError("upstream_invalid_request", f"Claude refused the request: {message or status}")
+
+
+_BY_TYPE: Final = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "billing_error": 402,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "timeout_error": 504,
+    "overloaded_error": 529,
+}
+
+
+def _stream_error(data: dict[str, Any]) -> BatonError:
+    detail = data.get("error") or {}
+    return _by_status(_BY_TYPE.get(str(detail.get("type")), 500), str(detail.get("message", "")))

@@ -1,0 +1,66 @@
+"""The command ``baton``."""
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from service import settings as settings_module
+from service.settings import EX_CONFIG, Settings, SettingsProblem
+
+
+def _settings() -> Settings:
+    for name in settings_module.unknown_variables(os.environ):
+        click.echo(f"warning: {name} is not a setting of Baton; is it misspelt?", err=True)
+    try:
+        return settings_module.read()
+    except SettingsProblem as problem:
+        for line in problem.problems:
+            click.echo(f"error: {line}", err=True)
+        sys.exit(EX_CONFIG)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="baton-sessions", prog_name="baton")
+def main() -> None:
+    r"""Keeps conversations with Claude in Redis, so that any replica can carry them on.
+
+    \b
+    To see it work, without a key:      baton demo
+    To run it:                          ANTHROPIC_API_KEY=sk-ant-… baton serve
+    To run it without a key:            baton simulate --listen 127.0.0.1:9000
+                                        ANTHROPIC_BASE_URL=http://127.0.0.1:9000 baton serve
+    """
+
+
+@main.command()
+def serve() -> None:
+    """Run one replica; every setting is an environment variable (README, "Settings").
+
+    Without BATON_REDIS_URL it starts a private Valkey of its own and keeps its files in .baton; that is for one
+    replica. For several, give all the same BATON_REDIS_URL and BATON_SECRET and put a balancer in front.
+    """
+    from service.server import serve as run
+
+    sys.exit(run(_settings()))
+
+
+@main.command()
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="host:port; port 0 takes a free one.")
+@click.option("--first-byte-ms", default=0, show_default=True, help="Wait before an answer begins.")
+@click.option("--delta-ms", default=0, show_default=True, help="Wait between two words of an answer.")
+@click.option("--log", "log_path", type=click.Path(path_type=Path), help="Append every request to this file, as JSON.")
+def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | None) -> None:
+    """Run a stand-in for Claude: it speaks the Messages API over a socket and answers from what it is sent.
+
+    It knows no language; it can tell your name if, and only if, the conversation that it was sent holds it. Point
+    ANTHROPIC_BASE_URL at it to try Baton without a key.
+    """
+    from service.simulator.app import Options, run
+
+    run(listen, Options(first_byte_ms=first_byte_ms, delta_ms=delta_ms, log_path=log_path))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Wire protocols offered to callers: pure translations, none imports another."""

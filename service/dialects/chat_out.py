@@ -1,0 +1,146 @@
+"""OpenAI chat completions, the answer: from Claude's events to a completion or its chunks; pure.
+
+Source: OpenAI API reference, "Chat", objects `chat.completion` and `chat.completion.chunk`. Ours: ``session_id`` in
+the body and in every chunk. Usage adds up what Claude counts apart: prompt tokens are uncached, cache-read and
+cache-written input together.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from service.dialects.errors import openai_error
+from service.errors import BatonError
+from service.events import Event
+from service.sse import data
+from service.transcript import Answer
+
+_FINISH: Final = {
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+_DONE: Final = data(b"[DONE]")
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every completion and chunk of one answer has in common.
+
+    Attributes:
+        id: ``chatcmpl-…``.
+        created: seconds since 1970.
+        session: what the caller calls the session; None when stateless.
+    """
+
+    id: str
+    created: int
+    session: str | None
+
+    def fields(self, kind: str, model: str) -> dict[str, Any]:
+        """The common fields, in OpenAI's order."""
+        own = {"id": self.id, "object": kind, "created": self.created, "model": model}
+        return own if self.session is None else {**own, "session_id": self.session}
+
+
+def finish_reason(stop_reason: str | None) -> str:
+    """Claude's reason in OpenAI's words; what has no word of its own is ``stop``."""
+    return _FINISH.get(stop_reason or "", "stop")
+
+
+def usage(answer: Answer) -> dict[str, Any]:
+    """Usage as OpenAI counts it."""
+    counted = answer.tokens()
+    prompt = counted.input + counted.cache_read + counted.cache_written
+    thinking = (answer.usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": counted.output,
+        "total_tokens": prompt + counted.output,
+        "prompt_tokens_details": {"cached_tokens": counted.cache_read, "cache_write_tokens": counted.cache_written},
+        "completion_tokens_details": {"reasoning_tokens": thinking},
+    }
+
+
+def _refusal(answer: Answer) -> str | None:
+    if answer.stop_reason != "refusal":
+        return None
+    return (answer.stop_details or {}).get("explanation") or "Claude declined to answer."
+
+
+def completion(envelope: Envelope, answer: Answer) -> bytes:
+    """The whole answer as one JSON body."""
+    refusal = _refusal(answer)
+    text = answer.text()
+    message = {"role": "assistant", "content": text if text or refusal is None else None, "refusal": refusal}
+    choice = {
+        "index": 0,
+        "message": message,
+        "logprobs": None,
+        "finish_reason": finish_reason(answer.stop_reason),
+    }
+    body = envelope.fields("chat.completion", answer.message.get("model", ""))
+    return orjson.dumps({**body, "choices": [choice], "usage": usage(answer)})
+
+
+class Chunks:
+    """The frames of one streamed answer.
+
+    Args:
+        envelope: of the answer.
+        answer: read for the model, the end and the usage.
+        include_usage: whether a last chunk carries the usage.
+    """
+
+    def __init__(self, envelope: Envelope, answer: Answer, *, include_usage: bool) -> None:
+        self._envelope = envelope
+        self._answer = answer
+        self._include_usage = include_usage
+        self._text_frame = (b"", b"")
+
+    def frames(self, batch: list[Event]) -> bytes:
+        """The frames of a batch of events, possibly none."""
+        return b"".join([self._frame(event) for event in batch])
+
+    def _frame(self, event: Event) -> bytes:
+        if event.type == "content_block_delta":
+            delta = event.data["delta"]
+            if delta["type"] != "text_delta":
+                return b""
+            # The chunk around the text is the same every time: it was rendered once, at the start.
+            before, after = self._text_frame
+            return before + orjson.dumps(delta["text"]) + after
+        if event.type == "message_start":
+            self._text_frame = self._around_text()
+            return self._chunk({"role": "assistant", "content": "", "refusal": None}, None)
+        if event.type == "message_stop":
+            return self._last()
+        return b""
+
+    def _around_text(self) -> tuple[bytes, bytes]:
+        mark = "\x00text\x00"
+        before, _, after = self._chunk({"content": mark}, None).partition(orjson.dumps(mark))
+        return before, after
+
+    def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
+        body = self._envelope.fields("chat.completion.chunk", self._answer.message.get("model", ""))
+        body["choices"] = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
+        if self._include_usage:
+            body["usage"] = None
+        return data(orjson.dumps(body))
+
+    def _last(self) -> bytes:
+        refusal = _refusal(self._answer)
+        frames = [self._chunk({"refusal": refusal}, None)] if refusal is not None else []
+        frames.append(self._chunk({}, finish_reason(self._answer.stop_reason)))
+        if self._include_usage:
+            body = self._envelope.fields("chat.completion.chunk", self._answer.message.get("model", ""))
+            frames.append(data(orjson.dumps({**body, "choices": [], "usage": usage(self._answer)})))
+        frames.append(_DONE)
+        return b"".join(frames)
+
+    def error(self, error: BatonError) -> bytes:
+        """The last frame of a stream that fails: no ``[DONE]``, nobody may take it for complete."""
+        return data(openai_error(error))

@@ -1,0 +1,43 @@
+"""How each dialect says an error: as a whole body, and as the last word of a stream that has already begun."""
+
+from typing import Final
+
+import orjson
+
+from service.errors import BatonError
+
+_OPENAI_TYPES: Final = {
+    404: "not_found_error",
+    409: "conflict_error",
+    429: "rate_limit_error",
+}
+_ANTHROPIC_TYPES: Final = {
+    404: "not_found_error",
+    408: "timeout_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    500: "api_error",
+    502: "api_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+def openai_error(error: BatonError) -> bytes:
+    """``{"error": {message, type, param, code}}`` (OpenAI API reference, "Error codes")."""
+    kind = _OPENAI_TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "server_error")
+    body = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
+    return orjson.dumps({"error": body})
+
+
+def anthropic_error(error: BatonError, request_id: str) -> bytes:
+    """``{"type": "error", "error": {type, message}, "request_id"}`` (Anthropic API reference, "Errors")."""
+    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    body = {"type": kind, "message": error.message}
+    return orjson.dumps({"type": "error", "error": body, "request_id": request_id})
+
+
+def is_anthropic_path(path: str) -> bool:
+    """Whether errors of this path are told in Anthropic's shape; everything else speaks OpenAI's."""
+    return path == "/v1/messages" or path.startswith("/v1/messages/")

@@ -1,0 +1,172 @@
+"""The one turn endpoint: parse → exchange → JSON or events.
+
+Written for chat completions; everything dialect-specific is behind `dialects/chat.py` and `dialects/chat_out.py`.
+"""
+
+import time
+from dataclasses import dataclass
+
+from starlette.types import Receive, Scope, Send
+
+from service import access, addressing, sse
+from service.addressing import Address
+from service.asgi import header, parse_json, read_body, send_json
+from service.claude import Claude
+from service.dialects import chat, chat_out
+from service.errors import BatonError
+from service.exchange import Exchange, Exchanges, OnDisconnect
+from service.prefix import stateless
+from service.settings import Settings
+from service.turn import OnConflict, Rules, Turn
+from storage.sessions import Sessions
+from storage.turns import Turns
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the endpoints of one replica share."""
+
+    settings: Settings
+    claude: Claude
+    sessions: Sessions
+    turns: Turns
+    rules: Rules
+    exchanges: Exchanges
+
+
+class ChatCompletions:
+    """``POST /v1/chat/completions``, with and without a session."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        self._parts.exchanges.admit()
+        settings = self._parts.settings
+        body = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        request = chat.parse(
+            parse_json(body),
+            default_model=settings.default_model,
+            aliases=settings.model_aliases,
+            max_tokens_default=settings.max_tokens_default,
+        )
+        address = addressing.of_request(
+            self._parts.sessions.keyspace,
+            access.principal(),
+            in_body=request.session,
+            in_header=header(scope, b"x-session-id"),
+            mode=header(scope, b"x-session-mode"),
+        )
+        exchange = self._exchange(scope, request, address)
+        if ignored := _ignored(scope, request):
+            exchange.headers["x-baton-ignored"] = ", ".join(ignored)
+        envelope = chat_out.Envelope(
+            id="chatcmpl-" + exchange.id.removeprefix("turn_"),
+            created=int(time.time()),
+            session=address.public if address else None,
+        )
+        self._parts.exchanges.start(exchange)
+        async with sse.watching(receive, exchange.hang_up):
+            if request.stream:
+                chunks = chat_out.Chunks(envelope, exchange.answer, include_usage=request.include_usage)
+                await self._stream(send, exchange, chunks)
+            else:
+                await self._json(send, exchange, envelope)
+
+    def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None) -> Exchange:
+        parts = self._parts
+        on_disconnect = _on_disconnect(scope, parts.settings.on_disconnect)
+        on_conflict = _on_conflict(scope, parts.settings.on_conflict)
+        if address is None:
+            return Exchange(
+                parts.claude,
+                stateless(request.ask),
+                streamed=request.stream,
+                on_disconnect="cancel",
+                deadline_s=parts.rules.deadline_s,
+            )
+        _check_input(scope, request)
+        return Turn(
+            parts.claude,
+            parts.sessions,
+            parts.turns,
+            parts.rules,
+            address=address,
+            ask=request.ask,
+            dialect="chat",
+            on_conflict=on_conflict,
+            streamed=request.stream,
+            on_disconnect=on_disconnect,
+        )
+
+    async def _stream(self, send: Send, exchange: Exchange, chunks: chat_out.Chunks) -> None:
+        stream = sse.EventStream(
+            send,
+            lambda: exchange.headers,
+            exchange.opened,
+            status_wait_s=self._parts.settings.status_wait_s,
+            keepalive=sse.COMMENT_KEEPALIVE,
+        )
+        async with stream:
+            while (batch := await exchange.batches()) is not None:
+                if frames := chunks.frames(batch):
+                    await stream.write(frames)
+            if exchange.error is None:
+                await stream.end()
+            elif stream.begun:
+                await stream.end(chunks.error(exchange.error))
+            else:
+                raise exchange.error
+
+    async def _json(self, send: Send, exchange: Exchange, envelope: chat_out.Envelope) -> None:
+        await exchange.end()
+        if exchange.error is not None:
+            raise exchange.error
+        await send_json(send, chat_out.completion(envelope, exchange.answer), headers=exchange.headers)
+
+
+def _on_conflict(scope: Scope, default: OnConflict) -> OnConflict:
+    match header(scope, b"x-session-on-conflict"):
+        case None:
+            return default
+        case "queue":
+            return "queue"
+        case "reject":
+            return "reject"
+    raise BatonError("invalid_value", "X-Session-On-Conflict is `queue` or `reject`.", param="X-Session-On-Conflict")
+
+
+def _on_disconnect(scope: Scope, default: OnDisconnect) -> OnDisconnect:
+    match header(scope, b"x-session-on-disconnect"):
+        case None:
+            return default
+        case "cancel":
+            return "cancel"
+        case "continue":
+            return "continue"
+    raise BatonError(
+        "invalid_value", "X-Session-On-Disconnect is `cancel` or `continue`.", param="X-Session-On-Disconnect"
+    )
+
+
+def _check_input(scope: Scope, request: chat.ChatRequest) -> None:
+    """A session takes what is new; a resent history would be stored twice."""
+    given = header(scope, b"x-session-input")
+    if given not in (None, "delta"):
+        raise BatonError("unsupported", "X-Session-Input can only be `delta`.", param="X-Session-Input")
+    if header(scope, b"x-expect-turn") is not None:
+        raise BatonError("unsupported", "X-Expect-Turn is not supported.", param="X-Expect-Turn")
+    if given is None and any(message["role"] == "assistant" for message in request.ask.messages):
+        raise BatonError(
+            "unsupported",
+            "The session keeps the history: send only the new messages. To store the assistant messages of this "
+            "request as they are, say X-Session-Input: delta.",
+            param="messages",
+        )
+
+
+def _ignored(scope: Scope, request: chat.ChatRequest) -> list[str]:
+    """What was left out of the request and is worth telling."""
+    key = ["Idempotency-Key"] if header(scope, b"idempotency-key") is not None else []
+    return key + request.ignored

@@ -1,0 +1,108 @@
+"""The one error that callers are told, and the table of its codes.
+
+    400  what the caller can fix            invalid_json, invalid_value, missing_value, unknown_field, unsupported, …
+    404  not there, or not theirs           session_not_found, model_not_found, route_not_found
+    405  method_not_allowed
+    408  body_timeout
+    409  conflict with another turn         turn_in_progress, turn_superseded, session_exists
+    413  request_too_large
+    429  limits                             upstream_rate_limited
+    500  internal_error
+    502  Claude refused us or made no sense upstream_refused, upstream_nonsense
+    503  try again                          store_unavailable, session_not_saved, session_save_unknown, upstream_…, …
+    504  deadline                           upstream_timeout, turn_timeout
+
+Raised anywhere, rendered in one place (dialects/errors.py). Messages are written for the caller: they name the
+parameter and what to do, and never hold a cause, a key or another's content. The cause is chained and logged.
+``x-should-retry`` tells the SDKs what the status alone cannot.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What a code means everywhere: HTTP status, whether the same request may be sent again, a sentence."""
+
+    status: int
+    retry: bool
+    meaning: str
+
+
+CODES: Final[Mapping[str, Code]] = {
+    "invalid_json": Code(400, False, "The body is not JSON, or not UTF-8."),
+    "invalid_value": Code(400, False, "A field or header has a value it cannot have."),
+    "missing_value": Code(400, False, "A required field is absent."),
+    "unknown_field": Code(400, False, "A field that this API does not have."),
+    "unsupported": Code(400, False, "A parameter whose loss would change the answer's meaning; Baton refuses it."),
+    "invalid_session_id": Code(400, False, "Neither an issued id nor a permitted name."),
+    "session_id_conflict": Code(400, False, "Body and header name different sessions."),
+    "max_turns_reached": Code(400, False, "The session may have no further turn."),
+    "context_length_exceeded": Code(400, False, "The conversation no longer fits the model's window."),
+    "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
+    "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
+    "model_not_found": Code(404, False, "Claude knows no such model."),
+    "route_not_found": Code(404, False, "No such path."),
+    "method_not_allowed": Code(405, False, "The path exists, the method does not."),
+    "body_timeout": Code(408, True, "The body did not arrive in time."),
+    "turn_in_progress": Code(409, True, "Another turn of this session is running."),
+    "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
+    "session_exists": Code(409, False, "The session exists already."),
+    "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
+    "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
+    "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
+    "upstream_refused": Code(502, False, "Claude refused Baton's own credential or account."),
+    "upstream_nonsense": Code(502, True, "Claude's answer was not what its API promises, or stopped short."),
+    "store_unavailable": Code(503, True, "Redis is not available; nothing was begun and Claude was not called."),
+    "session_not_saved": Code(503, True, "The answer could not be stored; the session is as it was before."),
+    "session_save_unknown": Code(503, False, "Whether the answer was stored is not known; ask about the turn id."),
+    "turn_interrupted": Code(503, True, "The turn was cancelled or the replica is shutting down."),
+    "overloaded": Code(503, True, "This replica has all the turns it can run."),
+    "draining": Code(503, True, "This replica is shutting down; another will answer."),
+    "upstream_overloaded": Code(503, True, "Claude is overloaded."),
+    "upstream_unavailable": Code(503, True, "Claude failed or could not be reached."),
+    "upstream_timeout": Code(504, True, "Claude did not answer in time."),
+    "turn_timeout": Code(504, False, "The turn did not end within BATON_TURN_DEADLINE_S."),
+}
+
+
+class BatonError(Exception):
+    """An error as a caller is told it.
+
+    Args:
+        code: a key of `CODES`; decides status and retryability.
+        message: for the caller; safe.
+        param: the field or header at fault.
+        retry_after_s: sent as ``Retry-After``.
+        headers: further response headers (ids of the turn, for example).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.headers: dict[str, str] = dict(headers or {})
+
+    @property
+    def status(self) -> int:
+        """HTTP status, if the response has not begun."""
+        return CODES[self.code].status
+
+    def response_headers(self) -> dict[str, str]:
+        """Headers of the error response, ``x-should-retry`` and ``Retry-After`` included."""
+        headers = {"x-should-retry": "true" if CODES[self.code].retry else "false", **self.headers}
+        if self.retry_after_s is not None:
+            headers["retry-after"] = str(max(1, round(self.retry_after_s)))
+        return headers

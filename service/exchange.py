@@ -1,0 +1,270 @@
+"""One request to Claude and the caller who waits for the answer.
+
+An exchange runs as a task of its own, so that nothing that happens to the caller's connection can stop it in the middle
+of a step that must be finished. Its life: *opening* (what must happen before Claude is asked), *relaying* (Claude's
+events, to the answer and to the caller), *settling* (what must be certain before the caller is told the end), *told*.
+
+While it opens and relays, one thing can interrupt it: the first of its deadline, the caller hanging up, a cancel, the
+loss of its lease, the replica's drain. Settling is never interrupted; it has its own time limits.
+
+The caller's side takes batches of events from a hand-over of bounded size: a slow reader slows Claude down, not us.
+"""
+
+import asyncio
+from collections import deque
+from contextlib import aclosing
+from enum import Enum
+from typing import Final, Literal
+
+from service import telemetry
+from service.claude import Claude
+from service.errors import BatonError
+from service.events import Event
+from service.transcript import Answer
+from storage.keys import new_turn_id
+
+_HANDOVER_BATCHES_MAX: Final = 64
+
+OnDisconnect = Literal["cancel", "continue"]
+
+
+class Interrupt(Enum):
+    """Why an exchange was stopped from outside; the value is the code that the caller is told."""
+
+    DEADLINE = "turn_timeout"
+    HUNG_UP = "turn_interrupted"
+    CANCELLED = "turn_cancelled"
+    DRAINING = "draining"
+    LEASE_LOST = "turn_superseded"
+
+    def told(self) -> BatonError:
+        """The error for a caller who still listens."""
+        code, message = _TOLD[self]
+        return BatonError(code, message)
+
+
+_TOLD: Final = {
+    Interrupt.DEADLINE: ("turn_timeout", "The turn took longer than it may."),
+    Interrupt.HUNG_UP: ("turn_interrupted", "The connection was closed before the answer's end."),
+    Interrupt.CANCELLED: ("turn_interrupted", "The turn was cancelled."),
+    Interrupt.DRAINING: ("turn_interrupted", "This replica is shutting down."),
+    Interrupt.LEASE_LOST: ("turn_superseded", "Another turn of this session went ahead; this one was not stored."),
+}
+
+
+class HandOver:
+    """Batches of events from the exchange to whoever answers the caller; at most one taker."""
+
+    def __init__(self) -> None:
+        self._batches: deque[list[Event]] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._ended = False
+        self._abandoned = False
+
+    async def put(self, batch: list[Event]) -> None:
+        """Hands a batch over; waits while too many are untaken. Nobody takes them any more? Then it is dropped."""
+        if self._abandoned or not batch:
+            return
+        self._batches.append(batch)
+        self._changed.set()
+        while len(self._batches) > _HANDOVER_BATCHES_MAX:
+            self._room.clear()
+            await self._room.wait()
+
+    async def take(self) -> list[Event] | None:
+        """All that is there, as one batch; None once the exchange has been told its end."""
+        while not self._batches:
+            if self._ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        taken = [event for batch in self._batches for event in batch]
+        self._batches.clear()
+        self._room.set()
+        return taken
+
+    def end(self) -> None:
+        """Nothing will be put any more."""
+        self._ended = True
+        self._changed.set()
+
+    def abandon(self) -> None:
+        """Nothing will be taken any more."""
+        self._abandoned = True
+        self._batches.clear()
+        self._room.set()
+
+
+class Exchange:
+    """An exchange that stores nothing; turn.py has the one that does.
+
+    Args:
+        claude: where it goes.
+        body: the Messages request, ready to be sent.
+        streamed: whether the caller sees events as they come.
+        on_disconnect: what the caller's hanging up means.
+        deadline_s: of opening and relaying together.
+
+    Attributes:
+        id: of the exchange; a turn's is the turn id.
+        answer: Claude's answer as far as it came.
+        opened: set once Claude may be asked (or will never be).
+        headers: about the exchange, for the response; complete once ``opened`` is set.
+        error: what the caller is told instead of the end; None after a complete exchange.
+    """
+
+    def __init__(
+        self, claude: Claude, body: bytes, *, streamed: bool, on_disconnect: OnDisconnect, deadline_s: float
+    ) -> None:
+        self._claude = claude
+        self._body = body
+        self._streamed = streamed
+        self._on_disconnect = on_disconnect
+        self._deadline_s = deadline_s
+        self._scope: asyncio.Timeout | None = None
+        self._interrupt: Interrupt | None = None
+        self._hand_over = HandOver()
+        self._ended = asyncio.Event()
+        self.id = new_turn_id()
+        self.answer = Answer()
+        self.opened = asyncio.Event()
+        self.headers: dict[str, str] = {}
+        self.error: BatonError | None = None
+        if not streamed:
+            self._hand_over.abandon()
+
+    # What the caller's side does.
+
+    async def batches(self) -> list[Event] | None:
+        """The next events to show, all that are there; None at the end, then see ``error``."""
+        return await self._hand_over.take()
+
+    async def end(self) -> None:
+        """Waits until everything is settled."""
+        await self._ended.wait()
+
+    def hang_up(self) -> None:
+        """The caller has gone."""
+        self._hand_over.abandon()
+        if self._on_disconnect == "cancel":
+            self.interrupt(Interrupt.HUNG_UP)
+
+    def interrupt(self, why: Interrupt) -> None:
+        """Stops opening or relaying; does nothing once settling has begun. The first reason counts."""
+        if self._scope is not None and self._interrupt is None:
+            self._interrupt = why
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    # What the exchange does.
+
+    async def run(self) -> None:
+        """The task. Never raises; what went wrong is in ``error``."""
+        with telemetry.TURNS_RUNNING.track_inprogress():
+            failure = await self._interruptible()
+            self.opened.set()
+            try:
+                self.error = await self._settle(failure)
+            except Exception as error:  # the last resort of a task that nobody awaits for its result
+                self.error = _fault(error)
+            if self.error is None:
+                await self._hand_over_or_gone(self.answer.held)
+            else:
+                self.error.headers |= self.headers
+            self._hand_over.end()
+            self._ended.set()
+
+    async def _hand_over_or_gone(self, batch: list[Event]) -> None:
+        try:
+            async with asyncio.timeout(self._deadline_s):
+                await self._hand_over.put(batch)
+        except TimeoutError:
+            self._hand_over.abandon()
+
+    async def _interruptible(self) -> BatonError | None:
+        """Opens and relays; returns what stopped it, None if the answer is complete."""
+        try:
+            async with asyncio.timeout(self._deadline_s) as scope:
+                self._scope = scope
+                try:
+                    body = await self._open()
+                    self.opened.set()
+                    await self._relay(body)
+                finally:
+                    self._scope = None
+        except TimeoutError:
+            self._interrupt = self._interrupt or Interrupt.DEADLINE
+            return self._interrupt.told()
+        except BatonError as error:
+            return error
+        except Exception as error:  # reported as ours; the session must be settled all the same
+            return _fault(error)
+        return None
+
+    async def _relay(self, body: bytes) -> None:
+        async with aclosing(self._claude.stream(body)) as batches:
+            async for batch in batches:
+                await self._hand_over.put(self.answer.feed(batch))
+
+    async def _open(self) -> bytes:
+        """Whatever must happen before Claude is asked; returns the request."""
+        return self._body
+
+    async def _settle(self, failure: BatonError | None) -> BatonError | None:
+        """Whatever must be certain before the caller is told; returns what it is told."""
+        return failure
+
+
+def _fault(error: Exception) -> BatonError:
+    telemetry.log.error("exchange_failed", exc_info=error)
+    return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+
+
+class Exchanges:
+    """All exchanges of this replica: how many there may be, and how they end when it drains."""
+
+    def __init__(self, running_max: int) -> None:
+        self._running_max = running_max
+        self._running: dict[asyncio.Task[None], Exchange] = {}
+        self._draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether new exchanges are refused."""
+        return self._draining
+
+    def admit(self) -> None:
+        """Refuses early, before anything was read or paid for.
+
+        Raises:
+            BatonError: draining or overloaded.
+        """
+        if self._draining:
+            raise BatonError("draining", "This replica is shutting down; send the request again.", retry_after_s=1)
+        if len(self._running) >= self._running_max:
+            raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
+
+    def start(self, exchange: Exchange) -> None:
+        """Runs an exchange as a task that outlives its request. Ask `admit` first."""
+        task = asyncio.create_task(exchange.run())
+        self._running[task] = exchange
+        task.add_done_callback(lambda done: self._running.pop(done, None))
+
+    async def drain(self, wait_s: float, hurry: asyncio.Event) -> None:
+        """Lets running exchanges finish for ``wait_s`` or until ``hurry``; then stops them, keeping what they can."""
+        self._draining = True
+        for exchange in list(self._running.values()):
+            if not exchange.opened.is_set():
+                exchange.interrupt(Interrupt.DRAINING)
+        hurried = asyncio.create_task(hurry.wait())
+        deadline = asyncio.get_running_loop().time() + wait_s
+        while self._running and not hurry.is_set():
+            left_s = deadline - asyncio.get_running_loop().time()
+            if left_s <= 0:
+                break
+            await asyncio.wait([hurried, *self._running], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        for exchange in list(self._running.values()):
+            exchange.interrupt(Interrupt.DRAINING)
+        if self._running:
+            await asyncio.wait(list(self._running))

@@ -1,0 +1,110 @@
+"""From stored bytes to a request; pure.
+
+A history is sent as it is stored: the JSON of each message is spliced into the body without being parsed, so the prefix
+is byte-identical from turn to turn. That keeps Claude's prompt cache warm, and on models that bind thinking to its
+prefix it is a condition.
+
+An *epoch* is a span of turns with the same system prompt, tools, thinking rules and model. Where one of them changes, a
+new epoch begins, and the thinking blocks of older ones are left out whole from what is sent (Claude would refuse their
+signatures); the stored originals stay. Only messages whose format bit says that they hold thinking are parsed for that.
+"""
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any, Final
+
+import orjson
+
+from storage import elements
+from storage.results import Begun
+from storage.turns import History
+
+_THINKING: Final = ("thinking", "redacted_thinking")
+_CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a caller asks, in Anthropic's terms; a dialect makes it, nothing below knows the dialect.
+
+    Attributes:
+        model: after aliases.
+        messages: the new ones, oldest first.
+        system: the system prompt (string or blocks), None where the request has none.
+        params: further fields of the Messages request (max_tokens, stop_sequences, …).
+    """
+
+    model: str
+    messages: list[dict[str, Any]]
+    system: Any
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to be sent, and what committing its answer must record."""
+
+    body: bytes
+    epoch_hash: str
+    epoch_start: int
+    system_json: bytes
+    last_digest: bytes
+
+
+def stateless(ask: Ask) -> bytes:
+    """The request body of a conversation that is not stored."""
+    system = orjson.dumps(ask.system) if ask.system is not None else b""
+    return _body(ask, system, [orjson.dumps(message) for message in ask.messages], cached=False)
+
+
+def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Prepared:
+    """The request body of a session's next turn.
+
+    Args:
+        ask: of this turn.
+        begun: the session as it stands.
+        history: its messages and system prompt.
+        new: the ask's messages as elements.
+    """
+    system = orjson.dumps(ask.system) if ask.system is not None else history.system_json
+    epoch_hash = blake2b(b"\0".join((ask.model.encode(), system)), digest_size=8).hexdigest()
+    epoch_start = begun.epoch_start if begun.epoch_hash in ("", epoch_hash) else begun.messages
+    old = [_sendable(element, index < epoch_start) for index, element in enumerate(history.elements)]
+    messages = [json for json in old if json] + [element[elements.HEADER_BYTES :] for element in new]
+    return Prepared(
+        body=_body(ask, system, messages, cached=True),
+        epoch_hash=epoch_hash,
+        epoch_start=epoch_start,
+        system_json=b"" if system == history.system_json else system,
+        last_digest=last_digest(history),
+    )
+
+
+def last_digest(history: History) -> bytes:
+    """The rolling digest of the stored history, where new messages go on."""
+    if not history.elements:
+        return elements.FIRST_DIGEST
+    return history.elements[-1][1 : elements.HEADER_BYTES]
+
+
+def _sendable(element: bytes, older_epoch: bool) -> bytes:
+    """The JSON of a stored message; without thinking if its epoch is over; empty if nothing is left."""
+    if not older_epoch:
+        return element[elements.HEADER_BYTES :]
+    stored = elements.unpack(element)
+    if not stored.holds_thinking:
+        return stored.json
+    message = orjson.loads(stored.json)
+    content = [block for block in message["content"] if block.get("type") not in _THINKING]
+    return orjson.dumps({**message, "content": content}) if content else b""
+
+
+def _body(ask: Ask, system: bytes, messages: list[bytes], *, cached: bool) -> bytes:
+    fields = orjson.dumps({"model": ask.model, **ask.params, "stream": True})[1:-1]
+    parts = [b"{", fields, b","]
+    if system:
+        parts += [b'"system":', system, b","]
+    if cached:
+        parts.append(_CACHED)
+    parts += [b'"messages":[', b",".join(messages), b"]}"]
+    return b"".join(parts)

@@ -1,0 +1,1 @@
+"""Native endpoints, one noun a module."""

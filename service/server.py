@@ -1,0 +1,131 @@
+"""A replica as a process: uvicorn, and how it ends.
+
+SIGTERM or SIGINT: readiness turns red and new turns are refused, while the listener stays open so that a balancer can
+see it; queued turns are refused; running ones have ``drain_s``, then they end incomplete with their lease released.
+A second signal ends that wait at once. Then uvicorn closes idle connections and the process exits with 0.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from secrets import token_hex
+
+import uvicorn
+
+from service import telemetry
+from service.app import Application, build
+from service.exchange import Exchanges
+from service.settings import EX_CONFIG, Settings
+from storage.connect import StoreRefused
+from storage.embedded import EmbeddedRefused, EmbeddedValkey
+
+_CLOSE_S = 5  # connections get this long to take the last bytes, after the drain
+
+
+class _Server(uvicorn.Server):
+    """uvicorn with a drain before its own shutdown, and signals that do not kill it afterwards."""
+
+    def __init__(self, config: uvicorn.Config, exchanges: Exchanges, drain_s: float) -> None:
+        super().__init__(config)
+        self._exchanges = exchanges
+        self._drain_s = drain_s
+        self._hurry = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Takes SIGTERM and SIGINT for as long as the server runs."""
+        loop = asyncio.get_running_loop()
+        handled = (signal.SIGTERM, signal.SIGINT)
+        for number in handled:
+            loop.add_signal_handler(number, self._signalled)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    def _signalled(self) -> None:
+        if self.should_exit:
+            self._hurry.set()
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Starts and says where."""
+        await super().startup(sockets)
+        for server in self.servers:
+            for listener in server.sockets:
+                host, port = listener.getsockname()[:2]
+                telemetry.log.info("listening", url=f"http://{host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drains, then shuts down."""
+        telemetry.log.info("draining")
+        await self._exchanges.drain(self._drain_s, self._hurry)
+        await super().shutdown(sockets)
+        telemetry.log.info("stopped")
+
+
+def serve(settings: Settings) -> int:
+    """Runs one replica until it is told to stop; returns the exit code. Call it from the main thread."""
+    telemetry.configure(settings.log_format, settings.log_level)
+    url, embedded = settings.store_url(), None
+    secret = settings.secret.get_secret_value() if settings.secret else ""
+    if url == "embedded":
+        try:
+            embedded = EmbeddedValkey.start(settings.data_dir)
+        except EmbeddedRefused as error:
+            print(error, file=sys.stderr)  # noqa: T201 - for whoever started it, before there is a service
+            return EX_CONFIG
+        url, secret = embedded.url, secret or _kept_secret(settings.data_dir)
+    try:
+        return _run(settings, url, secret)
+    finally:
+        if embedded is not None:
+            embedded.stop()
+
+
+def _kept_secret(data_dir: Path) -> str:
+    """The secret of an embedded store: made once, kept beside its data."""
+    path = data_dir / "secret"
+    with contextlib.suppress(FileExistsError):
+        path.touch(mode=0o600, exist_ok=False)
+        path.write_text(token_hex(32), "ascii")
+    return path.read_text("ascii").strip()
+
+
+def _run(settings: Settings, url: str, secret: str) -> int:
+    refused: list[str] = []
+
+    def on_refused(error: StoreRefused) -> None:
+        refused.extend(error.problems)
+        server.should_exit = True
+
+    application: Application = build(settings, url, secret, on_refused=on_refused)
+    config = uvicorn.Config(
+        application.asgi,
+        host=settings.host.strip("[]"),
+        port=settings.port,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=settings.keepalive_s,
+        timeout_graceful_shutdown=_CLOSE_S,
+        backlog=2048,
+    )
+    server = _Server(config, application.exchanges, settings.drain_s)
+    server.run()
+    for problem in refused:
+        telemetry.log.error("store_refused", problem=problem)
+    if refused:
+        return EX_CONFIG
+    return 0 if server.started else 1

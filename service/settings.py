@@ -1,0 +1,202 @@
+"""Every setting: type, unit, bounds, a sentence. The only reader of the environment.
+
+Settings are validated as a whole: all problems are told at once and the process ends with 78 (EX_CONFIG). Secrets are
+never shown. A variable that begins with ``BATON_`` and is not known is warned about; ``BATON_*_SERVICE_*`` and
+``BATON_*PORT*`` are not, for Kubernetes injects those by itself.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+EX_CONFIG = 78
+_INJECTED = re.compile(r"^BATON_(.*_)?(SERVICE_|PORT)")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class SettingsProblem(Exception):
+    """Settings that cannot be used; ``problems`` are sentences for the operator, without secrets."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """What a replica is told by its environment."""
+
+    model_config = SettingsConfigDict(env_prefix="BATON_", extra="ignore", frozen=True, validate_default=True)
+
+    anthropic_api_key: SecretStr | None = Field(
+        None, validation_alias="ANTHROPIC_API_KEY", description="Claude's key, as the SDK reads it."
+    )
+    anthropic_base_url: str | None = Field(
+        None, validation_alias="ANTHROPIC_BASE_URL", description="Another place that speaks Claude's API."
+    )
+
+    listen: str = Field("127.0.0.1:8000", description="host:port; port 0 takes a free one and logs it.")
+    auth: Literal["local", "open"] = Field(
+        "local", description="local: no keys, loopback only; open: no keys on any address (a trusted network)."
+    )
+    redis_url: SecretStr = Field(
+        SecretStr("embedded"), description="embedded (a private Valkey child), redis:// or rediss://."
+    )
+    redis_url_file: Path | None = Field(None, description="A file that holds the URL instead.")
+    redis_connections_max: int = Field(64, ge=2, le=10_000, description="Connections of this replica at most.")
+    redis_eviction_allowed: bool = Field(
+        False, description="Accept a Redis that evicts; conversations may be lost when it is full."
+    )
+    data_dir: Path = Field(Path(".baton"), description="Files of the embedded store.")
+    namespace: str = Field(
+        "baton", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="First part of every key; permanent once used."
+    )
+    buckets: int = Field(1, ge=1, le=256, description="Slots a namespace spreads over; permanent once used.")
+    secret: SecretStr | None = Field(
+        None, description="16+ characters; keys the hashes of names and owners; permanent. Made when embedded."
+    )
+    store_begin_s: float = Field(
+        3.0, gt=0, le=60, description="A begin, renew or read is tried this long before 503, seconds."
+    )
+    store_settle_s: float = Field(
+        15.0, gt=0, le=120, description="A commit or abort of unknown outcome is sent again this long, seconds."
+    )
+
+    session_ttl_s: int = Field(3600, ge=1, le=31_536_000, description="Sliding life of a session, seconds.")
+    turns_per_session_max: int = Field(10_000, ge=1, le=1_000_000, description="Turns of a session, failed ones too.")
+    on_conflict: Literal["queue", "reject"] = Field("queue", description="A second turn of a busy session.")
+    queue_wait_s: float = Field(30.0, ge=0, le=600, description="How long a queued turn waits, seconds.")
+    on_disconnect: Literal["cancel", "continue"] = Field("cancel", description="When the caller hangs up.")
+    lease_ms: int = Field(20_000, ge=500, le=120_000, description="A turn's lease, renewed every third of it, ms.")
+    turn_deadline_s: float = Field(600.0, gt=0, le=3600, description="A turn may take this long in all, seconds.")
+    turns_running_max: int = Field(1000, ge=1, le=100_000, description="Turns of this replica at once; more: 503.")
+
+    default_model: str = Field("claude-sonnet-5-5", min_length=1, description="For requests that name no model.")
+    model_aliases: Annotated[dict[str, str], NoDecode] = Field(
+        default_factory=dict, description="alias=model, comma-separated: gpt-4o=claude-sonnet-5-5,…"
+    )
+    max_tokens_default: int = Field(32_000, ge=1, le=128_000, description="Answer length where none is asked for.")
+
+    body_bytes_max: int = Field(33_554_432, ge=1024, le=268_435_456, description="Request bodies, bytes.")
+    body_wait_s: float = Field(30.0, gt=0, le=600, description="A body must arrive within this, seconds.")
+    status_wait_s: float = Field(
+        10.0, gt=0, le=60, description="A stream's status line waits this long for Claude; then keep-alives as often."
+    )
+    drain_s: float = Field(30.0, ge=0, le=3600, description="Running turns may take this long after SIGTERM, seconds.")
+    keepalive_s: int = Field(75, ge=1, le=3600, description="Idle connections; longer than the balancer's, seconds.")
+    replica: str = Field("", pattern=r"^[\x21-\x7e]{0,100}$", description="This replica's name; made if empty.")
+    log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _read_aliases(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+        if any(not alias.strip() or not model.strip() for alias, _, model in pairs):
+            raise ValueError("write alias=model, comma-separated")
+        return {alias.strip(): model.strip() for alias, _, model in pairs}
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        host, colon, port = value.rpartition(":")
+        if not colon or not host or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("write host:port, for example 127.0.0.1:8000")
+        return value
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value()) < 16:
+            raise ValueError("must have at least 16 characters (openssl rand -hex 32 makes a good one)")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Settings":
+        problems = []
+        if self.anthropic_api_key is None and self.anthropic_base_url is None:
+            problems.append(
+                "ANTHROPIC_API_KEY is not set, and neither is ANTHROPIC_BASE_URL: there is no Claude to talk to. "
+                "Set the key, or point ANTHROPIC_BASE_URL at `baton simulate` to try without one."
+            )
+        url = self.store_url()
+        if not re.match(r"^(embedded$|rediss?://)", url):
+            problems.append("BATON_REDIS_URL must be `embedded`, redis://… or rediss://….")
+        if url != "embedded" and self.secret is None:
+            problems.append(
+                "BATON_SECRET is not set: it keys the hashes of names and owners, every replica needs the same one, "
+                "and it is permanent. Make one with: openssl rand -hex 32"
+            )
+        if self.auth == "local" and self.host.strip("[]") not in _LOOPBACK:
+            problems.append(
+                f"BATON_LISTEN={self.listen} is not loopback and callers are not authenticated. Listen on 127.0.0.1, "
+                "or set BATON_AUTH=open if everybody who can reach this address may use it."
+            )
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def store_url(self) -> str:
+        """The store's URL, from the variable or the file."""
+        if self.redis_url_file is None:
+            return self.redis_url.get_secret_value()
+        try:
+            return self.redis_url_file.read_text("utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"BATON_REDIS_URL_FILE cannot be read: {error.strerror}") from None
+
+    @property
+    def host(self) -> str:
+        """The host part of ``listen``."""
+        return self.listen.rpartition(":")[0]
+
+    @property
+    def port(self) -> int:
+        """The port part of ``listen``; 0 for any free one."""
+        return int(self.listen.rpartition(":")[2])
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field."""
+    info = Settings.model_fields[field]
+    return str(info.validation_alias) if info.validation_alias else f"BATON_{field.upper()}"
+
+
+def read(**overrides: Any) -> Settings:
+    """Reads the environment.
+
+    Raises:
+        SettingsProblem: with every problem there is.
+    """
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        problems = error.errors()
+    # Rules between fields are checked only where every field is sound: ask for them with the broken ones at default.
+    broken = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
+    if broken:
+        try:
+            Settings(**overrides, **{name: Settings.model_fields[name].default for name in broken})
+        except ValidationError as error:
+            problems += [problem for problem in error.errors() if not problem["loc"]]
+    raise SettingsProblem([line for problem in problems for line in _sentences(problem)])
+
+
+def _sentences(problem: Any) -> list[str]:
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if not problem["loc"]:
+        return text.split("\n")
+    return [f"{problem['loc'][0] if str(problem['loc'][0]).isupper() else variable(str(problem['loc'][0]))}: {text}"]
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Variables that look like ours and are not: probably misspelt."""
+    known = {variable(field) for field in Settings.model_fields}
+    return sorted(
+        name for name in environment if name.startswith("BATON_") and name not in known and not _INJECTED.match(name)
+    )

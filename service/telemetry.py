@@ -1,0 +1,68 @@
+"""Every metric and log field, declared once.
+
+Metrics: names end in their unit, labels have closed sets of values, no id is ever a label. Logs: one line an event,
+with request, session and turn ids; never content, keys or names that callers chose. A terminal gets readable lines,
+anything else JSON.
+"""
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from starlette.types import Scope
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("baton")
+
+REGISTRY = CollectorRegistry()
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+
+REQUESTS = Counter("baton_requests", "HTTP requests answered.", ["route", "status"], registry=REGISTRY)
+TURNS = Counter("baton_turns", "Turns settled: committed, incomplete, aborted, …", ["outcome"], registry=REGISTRY)
+TURNS_RUNNING = Gauge("baton_turns_running", "Exchanges with Claude under way.", registry=REGISTRY)
+TURNS_WAITING = Gauge("baton_turns_waiting", "Turns waiting for another of their session.", registry=REGISTRY)
+CONFLICTS = Counter("baton_conflicts", "Turns that found their session busy.", ["policy"], registry=REGISTRY)
+DEAD_TURNS_FOUND = Counter("baton_dead_turns_found", "Turns of vanished replicas declared dead.", registry=REGISTRY)
+PHASE_SECONDS = Histogram(
+    "baton_turn_phase_seconds", "Phases of a turn.", ["phase"], buckets=_SECONDS, registry=REGISTRY
+)
+UPSTREAM_RETRIES = Counter("baton_upstream_retries", "Requests to Claude sent again.", registry=REGISTRY)
+TOKENS = Counter("baton_tokens", "Tokens as Claude counted them.", ["kind"], registry=REGISTRY)
+STORE_UP = Gauge("baton_store_up", "1 while the store takes writes.", registry=REGISTRY)
+
+
+@contextlib.contextmanager
+def request(request_id: str) -> Iterator[None]:
+    """Binds the request id to every log line within."""
+    with structlog.contextvars.bound_contextvars(request_id=request_id):
+        yield
+
+
+def request_done(scope: Scope, status: int, duration_s: float) -> None:
+    """Counts and logs one finished request. Status 499: the caller hung up first; 0: closed without an answer."""
+    endpoint = scope.get("endpoint")
+    route = getattr(endpoint, "__qualname__", type(endpoint).__name__) if endpoint else "none"
+    REQUESTS.labels(route, str(status)).inc()
+    log.debug("request", route=route, status=status, duration_ms=round(duration_s * 1000, 1))
+
+
+def configure(log_format: str, log_level: str) -> None:
+    """Sets up logging for the process; `log_format` as in settings."""
+    console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    processors: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if not console:
+        processors.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level.upper()]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,187 @@
+"""From Claude's events to whole messages; pure.
+
+An answer is gathered block by block, exactly as it came: unknown fields and unknown block types are kept, nothing is
+re-modelled, and what is stored is what Claude will read again. Two things are decided once, here, because a stored
+prefix never changes afterwards: empty text blocks are dropped (Claude sends some and refuses all), and an answer that
+did not reach its end keeps text as far as it came, whole signed thinking and whole tool calls.
+
+The events from the one that carries the stop reason onward are *terminal*: whoever shows them says that the answer is
+complete, so they are held back until the turn is stored.
+"""
+
+from hashlib import sha256
+from typing import Any, Final
+
+import orjson
+
+from service.errors import BatonError
+from service.events import Event
+from storage import elements
+from storage.turns import Usage
+
+_DELTAS: Final = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
+_THINKING: Final = ("thinking", "redacted_thinking")
+
+
+class _Block:
+    """A content block under way."""
+
+    __slots__ = ("block", "parts", "whole")
+
+    def __init__(self, block: dict[str, Any]) -> None:
+        self.block = block
+        self.parts: dict[str, list[str]] = {}
+        self.whole = False
+
+    def add(self, delta: dict[str, Any]) -> None:
+        kind = delta["type"]
+        if kind == "citations_delta":
+            self.block["citations"] = [*(self.block.get("citations") or ()), delta["citation"]]
+            return
+        field = _DELTAS.get(kind)
+        if field is None:
+            raise BatonError("upstream_nonsense", "Claude's stream holds a kind of delta that Baton does not know.")
+        self.parts.setdefault(field, []).append(delta[field])
+
+    def finished(self) -> dict[str, Any]:
+        """The block with its deltas joined in."""
+        block = dict(self.block)
+        for field, parts in self.parts.items():
+            if field == "partial_json":
+                block["input"] = orjson.loads("".join(parts) or "{}")
+            else:
+                block[field] = block.get(field, "") + "".join(parts)
+        return block
+
+
+class Answer:
+    """One answer of Claude's, as far as it came.
+
+    Attributes:
+        message: the ``message`` of message_start (id, model, role, …).
+        stop_reason, stop_sequence, stop_details: of message_delta; None before it.
+        complete: message_stop came.
+        held: terminal events, in order.
+    """
+
+    def __init__(self) -> None:
+        self.message: dict[str, Any] = {}
+        self.stop_reason: str | None = None
+        self.stop_sequence: str | None = None
+        self.stop_details: dict[str, Any] | None = None
+        self.complete = False
+        self.held: list[Event] = []
+        self._blocks: dict[int, _Block] = {}
+        self._usage: dict[str, Any] = {}
+
+    def feed(self, batch: list[Event]) -> list[Event]:
+        """Takes events in order; returns those that may be shown at once.
+
+        Raises:
+            BatonError: upstream_nonsense, if they break the documented order.
+        """
+        shown = 0
+        try:
+            for event in batch:
+                self._take(event.type, event.data)
+                if self.stop_reason is None:
+                    shown += 1
+                else:
+                    self.held.append(event)
+        except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
+            raise BatonError("upstream_nonsense", "Claude's stream is not in its documented form.") from error
+        return batch[:shown]
+
+    def _take(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "content_block_delta":
+            self._blocks[data["index"]].add(data["delta"])
+        elif kind == "content_block_start":
+            self._blocks[data["index"]] = _Block(dict(data["content_block"]))
+        elif kind == "content_block_stop":
+            self._blocks[data["index"]].whole = True
+        elif kind == "message_start":
+            self.message = data["message"]
+            self._usage.update(self.message.get("usage") or {})
+        elif kind == "message_delta":
+            delta = data["delta"]
+            self.stop_reason = delta.get("stop_reason") or self.stop_reason
+            self.stop_sequence = delta.get("stop_sequence")
+            self.stop_details = delta.get("stop_details")
+            self._usage.update({k: v for k, v in (data.get("usage") or {}).items() if v is not None})
+        elif kind == "message_stop":
+            if self.stop_reason is None:
+                raise KeyError("stop_reason")
+            self.complete = True
+
+    @property
+    def usage(self) -> dict[str, Any]:
+        """Claude's usage so far, as it counts it (cumulative)."""
+        return self._usage
+
+    def tokens(self) -> Usage:
+        """The usage that is added up per session."""
+        usage = self._usage
+        return Usage(
+            input=usage.get("input_tokens") or 0,
+            output=usage.get("output_tokens") or 0,
+            cache_read=usage.get("cache_read_input_tokens") or 0,
+            cache_written=usage.get("cache_creation_input_tokens") or 0,
+        )
+
+    def content(self) -> list[dict[str, Any]]:
+        """The blocks to keep: all of a complete answer but empty text, the sound ones of a broken one."""
+        kept = []
+        for _, block in sorted(self._blocks.items()):
+            kind = block.block.get("type")
+            if not block.whole and kind != "text":
+                continue
+            finished = block.finished()
+            if kind == "text" and not finished["text"].strip():
+                continue
+            if kind == "thinking" and not finished.get("signature"):
+                continue
+            kept.append(finished)
+        return kept
+
+    def text(self) -> str:
+        """The visible text of all text blocks."""
+        return "".join(block["text"] for block in self.content() if block.get("type") == "text")
+
+
+def visible(message: dict[str, Any]) -> bytes:
+    """What a caller can see of a message, in one form whatever the dialect: the input of the rolling digest.
+
+    Text is joined; tool calls keep name and input (keys sorted), results their text; anything large counts by its hash.
+    Thinking is not visible.
+    """
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    text = "".join(block["text"] for block in blocks if block.get("type") == "text")
+    others = [
+        [block["type"], sha256(orjson.dumps(_plain(block), option=orjson.OPT_SORT_KEYS)).hexdigest()]
+        for block in blocks
+        if block.get("type") not in ("text", *_THINKING)
+    ]
+    return orjson.dumps([message["role"], text, others])
+
+
+def _plain(block: dict[str, Any]) -> dict[str, Any]:
+    if block["type"] == "tool_use":
+        return {"id": block["id"], "name": block["name"], "input": block["input"]}
+    return {key: value for key, value in block.items() if key != "cache_control"}
+
+
+def pack(messages: list[dict[str, Any]], digest: bytes) -> list[bytes]:
+    """Messages as list elements, continuing the history whose last digest is given (see storage/elements.py)."""
+    packed = []
+    for message in messages:
+        digest = elements.roll(digest, visible(message))
+        content = message["content"]
+        thinking = isinstance(content, list) and any(block.get("type") in _THINKING for block in content)
+        packed.append(elements.pack(orjson.dumps(message), digest, holds_thinking=thinking))
+    return packed

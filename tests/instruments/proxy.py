@@ -1,0 +1,237 @@
+"""The ground both stalling proxies stand on: traps, links and switches for all traffic. No protocol.
+
+A proxy listens on a free port of 127.0.0.1 in the event loop of the test. Every client connection becomes a link
+with a connection of its own to the server, and two pumps, one for each direction; a pump that stands in a trap
+stops reading, so nothing overtakes what is held. The end of either side is passed on only after everything before
+it, so what a client sent before it died is still delivered when its trap is released, as a network would.
+"""
+
+import asyncio
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
+
+LOOPBACK = "127.0.0.1"
+REACHED_TIMEOUT_S = 10.0
+_LINE_BYTES_MAX = 1_048_576
+
+Action = Literal["hold", "cut"]
+S = TypeVar("S")
+
+
+class LinkEnded(Exception):
+    """Internal: this connection is over; leaves the pumps of both directions."""
+
+
+class Trap(Generic[S]):
+    """One armed stop; ``S`` is what its predicate looks at.
+
+    States: armed → reached → released or dropped. The decision may be taken before the trap is reached.
+    """
+
+    def __init__(self, match: Callable[[S], bool], nth: int, at: str, action: Action) -> None:
+        if nth < 1:
+            raise ValueError("nth counts from 1")
+        self.match, self.nth, self.at, self.action = match, nth, at, action
+        self.seen = 0
+        self._reached = asyncio.Event()
+        self._decided = asyncio.Event()
+        self._dropped = False
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a request stands, or stood, in this trap."""
+        return self._reached.is_set()
+
+    async def reached(self, timeout_s: float = REACHED_TIMEOUT_S) -> None:
+        """Wait until a request stands here; with ``action="cut"``, until the connection has been cut.
+
+        Raises:
+            TimeoutError: nothing came within ``timeout_s`` seconds; says how many requests matched.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._reached.wait()
+        except TimeoutError:
+            seen = f"{self.seen} of {self.nth} matches seen"
+            if self.seen >= self.nth:
+                seen += "; its response has not come to that point"
+            raise TimeoutError(f"trap at {self.at!r} not reached in {timeout_s} s: {seen}") from None
+
+    def release(self) -> None:
+        """Pass on what is held, and everything after it."""
+        self._decided.set()
+
+    def drop(self) -> None:
+        """End both sides of the connection; what is held is never passed on."""
+        self._dropped = True
+        self._decided.set()
+
+    async def spring(self, link: "Link") -> None:
+        """Called by the proxy: stand here until the test decides.
+
+        Raises:
+            LinkEnded: the connection was cut or dropped.
+        """
+        if self.action == "cut":
+            link.abort()
+            self._reached.set()
+            raise LinkEnded
+        self._reached.set()
+        await self._decided.wait()
+        if self._dropped:
+            link.abort()
+            raise LinkEnded
+
+
+@dataclass(eq=False, slots=True)
+class Link:
+    """A client's connection and the connection to the server that it stands for."""
+
+    number: int
+    from_client: asyncio.StreamReader
+    to_client: asyncio.StreamWriter
+    from_server: asyncio.StreamReader
+    to_server: asyncio.StreamWriter
+
+    def abort(self) -> None:
+        """End both connections at once, without flushing."""
+        self.to_client.transport.abort()
+        self.to_server.transport.abort()
+
+    async def ended(self) -> None:
+        """Leave nothing open: abort, and wait until the loop has let go of both sockets."""
+        self.abort()
+        for writer in (self.to_client, self.to_server):
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def client_ended(self) -> None:
+        """The client will send no more: say so to the server, which may still answer what it has."""
+        with contextlib.suppress(OSError):
+            self.to_server.write_eof()
+
+    async def server_ended(self) -> None:
+        """The server will send no more: flush to the client and end the link."""
+        self.to_client.close()
+        with contextlib.suppress(OSError):
+            await self.to_client.wait_closed()
+        raise LinkEnded
+
+
+class StallProxy(ABC, Generic[S]):
+    """What both proxies share: listening, links, traps and the switches for all traffic.
+
+    Use as ``async with RedisStall(port) as proxy``. ``upstream_port`` may be changed at any time; it holds for new
+    connections.
+    """
+
+    def __init__(self, upstream_port: int) -> None:
+        self.upstream_port = upstream_port
+        self.port = 0
+        self._server: asyncio.Server | None = None
+        self._links: set[asyncio.Task[None]] = set()
+        self._links_made = 0
+        self._traps: list[Trap[S]] = []
+        self._flowing = asyncio.Event()
+        self._flowing.set()
+        self._misread: list[Exception] = []
+
+    async def __aenter__(self) -> Self:
+        await self.accept()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    async def accept(self) -> None:
+        """Listen: on a free port at first, on the same port again after ``refuse``."""
+        if self._server is None:
+            self._server = await asyncio.start_server(self._connected, LOOPBACK, self.port, limit=_LINE_BYTES_MAX)
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    async def refuse(self) -> None:
+        """Stop listening and end every connection: the server is gone, as far as clients can tell."""
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+        links = list(self._links)
+        for link in links:
+            link.cancel()
+        await asyncio.gather(*links, return_exceptions=True)
+        if server is not None:
+            await server.wait_closed()
+
+    async def stop(self) -> None:
+        """End everything.
+
+        Raises:
+            ExceptionGroup: the proxy misread its protocol on the way, so the test proved nothing.
+        """
+        await self.refuse()
+        if self._misread:
+            raise ExceptionGroup(f"{type(self).__name__} misread its protocol", self._misread)
+
+    def freeze(self) -> None:
+        """Hold all traffic, both ways; connections stay open and new ones are accepted."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Let all traffic go on."""
+        self._flowing.set()
+
+    def _add(self, trap: Trap[S]) -> Trap[S]:
+        self._traps.append(trap)
+        return trap
+
+    def _claim(self, subject: S) -> Trap[S] | None:
+        """Let every armed trap count ``subject``; the first one due takes it and is armed no more."""
+        due = None
+        for trap in self._traps:
+            if trap.match(subject):
+                trap.seen += 1
+                if due is None and trap.seen >= trap.nth:
+                    due = trap
+        if due is not None:
+            self._traps.remove(due)
+        return due
+
+    async def _pass(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        await self._flowing.wait()
+        writer.write(data)
+        await writer.drain()
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._links.add(link)
+        link.add_done_callback(self._links.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if self._server is None:
+                raise LinkEnded  # accepted just before ``refuse``
+            upstream = await asyncio.open_connection(LOOPBACK, self.upstream_port, limit=_LINE_BYTES_MAX)
+            self._links_made += 1
+            link = Link(self._links_made, reader, writer, *upstream)
+            try:
+                await self._relay(link)
+            finally:
+                await link.ended()
+        except* (LinkEnded, OSError):
+            pass
+        except* Exception as group:
+            self._misread.append(group)
+        finally:
+            writer.transport.abort()
+
+    @abstractmethod
+    async def _relay(self, link: Link) -> None:
+        """Carry both directions of one link until it ends."""

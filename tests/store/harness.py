@@ -1,0 +1,181 @@
+"""A store under test: verbs with defaults, what a test may look at, and waiting by the server's own clock."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from storage.connect import Deadlines, connect
+from storage.elements import FIRST_DIGEST, pack
+from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
+from storage.results import (
+    Begun,
+    Busy,
+    Corrupt,
+    Created,
+    Exists,
+    Fenced,
+    Gone,
+    Live,
+    Lost,
+    Removed,
+    Renewed,
+    Settled,
+    TurnsFull,
+    UnknownTurn,
+)
+from storage.sessions import NewSession, Sessions
+from storage.turns import Commit, Turns, Usage
+
+OWNER = "alice"
+SECRET = b"0123456789abcdef"
+TTL_MS = 600_000
+LEASE_MS = 20_000
+WAIT_S = 5.0
+
+Everything = dict[str, tuple[Any, int]]
+
+
+def elements(count: int, text: str = "m") -> list[bytes]:
+    """Distinct small elements."""
+    return [pack(b'{"role":"user","content":"%s%d"}' % (text.encode(), i), FIRST_DIGEST) for i in range(count)]
+
+
+def real_redis(url: str, deadlines: Deadlines | None = None) -> Any:
+    return connect(url, connections_max=8, deadlines=deadlines or Deadlines())
+
+
+@dataclass(frozen=True)
+class Store:
+    """One namespace of one server. ``redis`` is untyped: tests look at keys by any command."""
+
+    redis: Any
+    keyspace: Keyspace
+    sessions: Sessions
+    turns: Turns
+
+    @classmethod
+    def of(cls, redis: Any, namespace: str, *, budget_s: float = 5.0) -> "Store":
+        keyspace = Keyspace(namespace, 4, SECRET)
+        turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=budget_s)
+        return cls(redis, keyspace, Sessions(redis, keyspace, budget_s=budget_s), turns)
+
+    def ref(self, owner: str = OWNER) -> SessionRef:
+        """A new id that nobody has created."""
+        return self.keyspace.session(self.keyspace.issue(), owner)
+
+    async def create(self, ref: SessionRef, nonce: str = "", ttl_ms: int = TTL_MS, **fixed: Any) -> Created | Exists:
+        return await self.sessions.create(ref, NewSession(nonce or new_nonce(), ttl_ms, **fixed))
+
+    async def created(self, **fixed: Any) -> SessionRef:
+        """A session that has just been created."""
+        ref = self.ref()
+        assert await self.create(ref, **fixed) == Created()
+        return ref
+
+    async def begin(
+        self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS, turns_max: int = 1_000
+    ) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
+        record = f"pending {turn}".encode()
+        return await self.turns.begin(ref, turn, replica="r1", lease_ms=lease_ms, record=record, turns_max=turns_max)
+
+    async def begun(self, ref: SessionRef, turn: str = "", *, lease_ms: int = LEASE_MS) -> tuple[str, Begun]:
+        """A turn that has just begun: its id and the answer."""
+        turn = turn or new_turn_id()
+        begun = await self.begin(ref, turn, lease_ms=lease_ms)
+        assert isinstance(begun, Begun)
+        return turn, begun
+
+    async def renew(self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS) -> Renewed | Settled | Lost | Gone:
+        return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage_json=b'{"output":1}')
+
+    async def commit(
+        self, ref: SessionRef, turn: str, head: str, messages: list[bytes], **changes: Any
+    ) -> Settled | Fenced | Corrupt | Gone:
+        fields: dict[str, Any] = {
+            "record": f"record {turn}".encode(),
+            "model": "claude-x",
+            "epoch_hash": "e1",
+            "epoch_start": 0,
+            "system_json": b"",
+            "usage": Usage(),
+        }
+        return await self.turns.commit(ref, turn, Commit(head=head, elements=messages, **(fields | changes)))
+
+    async def committed(self, ref: SessionRef, messages: list[bytes], **changes: Any) -> str:
+        """A whole turn; its id."""
+        turn, begun = await self.begun(ref)
+        assert await self.commit(ref, turn, begun.head, messages, **changes) == Settled("committed", begun.number)
+        return turn
+
+    async def abort(
+        self, ref: SessionRef, turn: str, mode: Literal["holder", "finder"] = "holder"
+    ) -> Settled | Removed | Live | UnknownTurn | Gone:
+        return await self.turns.abort(ref, turn, mode)
+
+    async def field(self, ref: SessionRef, name: str) -> str:
+        """One field of the session's hash."""
+        value = await self.redis.hget(ref.keys[0], name)
+        assert value is not None, f"no field {name}"
+        return str(value.decode())
+
+    async def counters(self, ref: SessionRef) -> dict[str, int]:
+        """The bucket's counters that are not zero, after checking that the owner's are the same."""
+        whole, own = [await self.redis.hgetall(key) for key in ref.keys[10:12]]
+        assert whole == own
+        return {name.decode(): int(value) for name, value in whole.items() if int(value)}
+
+    async def everything(self) -> Everything:
+        """Every key of the namespace with its value and end of life."""
+        read = {
+            b"hash": self.redis.hgetall,
+            b"list": lambda key: self.redis.lrange(key, 0, -1),
+            b"zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
+        }
+        found: Everything = {}
+        async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):
+            value = await read[await self.redis.type(key)](key)
+            found[key.decode()] = (value, await self.redis.pexpiretime(key))
+        return found
+
+    async def now_ms(self) -> int:
+        seconds, micros = await self.redis.time()
+        return int(seconds) * 1_000 + int(micros) // 1_000
+
+    async def until_ms(self, instant_ms: int) -> None:
+        """Waits for the server's clock."""
+
+        async def reached() -> bool:
+            return await self.now_ms() >= instant_ms
+
+        await until(reached)
+
+    async def until_lease_is_over(self, ref: SessionRef) -> None:
+        await self.until_ms(int(await self.field(ref, "lx")))
+
+    async def until_expired(self, ref: SessionRef) -> None:
+        """Waits for the server to let every key of the session go."""
+
+        async def expired() -> bool:
+            return [await self.redis.pttl(key) for key in ref.keys[:5]] == [-2] * 5
+
+        await until(expired)
+
+    async def assert_consistent(self, ref: SessionRef) -> None:
+        """One end of life, one time of access, one size: in the session's keys, the indexes and the size record."""
+        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:5]]
+        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[5], ref.keys[8])]
+        assert {end for end in ends if end != -2} == set(scores)
+        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[6:8]]
+        assert set(accessed) == {int(await self.field(ref, "la"))}
+        stored = await self.redis.lrange(ref.keys[1], 0, -1)
+        record = (await self.redis.hget(ref.keys[9], ref.id)).decode().split(" ")
+        assert record[:3] == [ref.owner_tag, str(sum(map(len, stored))), str(len(stored))]
+        assert (await self.field(ref, "b"), await self.field(ref, "n")) == (record[1], record[2])
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Polls; fails after ``WAIT_S``."""
+    async with asyncio.timeout(WAIT_S):
+        while not await condition():  # noqa: ASYNC110  # what is waited for happens in another process
+            await asyncio.sleep(0.005)

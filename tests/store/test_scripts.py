@@ -1,0 +1,326 @@
+"""What every script promises by its form, what it executes, and what a call that failed is worth."""
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import os
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import storage
+import storage.results
+from storage.connect import Deadlines
+from storage.embedded import EmbeddedValkey
+from storage.keys import new_nonce, new_turn_id
+from storage.results import Begun, Created, Removed, Renewed, Settled, StoreUnavailable
+from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
+from storage.sessions import Sessions, Snapshot
+from tests.store.harness import Store, elements, real_redis
+
+PACKAGE = Path(storage.__file__).parent
+FLAGS = {"abort": "allow-oom", "begin": "", "commit": "allow-oom", "create": "", "get": "no-writes"} | dict.fromkeys(
+    ("renew", "sweep", "touch"), "allow-oom"
+)
+SECTIONS = ["Guarantees", "KEYS", "ARGV", "Replies", "Complexity", "Caller"]
+WORD = r"\b[A-Z][A-Z_]+\b"
+IMPATIENT = Deadlines(connect_s=0.2, command_s=0.2, pool_wait_s=0.2)
+
+on_valkey = pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
+each_script = pytest.mark.parametrize("verb", VERBS)
+
+
+# Form
+
+
+def header(verb: str) -> dict[str, str]:
+    """The sections of the comment that a script opens with, in their order, one line each."""
+    lines = (PACKAGE / "scripts" / f"{verb}.lua").read_text("utf-8").splitlines()[1:]
+    comment = [
+        line.removeprefix("--").strip()
+        for line in itertools.takewhile(lambda line: line.startswith("--") and "@include" not in line, lines)
+    ]
+    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-12)|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
+    return {"Purpose": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def documented_arguments(verb: str) -> list[int]:
+    return [int(number) for number in re.findall(r"(?:^|, )(\d+)…? ", header(verb)["ARGV"])]
+
+
+def test_every_script_is_loaded() -> None:
+    assert sorted(file.stem for file in (PACKAGE / "scripts").glob("*.lua")) == sorted(VERBS)
+
+
+@each_script
+def test_the_first_line_has_the_flags_that_a_full_store_needs(verb: str) -> None:
+    flags = f" flags={FLAGS[verb]}" if FLAGS[verb] else ""
+    assert SCRIPTS[verb].source.splitlines()[0] == "#!lua" + flags
+
+
+@each_script
+def test_the_header_is_complete_and_in_order(verb: str) -> None:
+    assert list(header(verb)) == ["Purpose", *SECTIONS]
+    assert header(verb)["Purpose"].startswith(f"{verb}: ")
+    assert re.search(r"storage/\w+\.py\.$", header(verb)["Caller"])
+
+
+@each_script
+def test_every_argument_is_documented(verb: str) -> None:
+    source = SCRIPTS[verb].source
+    used = {int(index) for index in re.findall(r"ARGV\[(\d+)\]", source)}
+    variadic = re.search(r"local bytes, first = .*, (\d+)$", source, re.MULTILINE)
+    if variadic:
+        used.add(int(variadic[1]))
+    documented = documented_arguments(verb)
+    assert documented == list(range(1, max(used) + 1))
+
+
+@each_script
+def test_reply_words_are_the_same_in_header_script_and_python(verb: str) -> None:
+    reader = getattr(storage.results, f"read_{verb}", Sessions.get)
+    known = set(re.findall(r'b"([A-Z_]+)"', inspect.getsource(reader)))
+    returned = set(re.findall(r"return \{ '([A-Z_]+)'", SCRIPTS[verb].source))
+    assert set(re.findall(WORD, header(verb)["Replies"])) == returned == known
+
+
+@each_script
+def test_includes_are_resolved_and_locals_only(verb: str) -> None:
+    source = SCRIPTS[verb].source
+    assert "@include" not in source
+    assert not re.search(r"^function ", source, re.MULTILINE), "a global would be refused by the server"
+    assert "cjson" not in source, "it turns [] into {}"
+    assert load(verb) == SCRIPTS[verb] or not source.startswith("#!lua")
+
+
+def test_shared_parts_say_what_they_are_for() -> None:
+    for part in (PACKAGE / "scripts" / "shared").glob("*.lua"):
+        assert part.read_text("utf-8").startswith("-- Purpose: "), part.name
+
+
+def test_no_python_of_the_package_holds_lua() -> None:
+    for module in PACKAGE.rglob("*.py"):
+        assert "redis.call" not in module.read_text("utf-8"), module.name
+
+
+# What the server executes
+
+
+@asynccontextmanager
+async def executed(store: Store) -> AsyncIterator[list[list[str]]]:
+    """Every command that scripts execute meanwhile, as words."""
+    commands: list[list[str]] = []
+    async with store.redis.monitor() as monitor:
+        yield commands
+        marker = new_nonce()
+        await store.redis.echo(marker)
+        while marker not in (line := await monitor.next_command())["command"]:
+            if line["client_type"] == "lua":
+                commands.append(line["command"].split(" "))
+
+
+@on_valkey
+@pytest.mark.anyio
+async def test_what_a_turn_executes_does_not_grow_with_the_history(store: Store) -> None:
+    seen = []
+    for stored in (10, 10_000):
+        ref = await store.created()
+        await store.committed(ref, elements(stored))
+        turn = new_turn_id()
+        async with executed(store) as begin:
+            begun = await store.begin(ref, turn)
+        assert isinstance(begun, Begun)
+        async with executed(store) as commit:
+            await store.commit(ref, turn, begun.head, elements(2))
+        seen.append(([words[0] for words in begin], [words[0] for words in commit]))
+    assert seen[0] == seen[1]
+    assert all(seen[0])
+
+
+@on_valkey
+@pytest.mark.anyio
+async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
+    async with executed(store) as commands:
+        creating = new_turn_id()
+        removed = await store.created(creating_turn_id=creating)
+        await store.begun(removed, creating)
+        assert await store.abort(removed, creating) == Removed()
+        ref = await store.created()
+        dead, _ = await store.begun(ref, lease_ms=1)
+        await store.until_lease_is_over(ref)
+        turn, begun = await store.begun(ref)
+        await store.renew(ref, turn)
+        await store.commit(ref, turn, begun.head, elements(2), system_json=b"x")
+        await store.sessions.get(ref)
+        await store.sessions.touch(ref)
+        await store.sessions.sweep(ref)
+        await store.redis.unlink(*ref.keys[:5])
+        assert await store.sessions.sweep(ref) is True
+    declared = {*ref.keys, *removed.keys}
+    for name, *arguments in commands:
+        if name.upper() == "TIME":
+            continue
+        touched = arguments if name.upper() == "UNLINK" else arguments[:1]
+        assert declared.issuperset(touched), name
+    assert dead != turn
+
+
+@on_valkey
+@pytest.mark.anyio
+async def test_a_clock_before_the_service_epoch_leaves_a_size_record_that_can_be_read(store: Store) -> None:
+    shared = PACKAGE / "scripts" / "shared"
+    parts = "".join((shared / f"{part}.lua").read_text("utf-8") for part in ("clock", "size"))
+    assert await store.redis.eval(parts + "return text(seconds_of_service(0))", 0) == b"0"
+    assert await store.redis.eval(parts + "return text(seconds_of_service(1767225661999))", 0) == b"61"
+
+
+# Calls that fail
+
+
+@pytest.mark.anyio
+async def test_a_server_that_forgot_the_scripts_is_sent_them_again(store: Store) -> None:
+    ref = store.ref()
+    turn = new_turn_id()
+    await store.redis.script_flush()
+    assert await store.create(ref) == Created()
+    await store.redis.script_flush()
+    begun = await store.begin(ref, turn)
+    assert isinstance(begun, Begun)
+    await store.redis.script_flush()
+    assert await store.commit(ref, turn, begun.head, elements(1)) == Settled("committed", 1)
+
+
+@pytest.mark.anyio
+async def test_a_call_on_keys_of_two_slots_is_a_bug(store: Store) -> None:
+    keys = (*store.ref().keys[:11], "{elsewhere}:oc")
+    with pytest.raises(AssertionError, match="several slots"):
+        await ScriptRunner(store.redis).run("get", keys, ["s", "o"], budget_s=1)
+
+
+@pytest.fixture
+async def own_store(own_valkey: EmbeddedValkey) -> AsyncIterator[Store]:
+    """On a server of its own, with short deadlines."""
+    redis = real_redis(own_valkey.url, IMPATIENT)
+    yield Store.of(redis, "own", budget_s=0.6)
+    await redis.aclose()
+
+
+@contextlib.contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.anyio
+async def test_a_frozen_server_is_given_up_within_the_budget(own_store: Store, own_valkey: EmbeddedValkey) -> None:
+    ref = await own_store.created()
+    turn, begun = await own_store.begun(ref)
+    with frozen(own_valkey.pid):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable) as caught:
+            await own_store.commit(ref, turn, begun.head, elements(1))
+        assert 0.5 < time.monotonic() - started < 1.0
+        assert caught.value.outcome_unknown is True
+        with pytest.raises(StoreUnavailable):
+            await own_store.turns.history(ref, 1)
+        with pytest.raises(StoreUnavailable):
+            await own_store.sessions.messages(ref, 0, 1)
+    # The commit that was sent before may have been executed at the thaw; either way this is its only effect.
+    assert await own_store.commit(ref, turn, begun.head, elements(1)) == Settled("committed", 1)
+    assert await own_store.redis.llen(ref.keys[1]) == 1
+
+
+@pytest.mark.anyio
+async def test_a_server_that_is_gone_was_surely_not_asked(own_store: Store, own_valkey: EmbeddedValkey) -> None:
+    ref = await own_store.created()
+    own_valkey.stop()
+    await own_store.redis.connection_pool.disconnect()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.begin(ref, new_turn_id())
+    assert time.monotonic() - started < 0.3
+    assert caught.value.outcome_unknown is False
+
+
+@pytest.mark.anyio
+async def test_a_commit_waits_for_a_server_that_restarts(own_valkey: EmbeddedValkey, tmp_path: Path) -> None:
+    redis = real_redis(own_valkey.url, IMPATIENT)
+    store = Store.of(redis, "own", budget_s=10.0)
+    ref = await store.created()
+    turn, begun = await store.begun(ref)
+    own_valkey.stop()
+    committing = asyncio.create_task(store.commit(ref, turn, begun.head, elements(1)))
+    finished, _ = await asyncio.wait({committing}, timeout=0.2)
+    assert not finished
+    with EmbeddedValkey.start(tmp_path / "valkey"):
+        assert await committing == Settled("committed", 1)
+        assert (await store.turns.history(ref, 1)).elements == elements(1)
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_commit_that_never_found_a_server_was_surely_not_executed(
+    own_store: Store, own_valkey: EmbeddedValkey
+) -> None:
+    ref = await own_store.created()
+    turn, begun = await own_store.begun(ref)
+    own_valkey.stop()
+    await own_store.redis.connection_pool.disconnect()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.commit(ref, turn, begun.head, elements(1))
+    assert 0.5 < time.monotonic() - started < 1.0
+    assert caught.value.outcome_unknown is False
+
+
+@pytest.mark.anyio
+async def test_a_full_pool_was_surely_not_asked(own_valkey: EmbeddedValkey) -> None:
+    redis = real_redis(own_valkey.url, IMPATIENT)
+    pool: Any = redis.connection_pool
+    taken = [await pool.get_connection() for _ in range(pool.max_connections)]
+    with pytest.raises(StoreUnavailable) as caught:
+        await Store.of(redis, "own").created()
+    assert caught.value.outcome_unknown is False
+    for connection in taken:
+        await pool.release(connection)
+    await Store.of(redis, "own").created()
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_full_server_takes_nothing_new_and_lets_everything_end(own_store: Store) -> None:
+    running, ending, creating_turn = await own_store.created(), await own_store.created(), new_turn_id()
+    created = await own_store.created(creating_turn_id=creating_turn)
+    expired = await own_store.created()
+    turn, begun = await own_store.begun(running)
+    aborted, _ = await own_store.begun(ending)
+    await own_store.redis.unlink(expired.keys[0])
+    before = await own_store.everything()
+    await own_store.redis.config_set("maxmemory", "1")
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.create(own_store.ref())
+    assert caught.value.outcome_unknown is False
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.begin(created, creating_turn)
+    assert caught.value.outcome_unknown is False
+    assert await own_store.everything() == before
+
+    assert await own_store.renew(running, turn) == Renewed(cancel=False)
+    assert await own_store.commit(running, turn, begun.head, elements(600)) == Settled("committed", 1)
+    assert await own_store.abort(ending, aborted) == Settled("aborted", 1)
+    assert await own_store.abort(created, creating_turn) == Removed()
+    assert await own_store.sessions.touch(running) is True
+    assert await own_store.sessions.sweep(expired) is True
+    assert isinstance(await own_store.sessions.get(running), Snapshot)
+    await own_store.assert_consistent(running)
