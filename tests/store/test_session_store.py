@@ -152,7 +152,7 @@ async def test_touch_starts_the_ttl_anew(store: Store) -> None:
 
 
 async def test_touch_does_not_cut_a_running_turn_short_nor_pass_the_absolute_end(store: Store) -> None:
-    running = await store.created(ttl_ms=1_000)
+    running = await store.created(ttl_ms=10_000)
     await store.begun(running)
     assert await store.sessions.touch(running) is True
     assert await store.redis.pttl(running.keys[0]) > LEASE_MS
