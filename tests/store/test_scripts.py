@@ -261,6 +261,20 @@ async def test_a_server_that_is_gone_was_surely_not_asked(own_store: Store, own_
 
 
 @pytest.mark.anyio
+async def test_a_server_that_went_away_after_it_was_asked_may_have_executed(
+    own_store: Store, own_valkey: EmbeddedValkey
+) -> None:
+    ref = await own_store.created()
+    with frozen(own_valkey.pid):
+        beginning = asyncio.create_task(own_store.begin(ref, new_turn_id()))
+        await asyncio.wait({beginning}, timeout=1.5 * IMPATIENT.command_s)
+        os.kill(own_valkey.pid, signal.SIGKILL)
+        with pytest.raises(StoreUnavailable) as caught:
+            await beginning
+    assert caught.value.outcome_unknown is True
+
+
+@pytest.mark.anyio
 async def test_a_commit_waits_for_a_server_that_restarts(own_valkey: EmbeddedValkey, tmp_path: Path) -> None:
     redis = real_redis(own_valkey.url, IMPATIENT)
     store = Store.of(redis, "own", budget_s=10.0)

@@ -1,6 +1,6 @@
 """Turns: one at a time, one verdict each, and history only through the head that begin answered."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -16,6 +16,7 @@ from storage.results import (
     Removed,
     Renewed,
     Settled,
+    StoreUnavailable,
     TurnsFull,
     UnknownTurn,
 )
@@ -359,6 +360,19 @@ async def test_a_commit_without_a_readable_size_record_writes_nothing(store: Sto
         await store.redis.hset(ref.keys[9], ref.id, record)
     before = await store.everything()
     assert await store.commit(ref, turn, begun.head, elements(1)) == Corrupt()
+    assert await store.everything() == before
+
+
+async def test_a_commit_with_a_count_that_is_no_number_writes_nothing(store: Store) -> None:
+    """A script that fails is not rolled back, so it must fail before its first write."""
+    ref = await store.created()
+    turn, begun = await store.begun(ref)
+    before = await store.everything()
+    wrong: Any = "many"
+    for usage in (Usage(wrong), Usage(0, wrong), Usage(0, 0, wrong), Usage(0, 0, 0, wrong)):
+        with pytest.raises(StoreUnavailable) as caught:
+            await store.commit(ref, turn, begun.head, elements(1), usage=usage)
+        assert caught.value.outcome_unknown is False
     assert await store.everything() == before
 
 

@@ -1,0 +1,1 @@
+"""What a turn and a streamed event cost; see __main__.py."""
