@@ -10,7 +10,7 @@ that a request names chooses how its answer comes, one HTTP chunk an event as Cl
 
 import asyncio
 import re
-from typing import Final
+from typing import Final, cast
 
 PLAIN_DELTAS: Final = 20
 BURST_DELTAS: Final = 500
@@ -71,8 +71,7 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None

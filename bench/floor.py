@@ -10,7 +10,7 @@ no metrics, no deadlines but the store's. The Redis work is the same, by the sam
 import asyncio
 import socket
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 import orjson
@@ -46,8 +46,7 @@ class Upstream(asyncio.Protocol):
         self._parser: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)

@@ -11,7 +11,7 @@ without its end, is an error: {"error": "…"}.
 import asyncio
 import re
 import sys
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 
@@ -30,8 +30,7 @@ class _Caller(asyncio.Protocol):
         self._streamed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._done is not None and not self._done.done():

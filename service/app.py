@@ -9,6 +9,8 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Final
 
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
@@ -23,10 +25,12 @@ from service.routes.sessions import SessionRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Rules
-from storage.connect import Deadlines, StoreRefused, connect
+from storage.connect import Deadlines, StoreRefused, connect, first_contact, reachable
 from storage.keys import Keyspace
 from storage.sessions import Sessions
 from storage.turns import Turns
+
+_CONTACT_S: Final = 3.0  # a look at the store may take this long
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,12 @@ def build(
         ),
         exchanges=exchanges,
     )
-    watch = StoreWatch(redis, keyspace, eviction_allowed=settings.redis_eviction_allowed, on_refused=on_refused)
+    allowed = settings.redis_eviction_allowed
+    watch = StoreWatch(
+        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
+        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
+        on_refused,
+    )
     ops = OpsRoutes(
         watch,
         exchanges,
@@ -88,7 +97,7 @@ def build(
         await redis.aclose()
 
     router = Router(_routes(parts, ops, SessionRoutes(sessions)), redirect_slashes=False, lifespan=life)
-    return Application(Edge(router), exchanges)
+    return Application(Edge(router, lambda: exchanges.draining), exchanges)
 
 
 def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes) -> list[Route]:

@@ -9,7 +9,7 @@ import asyncio
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -111,10 +111,16 @@ class ClientGone(Exception):
 
 
 class Edge:
-    """Wraps the application; see the module's docstring."""
+    """Wraps the application; see the module's docstring.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what it wraps.
+        draining: while true, every response closes its connection, so that clients find another replica.
+    """
+
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
         self._app = app
+        self._draining = draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -126,6 +132,8 @@ class Edge:
         own = [(b"x-request-id", request_id.encode())]
         if is_anthropic_path(scope["path"]):
             own.append((b"request-id", request_id.encode()))
+        if self._draining():
+            own.append((b"connection", b"close"))
         status = 0
 
         async def tell(message: Message) -> None:

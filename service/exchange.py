@@ -24,6 +24,7 @@ from service.transcript import Answer
 from storage.keys import new_turn_id
 
 _HANDOVER_BATCHES_MAX: Final = 64
+_SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
 
 OnDisconnect = Literal["cancel", "continue"]
 
@@ -267,4 +268,4 @@ class Exchanges:
         for exchange in list(self._running.values()):
             exchange.interrupt(Interrupt.DRAINING)
         if self._running:
-            await asyncio.wait(list(self._running))
+            await asyncio.wait(list(self._running), timeout=_SETTLE_WAIT_S)

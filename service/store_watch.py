@@ -6,28 +6,23 @@ that it would store could be trusted.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
-from redis.asyncio import Redis
-
 from service import telemetry
-from storage.connect import StoreRefused, first_contact, reachable
-from storage.keys import Keyspace
+from storage.connect import StoreRefused
 from storage.results import StoreUnavailable
 
 _PROBE_EVERY_S: Final = 5.0
 _RETRY_EVERY_S: Final = 1.0
-_DEADLINE_S: Final = 3.0
 
 
 class StoreWatch:
     """Watches one store in a task of its own.
 
     Args:
-        redis: the store.
-        keyspace: the namespace to claim.
-        eviction_allowed: accept a Redis that evicts.
+        contact: the checks of first contact (storage/connect.py); returns warnings.
+        probe: whether the store takes writes now.
         on_refused: called once if the store must not be used.
 
     Attributes:
@@ -36,11 +31,13 @@ class StoreWatch:
     """
 
     def __init__(
-        self, redis: Redis, keyspace: Keyspace, *, eviction_allowed: bool, on_refused: Callable[[StoreRefused], None]
+        self,
+        contact: Callable[[], Awaitable[list[str]]],
+        probe: Callable[[], Awaitable[bool]],
+        on_refused: Callable[[StoreRefused], None],
     ) -> None:
-        self._redis = redis
-        self._keyspace = keyspace
-        self._eviction_allowed = eviction_allowed
+        self._contact = contact
+        self._probe = probe
         self._on_refused = on_refused
         self.reached = False
         self.up = False
@@ -49,9 +46,7 @@ class StoreWatch:
         """Until cancelled."""
         while not self.reached:
             try:
-                warnings = await first_contact(
-                    self._redis, self._keyspace, eviction_allowed=self._eviction_allowed, deadline_s=_DEADLINE_S
-                )
+                warnings = await self._contact()
             except StoreUnavailable as error:
                 telemetry.log.warning("store_unreachable", cause=str(error))
                 await asyncio.sleep(_RETRY_EVERY_S)
@@ -65,7 +60,7 @@ class StoreWatch:
             self._tell(up=True)
         while True:
             await asyncio.sleep(_PROBE_EVERY_S if self.up else _RETRY_EVERY_S)
-            self._tell(up=await reachable(self._redis, self._keyspace, deadline_s=_DEADLINE_S))
+            self._tell(up=await self._probe())
 
     def _tell(self, *, up: bool) -> None:
         if up != self.up:

@@ -239,9 +239,9 @@ class Turn(Exchange):
         self._renewing = asyncio.create_task(self._renew())
 
     async def _renew(self) -> None:
-        usage = orjson.dumps(self.answer.usage)
+        usage = self.answer.tokens()
         try:
-            result = await self._turns.renew(self._ref, self.id, lease_ms=self._rules.lease_ms, usage_json=usage)
+            result = await self._turns.renew(self._ref, self.id, lease_ms=self._rules.lease_ms, usage=usage)
         except StoreUnavailable:
             result = None  # the lease may run out meanwhile; commit decides by the head, not by the lease
         match result:

@@ -121,10 +121,11 @@ class Turns:
         return History(replies[0] if messages else [], replies[-1] or b"")
 
     async def renew(
-        self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage_json: bytes
+        self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage
     ) -> Renewed | Settled | Lost | Gone:
         """Keeps the lease and tells whether to cancel; see scripts/renew.lua."""
-        args = (ref.id, turn_id, lease_ms, usage_json)
+        numbers = f"{usage.input} {usage.output} {usage.cache_read} {usage.cache_written}"
+        args = (ref.id, turn_id, lease_ms, numbers)
         return read_renew(await self._scripts.run("renew", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Gone:

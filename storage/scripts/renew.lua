@@ -4,7 +4,8 @@
 -- Guarantees: only the holder renews; a turn with a verdict is told it and nothing is written. An expired lease
 --   that nobody declared dead is taken up again. The session cannot expire under a running turn.
 -- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
--- ARGV: 1 session id, 2 turn id, 3 lease ms, 4 usage so far as JSON (opaque)
+-- ARGV: 1 session id, 2 turn id, 3 lease ms, 4 usage so far, four numbers (short: the
+--   session hash stays a listpack while no value exceeds 64 bytes)
 -- Replies: RENEWED cancel_flag | SETTLED verdict+number | LOST | GONE
 -- Complexity: O(log sessions). Caller: storage/turns.py.
 -- @include clock

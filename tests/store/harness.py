@@ -87,7 +87,7 @@ class Store:
         return turn, begun
 
     async def renew(self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS) -> Renewed | Settled | Lost | Gone:
-        return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage_json=b'{"output":1}')
+        return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage=Usage(output=1))
 
     async def commit(
         self, ref: SessionRef, turn: str, head: str, messages: list[bytes], **changes: Any

@@ -1,0 +1,176 @@
+"""What Baton costs: ``python -m bench [--quick]``, or ``make bench``.
+
+Two numbers per kind of work, measured in the same run, in short slices A B A B, so that whatever else the machine does
+hits both: *baton*, a real ``baton serve``, and the *floor* (floor.py), the least that the same turn can cost. CPU time
+of the process only, user and system, per turn or per streamed event (the turn's own work shared out over its events);
+medians of the slices. Requests per second would measure the machine's other tenants.
+
+Also: a turn at 200 stored messages beside one at 2, resident memory before and after, and the server time of the two
+scripts of a turn at 10 and at 10,000 stored messages.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import platform
+import secrets
+import statistics
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from bench.fake import BURST_DELTAS, PACED_DELTAS
+from bench.processes import Load, Process, load, running
+from bench.store import Store
+from service.access import principal
+from storage.embedded import EmbeddedValkey
+
+_NAMESPACE: Final = "bench"
+_TURNS_PER_SESSION: Final = 4
+_WARM_UP_TURNS: Final = 200
+_LENGTHS: Final = [10, 10_000]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One kind of work.
+
+    Attributes:
+        name: in the table.
+        model: which tells the fake what to do.
+        stored: messages that a session holds when it is first used.
+        lanes: connections at once.
+        turns: of one lane in one slice.
+        units: what the cost is divided by, per turn.
+    """
+
+    name: str
+    model: str
+    stored: int
+    lanes: int
+    turns: int
+    units: int
+
+    @property
+    def streamed(self) -> bool:
+        return self.units > 1
+
+
+_CELLS: Final = [
+    Cell("plain turn, from 2 stored messages", "bench-plain", 2, 4, 100, 1),
+    Cell("plain turn, from 200 stored messages", "bench-plain", 200, 4, 100, 1),
+    Cell(f"streamed event, burst of {BURST_DELTAS}", "bench-burst", 2, 4, 16, BURST_DELTAS),
+    Cell("streamed event, one per 5 ms", "bench-paced", 2, 16, 1, PACED_DELTAS),
+]
+
+
+class Bench:
+    """The processes of a run, and the numbers."""
+
+    def __init__(self, store: Store, generator: Load, targets: dict[str, Process]) -> None:
+        self._store = store
+        self._generator = generator
+        self._targets = targets
+        self.turns = dict.fromkeys(targets, 0)
+
+    async def slice(self, name: str, cell: Cell) -> float:
+        """One slice; CPU microseconds of the target per unit."""
+        per_lane = -(-cell.turns // _TURNS_PER_SESSION)
+        lanes = []
+        for _ in range(cell.lanes):
+            sessions = [(await self._store.session(cell.stored)).id for _ in range(per_lane)]
+            lanes.append([session for session in sessions for _ in range(_TURNS_PER_SESSION)][: cell.turns])
+        target = self._targets[name]
+        before = target.cpu_s()
+        order = {"port": target.port, "model": cell.model, "stream": cell.streamed, "lanes": lanes}
+        await self._generator.run(order)
+        turns = cell.lanes * cell.turns
+        self.turns[name] += turns
+        return (target.cpu_s() - before) / turns / cell.units * 1e6
+
+    async def cell(self, cell: Cell, repeats: int) -> dict[str, float]:
+        """The medians, by target."""
+        samples: dict[str, list[float]] = {name: [] for name in self._targets}
+        for _ in range(repeats):
+            for name, of in samples.items():
+                of.append(await self.slice(name, cell))
+        return {name: statistics.median(of) for name, of in samples.items()}
+
+
+@contextlib.asynccontextmanager
+async def processes(valkey_url: str, secret: str, folder: Path) -> AsyncIterator[tuple[Load, dict[str, Process]]]:
+    """The fake, the floor, Baton and the load generator."""
+    async with contextlib.AsyncExitStack() as stack:
+        fake = await stack.enter_async_context(running([sys.executable, "-m", "bench.fake"], folder / "fake.log"))
+        floor_argv = [sys.executable, "-m", "bench.floor", valkey_url, _NAMESPACE, secret, str(fake.port), principal()]
+        floor = await stack.enter_async_context(running(floor_argv, folder / "floor.log"))
+        baton = await stack.enter_async_context(baton_serve(valkey_url, secret, fake.port, folder / "baton.log"))
+        generator = await stack.enter_async_context(load([sys.executable, "-m", "bench.load"]))
+        yield generator, {"floor": floor, "baton": baton}
+
+
+def baton_serve(
+    valkey_url: str, secret: str, fake_port: int, log: Path, cwd: Path | None = None
+) -> contextlib.AbstractAsyncContextManager[Process]:
+    """A replica, with every setting at its default but where things are."""
+    env = {
+        "ANTHROPIC_API_KEY": "sk-ant-bench",
+        "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{fake_port}",
+        "BATON_LISTEN": "127.0.0.1:0",
+        "BATON_NAMESPACE": _NAMESPACE,
+        "BATON_REDIS_URL": valkey_url,
+        "BATON_SECRET": secret,
+    }
+    return running([sys.executable, "-m", "service.cli", "serve"], log, env, cwd)
+
+
+async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
+    """Everything, printed as it comes."""
+    secret = secrets.token_hex(16)
+    store = Store(valkey_url, _NAMESPACE, secret, principal())
+    await store.open()
+    async with contextlib.aclosing(store), processes(valkey_url, secret, folder) as (generator, targets):
+        bench = Bench(store, generator, targets)
+        warm_up = Cell("", "bench-plain", 2, 4, _WARM_UP_TURNS // 4, 1)
+        await bench.cell(warm_up, 1)
+        resident_mb = targets["baton"].resident_mb()
+        print(f"\n{'CPU of the process, µs per':<40}{'floor':>9}{'baton':>9}{'ratio':>8}")
+        plain = []
+        for cell in _CELLS:
+            cost = await bench.cell(cell, 2 if quick else 5)
+            print(f"{cell.name:<40}{cost['floor']:>9.1f}{cost['baton']:>9.1f}{cost['baton'] / cost['floor']:>8.2f}")
+            plain += [] if cell.streamed else [cost["baton"]]
+        print(f"{'baton, 200 stored messages / 2':<40}{plain[1] / plain[0]:>26.2f}")
+        now_mb = targets["baton"].resident_mb()
+        print(f"\nbaton resident: {resident_mb:.0f} MB after {_WARM_UP_TURNS} turns, ", end="")
+        print(f"{now_mb:.0f} MB after {bench.turns['baton']}; floor: {targets['floor'].resident_mb():.0f} MB")
+    await _print_server_times(valkey_url, secret, quick=quick)
+
+
+async def _print_server_times(valkey_url: str, secret: str, *, quick: bool) -> None:
+    store = Store(valkey_url, _NAMESPACE, secret, principal())
+    async with contextlib.aclosing(store):
+        times = await store.server_times(_LENGTHS, sessions=4 if quick else 10, rounds=10 if quick else 25)
+    short, long = (times[length] for length in _LENGTHS)
+    print(f"\n{'server time, µs a call':<24}{'10 stored':>16}{'10,000 stored':>16}{'ratio':>10}")
+    for verb in ("begin", "commit"):
+        print(f"{verb:<24}{short[verb]:>16.1f}{long[verb]:>16.1f}{long[verb] / short[verb]:>10.2f}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="CPU per turn and per streamed event.")
+    parser.add_argument("--quick", action="store_true", help="two slices a cell instead of five")
+    quick = parser.parse_args(argv).quick
+    print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
+        with EmbeddedValkey.start(Path(folder) / "store") as valkey:
+            asyncio.run(measure(valkey.url, Path(folder), quick=quick))
+
+
+if __name__ == "__main__":
+    main()
