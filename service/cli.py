@@ -24,14 +24,14 @@ def _settings() -> Settings:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="baton-sessions", prog_name="baton")
 def main() -> None:
-    r"""Keeps conversations with Claude in Redis, so that any replica can carry them on.
+    """Keeps conversations with Claude in Redis, so that any replica can carry them on.
 
     \b
     To see it work, without a key:      baton demo
     To run it:                          ANTHROPIC_API_KEY=sk-ant-… baton serve
     To run it without a key:            baton simulate --listen 127.0.0.1:9000
                                         ANTHROPIC_BASE_URL=http://127.0.0.1:9000 baton serve
-    """
+    """  # noqa: D301 - click wants the character \b, not the two
 
 
 @main.command()
@@ -60,6 +60,46 @@ def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | No
     from service.simulator.app import Options, run
 
     run(listen, Options(first_byte_ms=first_byte_ms, delta_ms=delta_ms, log_path=log_path))
+
+
+@main.command()
+@click.option("--once", is_flag=True, help="End after the story: 0 if it proves continuity, else 1.")
+def demo(once: bool) -> None:
+    """See one conversation carried over three replicas, one of which is killed while it answers.
+
+    Needs no key, no Redis and no configuration. It starts a private Valkey, a stand-in for Claude, three replicas and
+    a front that sends every request to the next replica, each a process of its own on 127.0.0.1, and stops them all at
+    the end. The client is the openai SDK; it sends only what is new.
+
+    \b
+    It tells, turn by turn, who served what:
+      - the replicas answer one after the other, and each knows what was said to the others;
+      - one gets SIGKILL in mid-answer: the client sees the cut, and nothing of it is stored;
+      - the next turn waits until the dead turn's lease (3 s) is over, then another replica goes on;
+      - the killed replica is started anew and carries on, too.
+    Then it lists what was checked.
+
+    Without --once everything stays up, with two curls to try, until Ctrl-C.
+    """  # noqa: D301 - click wants the character \b, not the two
+    from service.demo import run
+
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
+    sys.exit(run(os.environ, once=once))
+
+
+@main.command("demo-front", hidden=True)
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="host:port; port 0 takes a free one.")
+@click.option("--replica", "replicas", multiple=True, required=True, help="URL of a replica; once for each.")
+def demo_front(listen: str, replicas: tuple[str, ...]) -> None:
+    """Run the demo's balancer: each request goes to the next replica, and X-Demo-Replica tells which."""
+    from service.demo_front import address, run
+
+    try:
+        addresses = [address(text) for text in (listen, *replicas)]
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run(addresses[0], addresses[1:])
 
 
 if __name__ == "__main__":

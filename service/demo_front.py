@@ -38,9 +38,12 @@ _CONNECT_S: Final = 2.0
 # Replicas break their silence every few seconds while they stream, and a turn may wait for another one.
 _SILENCE_S: Final = 120.0
 _READ_BYTES: Final = 65_536
+_KEEPALIVE_S: Final = 600  # a client that reuses a connection just as it is closed would take that for a fault
 
 # Headers about one connection; the next connection has its own. `expect` is answered by uvicorn.
-_OF_ONE_HOP: Final = frozenset({b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding"})
+_OF_ONE_HOP: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
+)
 _NOT_SENT_ON: Final = _OF_ONE_HOP | {b"expect"}
 
 Headers = list[tuple[bytes, bytes]]
@@ -208,6 +211,7 @@ def run(listen: tuple[str, int], replicas: Sequence[tuple[str, int]]) -> None:
         access_log=False,
         server_header=False,
         date_header=False,
+        timeout_keep_alive=_KEEPALIVE_S,
         timeout_graceful_shutdown=1,
     )
     logging.getLogger("uvicorn.error").addFilter(_is_no_cut)
