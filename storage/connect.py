@@ -2,7 +2,9 @@
 
 Every call of the client has a deadline: for a connection, for a place in the pool, for the reply. redis-py would send a
 timed-out command again by itself, up to ten times and unseen; that is switched off, and `scripts.ScriptRunner` does it
-within a budget. A full pool is waited for, then told apart from a dead server by its message.
+within a budget. A full pool is waited for, then told apart from a dead server by its message. Its notifications of
+maintenance are off too: they stretch deadlines, and with them on a connection that the server closed while it was idle
+is not noticed before a command has been lost on it.
 
 First contact reads INFO (managed services refuse CONFIG) and the namespace's record:
 
@@ -21,6 +23,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
@@ -57,6 +60,7 @@ def connect(url: str, *, connections_max: int, deadlines: Deadlines) -> Redis:
         retry_on_error=[],
         health_check_interval=0,
         socket_keepalive=True,
+        maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
     return Redis.from_pool(pool)
 
