@@ -200,7 +200,7 @@ async def test_renew_extends_the_lease_and_keeps_the_usage_so_far(store: Store) 
     first_end = int(await store.field(ref, "lx"))
     assert await store.renew(ref, turn) == Renewed(cancel=False)
     assert int(await store.field(ref, "lx")) >= first_end + LEASE_MS - 1_000
-    assert await store.field(ref, "us") == '{"output":1}'
+    assert await store.field(ref, "us") == "0 1 0 0"
     await store.assert_consistent(ref)
 
 
