@@ -25,6 +25,7 @@ class EventReader:
 
     def __init__(self) -> None:
         self._rest = b""
+        self._half_line_end = False
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that this chunk completes, in order.
@@ -32,8 +33,12 @@ class EventReader:
         Raises:
             BatonError: upstream_nonsense, if an event is not a JSON object with a type, or has no end.
         """
+        if self._half_line_end:
+            chunk = b"\r" + chunk
         if b"\r" in chunk:
-            chunk = chunk.replace(b"\r\n", b"\n")
+            # A carriage return at the end may be half of a line end: it waits for the other half.
+            self._half_line_end = chunk.endswith(b"\r")
+            chunk = chunk.removesuffix(b"\r").replace(b"\r\n", b"\n")
         *frames, self._rest = (self._rest + chunk if self._rest else chunk).split(b"\n\n")
         if len(self._rest) > _EVENT_BYTES_MAX:
             raise BatonError("upstream_nonsense", "Claude's stream holds an event without an end.")

@@ -30,13 +30,13 @@ OnDisconnect = Literal["cancel", "continue"]
 
 
 class Interrupt(Enum):
-    """Why an exchange was stopped from outside; the value is the code that the caller is told."""
+    """Why an exchange was stopped from outside."""
 
-    DEADLINE = "turn_timeout"
-    HUNG_UP = "turn_interrupted"
-    CANCELLED = "turn_cancelled"
+    DEADLINE = "deadline"
+    HUNG_UP = "hung_up"
+    CANCELLED = "cancelled"
     DRAINING = "draining"
-    LEASE_LOST = "turn_superseded"
+    LEASE_LOST = "lease_lost"
 
     def told(self) -> BatonError:
         """The error for a caller who still listens."""
@@ -125,6 +125,7 @@ class Exchange:
         self._deadline_s = deadline_s
         self._scope: asyncio.Timeout | None = None
         self._interrupt: Interrupt | None = None
+        self._settling = False
         self._hand_over = HandOver()
         self._ended = asyncio.Event()
         self.id = new_turn_id()
@@ -153,8 +154,11 @@ class Exchange:
 
     def interrupt(self, why: Interrupt) -> None:
         """Stops opening or relaying; does nothing once settling has begun. The first reason counts."""
-        if self._scope is not None and self._interrupt is None:
-            self._interrupt = why
+        timed_out = self._scope is not None and self._scope.expired()
+        if self._settling or timed_out or self._interrupt is not None:
+            return
+        self._interrupt = why
+        if self._scope is not None:  # else the task has not had its first step; it will find the reason
             self._scope.reschedule(asyncio.get_running_loop().time())
 
     # What the exchange does.
@@ -171,7 +175,7 @@ class Exchange:
             if self.error is None:
                 await self._hand_over_or_gone(self.answer.held)
             else:
-                self.error.headers |= self.headers
+                self.error.headers = self.headers | self.error.headers
             self._hand_over.end()
             self._ended.set()
 
@@ -187,12 +191,14 @@ class Exchange:
         try:
             async with asyncio.timeout(self._deadline_s) as scope:
                 self._scope = scope
+                if self._interrupt is not None:
+                    raise TimeoutError
                 try:
                     body = await self._open()
                     self.opened.set()
                     await self._relay(body)
                 finally:
-                    self._scope = None
+                    self._settling = True
         except TimeoutError:
             self._interrupt = self._interrupt or Interrupt.DEADLINE
             return self._interrupt.told()
@@ -241,12 +247,22 @@ class Exchanges:
             BatonError: draining or overloaded.
         """
         if self._draining:
-            raise BatonError("draining", "This replica is shutting down; send the request again.", retry_after_s=1)
+            raise BatonError(
+                "draining",
+                "This replica is shutting down; send the request again.",
+                retry_after_s=1,
+                headers={"connection": "close"},  # so that it is sent to another one
+            )
         if len(self._running) >= self._running_max:
             raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
 
     def start(self, exchange: Exchange) -> None:
-        """Runs an exchange as a task that outlives its request. Ask `admit` first."""
+        """Runs an exchange as a task that outlives its request.
+
+        Raises:
+            BatonError: as `admit`, for what has changed since the request was admitted.
+        """
+        self.admit()
         task = asyncio.create_task(exchange.run())
         self._running[task] = exchange
         task.add_done_callback(lambda done: self._running.pop(done, None))

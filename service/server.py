@@ -59,7 +59,8 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             for listener in server.sockets:
                 host, port = listener.getsockname()[:2]
-                telemetry.log.info("listening", url=f"http://{host}:{port}")
+                shown = f"[{host}]" if ":" in host else host
+                telemetry.log.info("listening", url=f"http://{shown}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains, then shuts down."""

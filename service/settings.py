@@ -91,6 +91,12 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
+    @field_validator("anthropic_api_key", "anthropic_base_url", mode="before")
+    @classmethod
+    def _blank_is_absent(cls, value: Any) -> Any:
+        """An empty variable is what a compose file makes of one that is not set."""
+        return None if isinstance(value, str) and not value.strip() else value
+
     @field_validator("model_aliases", mode="before")
     @classmethod
     def _read_aliases(cls, value: Any) -> Any:
@@ -124,7 +130,11 @@ class Settings(BaseSettings):
                 "ANTHROPIC_API_KEY is not set, and neither is ANTHROPIC_BASE_URL: there is no Claude to talk to. "
                 "Set the key, or point ANTHROPIC_BASE_URL at `baton simulate` to try without one."
             )
-        url = self.store_url()
+        try:
+            url = self.store_url()
+        except ValueError as problem:
+            problems.append(str(problem))
+            url = "embedded"
         if not re.match(r"^(embedded$|rediss?://)", url):
             problems.append("BATON_REDIS_URL must be `embedded`, redis://… or rediss://….")
         if url != "embedded" and self.secret is None:
@@ -142,13 +152,19 @@ class Settings(BaseSettings):
         return self
 
     def store_url(self) -> str:
-        """The store's URL, from the variable or the file."""
+        """The store's URL, from the variable or the file.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
         if self.redis_url_file is None:
             return self.redis_url.get_secret_value()
         try:
             return self.redis_url_file.read_text("utf-8").strip()
         except OSError as error:
             raise ValueError(f"BATON_REDIS_URL_FILE cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise ValueError("BATON_REDIS_URL_FILE is not UTF-8 text.") from None
 
     @property
     def host(self) -> str:
@@ -181,7 +197,8 @@ def read(**overrides: Any) -> Settings:
     broken = {str(problem["loc"][0]) for problem in problems if problem["loc"]}
     if broken:
         try:
-            Settings(**overrides, **{name: Settings.model_fields[name].default for name in broken})
+            defaults = {name: Settings.model_fields[name].get_default(call_default_factory=True) for name in broken}
+            Settings(**{**overrides, **defaults})
         except ValidationError as error:
             problems += [problem for problem in error.errors() if not problem["loc"]]
     raise SettingsProblem([line for problem in problems for line in _sentences(problem)])

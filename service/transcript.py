@@ -34,11 +34,15 @@ class _Block:
     __slots__ = ("block", "parts", "whole")
 
     def __init__(self, block: dict[str, Any]) -> None:
+        if not all(isinstance(block.get(field, ""), str) for field in ("text", "thinking", "signature")):
+            raise TypeError("a block's text is not text")
         self.block = block
         self.parts: dict[str, list[str]] = {}
         self.whole = False
 
     def add(self, delta: dict[str, Any]) -> None:
+        if self.whole:
+            raise ValueError("a delta of a block that has ended")
         kind = delta["type"]
         if kind == "citations_delta":
             self.block["citations"] = [*(self.block.get("citations") or ()), delta["citation"]]
@@ -46,7 +50,13 @@ class _Block:
         field = _DELTAS.get(kind)
         if field is None:
             raise BatonError("upstream_nonsense", "Claude's stream holds a kind of delta that Baton does not know.")
+        if not isinstance(delta[field], str):
+            raise TypeError("a delta's text is not text")
         self.parts.setdefault(field, []).append(delta[field])
+
+    def end(self) -> None:
+        """No further delta comes. Joined now, so that a tool call which is not JSON is found before anybody saw it."""
+        self.block, self.parts, self.whole = self.finished(), {}, True
 
     def finished(self) -> dict[str, Any]:
         """The block with its deltas joined in."""
@@ -93,7 +103,7 @@ class Answer:
                     shown += 1
                 else:
                     self.held.append(event)
-        except (KeyError, TypeError, AttributeError, orjson.JSONDecodeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise BatonError("upstream_nonsense", "Claude's stream is not in its documented form.") from error
         return batch[:shown]
 
@@ -101,10 +111,12 @@ class Answer:
         if kind == "content_block_delta":
             self._blocks[data["index"]].add(data["delta"])
         elif kind == "content_block_start":
-            self._blocks[data["index"]] = _Block(dict(data["content_block"]))
+            self._start_block(data["index"], dict(data["content_block"]))
         elif kind == "content_block_stop":
-            self._blocks[data["index"]].whole = True
+            self._blocks[data["index"]].end()
         elif kind == "message_start":
+            if self.message:
+                raise ValueError("a second message_start")
             self.message = data["message"]
             self._usage.update(self.message.get("usage") or {})
         elif kind == "message_delta":
@@ -117,6 +129,11 @@ class Answer:
             if self.stop_reason is None:
                 raise KeyError("stop_reason")
             self.complete = True
+
+    def _start_block(self, index: int, block: dict[str, Any]) -> None:
+        if not self.message or index in self._blocks or "type" not in block:
+            raise ValueError("a block outside a message, twice, or without a type")
+        self._blocks[index] = _Block(block)
 
     @property
     def usage(self) -> dict[str, Any]:
@@ -141,7 +158,7 @@ class Answer:
             if not block.whole and kind != "text":
                 continue
             finished = block.finished()
-            if kind == "text" and not finished["text"].strip():
+            if kind == "text" and not finished.get("text", "").strip():
                 continue
             if kind == "thinking" and not finished.get("signature"):
                 continue
@@ -172,7 +189,7 @@ def visible(message: dict[str, Any]) -> bytes:
 
 def _plain(block: dict[str, Any]) -> dict[str, Any]:
     if block["type"] == "tool_use":
-        return {"id": block["id"], "name": block["name"], "input": block["input"]}
+        return {key: block.get(key) for key in ("id", "name", "input")}
     return {key: value for key, value in block.items() if key != "cache_control"}
 
 

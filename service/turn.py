@@ -137,7 +137,7 @@ class Turn(Exchange):
         self._begun = begun = await self._begin()
         self._renew_later()
         self.headers["x-session-id"] = self._ref.id
-        self.headers["x-session-state"] = "continued" if begun.messages else "new"
+        self.headers["x-session-state"] = "continued" if begun.messages or begun.turns else "new"
         read = time.perf_counter()
         try:
             history = await self._turns.history(self._ref, begun.messages)
@@ -266,6 +266,9 @@ class Turn(Exchange):
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         try:
             return await self._verdict(failure)
+        except Exception:
+            await self._abort_quietly()  # a fault of ours must not leave the session busy until the lease ends
+            raise
         finally:
             await self._stop_renewing()
 

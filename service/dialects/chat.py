@@ -96,8 +96,8 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
     return ChatRequest(
         ask=Ask(model=aliases.get(model, model), messages=messages, system=system, params=params),
-        stream=_flag(fields, "stream"),
-        include_usage=_flag(options, "include_usage"),
+        stream=_flag(fields.get("stream"), "stream"),
+        include_usage=_flag(options.get("include_usage"), "stream_options.include_usage"),
         session=session,
         ignored=sorted(ignored + names),
     )
@@ -110,17 +110,22 @@ def _sort_out(fields: dict[str, Any]) -> list[str]:
         if name in MAPPED:
             continue
         if name in REFUSED:
-            if value != REFUSED[name]:
+            if not _is_neutral(value, REFUSED[name]):
                 raise BatonError("unsupported", f"`{name}` is not supported.", param=name)
         elif name in TOLD:
             low, high = _RANGES.get(name, (None, None))
             if low is not None and (not _is_number(value) or not low <= value <= high):
                 raise _invalid(name, f"must be a number between {low} and {high}")
-            if value != TOLD[name]:
+            if not _is_neutral(value, TOLD[name]):
                 ignored.append(name)
         else:
             raise BatonError("unknown_field", f"There is no parameter `{str(name)[:64]}`.", param=str(name)[:64])
     return ignored
+
+
+def _is_neutral(value: Any, neutral: Any) -> bool:
+    """Whether they are the same JSON; to Python, true is 1."""
+    return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
 def _is_number(value: Any) -> bool:
@@ -164,7 +169,8 @@ def _role(message: Any, where: str) -> str:
     for name, value in message.items():
         # SDK objects sent back carry empty fields of an answer; they ask for nothing.
         if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
-            raise BatonError("unsupported", f"`{where}.{name}` is not supported.", param=f"{where}.{name}"[:128])
+            field = f"{where}.{name}"[:128]
+            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
     role = message.get("role")
     if role in ("system", "developer", "user", "assistant"):
         return str(role)
@@ -204,8 +210,7 @@ def _text(fields: dict[str, Any], name: str) -> str:
     return value
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
-    value = fields.get(name)
+def _flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
         raise _invalid(name, "must be true or false")
     return bool(value)

@@ -1,0 +1,351 @@
+"""Chat completions, the request: every parameter is mapped, told or refused, and every bad input is named."""
+
+from typing import Any
+
+import pytest
+
+from service.dialects import chat
+from service.dialects.chat import MAPPED, REFUSED, TOLD, ChatRequest
+from service.errors import BatonError
+
+HELLO = {"role": "user", "content": "Hello"}
+ALIASES = {"gpt-4o": "claude-sonnet-5-5"}
+
+
+def parse(body: Any) -> ChatRequest:
+    return chat.parse(body, default_model="claude-default", aliases=ALIASES, max_tokens_default=1000)
+
+
+def ask(**fields: Any) -> ChatRequest:
+    """A request that is sound but for the fields given."""
+    return parse({"messages": [HELLO], **fields})
+
+
+def refusal(body: Any) -> BatonError:
+    with pytest.raises(BatonError) as caught:
+        parse(body)
+    assert caught.value.status == 400
+    return caught.value
+
+
+def refused(**fields: Any) -> BatonError:
+    return refusal({"messages": [HELLO], **fields})
+
+
+def test_the_least_request_gets_the_defaults() -> None:
+    request = ask()
+    assert request.ask.model == "claude-default"
+    assert request.ask.messages == [HELLO]
+    assert request.ask.system is None
+    assert request.ask.params == {"max_tokens": 1000}
+    assert (request.stream, request.include_usage, request.session, request.ignored) == (False, False, None, [])
+
+
+def test_the_three_tables_do_not_overlap() -> None:
+    assert not MAPPED & TOLD.keys()
+    assert not MAPPED & REFUSED.keys()
+    assert not TOLD.keys() & REFUSED.keys()
+
+
+@pytest.mark.parametrize("name", sorted((MAPPED - {"messages"}) | TOLD.keys() | REFUSED.keys()))
+def test_null_is_absent(name: str) -> None:
+    assert ask(**{name: None}) == ask()
+
+
+MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    ({"model": "claude-opus-5-5"}, {"model": "claude-opus-5-5"}),
+    ({"model": "gpt-4o"}, {"model": "claude-sonnet-5-5"}),
+    ({"stream": True}, {"stream": True}),
+    ({"stream": False}, {"stream": False}),
+    ({"stream_options": {"include_usage": True}}, {"include_usage": True}),
+    ({"stream_options": {"include_usage": False, "include_obfuscation": True}}, {"include_usage": False}),
+    ({"stop": "END"}, {"params": {"max_tokens": 1000, "stop_sequences": ["END"]}}),
+    ({"stop": ["a", "b", "c", "d"]}, {"params": {"max_tokens": 1000, "stop_sequences": ["a", "b", "c", "d"]}}),
+    ({"stop": []}, {"params": {"max_tokens": 1000}}),
+    ({"max_tokens": 7}, {"params": {"max_tokens": 7}}),
+    ({"max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
+    ({"max_tokens": 7, "max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
+    ({"max_tokens": 7, "max_completion_tokens": None}, {"params": {"max_tokens": 7}}),
+    ({"session_id": "my-chat"}, {"session": "my-chat"}),
+]
+
+
+@pytest.mark.parametrize(("fields", "expected"), MAPPED_TO, ids=str)
+def test_mapped(fields: dict[str, Any], expected: dict[str, Any]) -> None:
+    request = ask(**fields)
+    seen = {
+        "model": request.ask.model,
+        "params": request.ask.params,
+        "stream": request.stream,
+        "include_usage": request.include_usage,
+        "session": request.session,
+    }
+    assert {name: seen[name] for name in expected} == expected
+    assert request.ignored == []
+
+
+def test_every_mapped_parameter_has_a_case_above() -> None:
+    assert MAPPED - {"messages"} == {name for fields, _ in MAPPED_TO for name in fields}
+
+
+MEANING_SOMETHING: dict[str, Any] = {
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "presence_penalty": -2,
+    "frequency_penalty": 1.5,
+    "seed": 7,
+    "verbosity": "high",
+    "store": True,
+    "user": "u-1",
+    "safety_identifier": "s-1",
+    "metadata": {"team": "blue"},
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+    "reasoning_effort": "high",
+    "service_tier": "flex",
+    "parallel_tool_calls": False,
+}
+
+
+@pytest.mark.parametrize("name", sorted(TOLD))
+def test_lost_tuning_is_told(name: str) -> None:
+    request = ask(**{name: MEANING_SOMETHING[name]})
+    assert request.ignored == [name]
+    assert request.ask == ask().ask
+
+
+@pytest.mark.parametrize("name", sorted(name for name, value in TOLD.items() if value is not None))
+def test_a_value_that_asks_for_nothing_is_not_told(name: str) -> None:
+    assert ask(**{name: TOLD[name]}).ignored == []
+
+
+def test_what_is_ignored_is_told_in_alphabetical_order() -> None:
+    named = [{**HELLO, "name": "Ada"}]
+    request = parse({"messages": named, "top_p": 0.5, "temperature": 0.5, "seed": 1})
+    assert request.ignored == ["messages.name", "seed", "temperature", "top_p"]
+    assert request.ask.messages == [HELLO]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", 2.1),
+        ("temperature", "warm"),
+        ("temperature", True),
+        ("top_p", -0.1),
+        ("top_p", 1.1),
+        ("top_p", [1]),
+        ("presence_penalty", -2.1),
+        ("presence_penalty", 2.1),
+        ("frequency_penalty", -3),
+        ("frequency_penalty", {}),
+    ],
+)
+def test_even_ignored_numbers_have_their_bounds(name: str, value: Any) -> None:
+    error = refused(**{name: value})
+    assert (error.code, error.param) == ("invalid_value", name)
+
+
+REFUSED_VALUES: dict[str, list[Any]] = {
+    "audio": [{"voice": "alloy", "format": "wav"}],
+    "function_call": ["auto", {"name": "f"}],
+    "functions": [[{"name": "f"}]],
+    "logit_bias": [{"50256": -100}],
+    "logprobs": [True, 0],
+    "modalities": [["audio"], ["text", "audio"]],
+    "moderation": [{"model": "m"}],
+    "n": [2, 0, "1", True],
+    "prediction": [{"type": "content", "content": "x"}],
+    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "s"}}, "text"],
+    "tool_choice": ["auto", "required", {"type": "function", "function": {"name": "f"}}],
+    "tools": [[{"type": "function", "function": {"name": "f"}}]],
+    "top_logprobs": [5, False],
+    "web_search_options": [{}],
+}
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_lost_meaning_is_refused_by_name(name: str) -> None:
+    for value in REFUSED_VALUES[name]:
+        error = refused(**{name: value})
+        assert (error.code, error.param) == ("unsupported", name), value
+        assert name in error.message
+
+
+@pytest.mark.parametrize("name", sorted(name for name, value in REFUSED.items() if value is not None))
+def test_a_value_that_asks_for_nothing_is_not_refused(name: str) -> None:
+    assert ask(**{name: REFUSED[name]}) == ask()
+
+
+@pytest.mark.parametrize("name", ["sesion_id", "best_of", "", "X" * 100_000, "session_input"])
+def test_a_field_that_the_api_does_not_have_is_refused(name: str) -> None:
+    error = refused(**{name: 1})
+    assert error.code == "unknown_field"
+    assert error.param == name[:64]
+    assert len(error.message) < 200
+
+
+@pytest.mark.parametrize("body", [[], "x", 1, True, None, [HELLO]])
+def test_a_body_that_is_no_object(body: Any) -> None:
+    assert refusal(body).code == "invalid_value"
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "param"),
+    [
+        ({"model": 5}, "invalid_value", "model"),
+        ({"model": ["claude"]}, "invalid_value", "model"),
+        ({"stream": "true"}, "invalid_value", "stream"),
+        ({"stream": 1}, "invalid_value", "stream"),
+        ({"stream_options": []}, "invalid_value", "stream_options"),
+        ({"stream_options": {"include_usage": "yes"}}, "invalid_value", "stream_options.include_usage"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"max_tokens": -1}, "invalid_value", "max_tokens"),
+        ({"max_tokens": 1.5}, "invalid_value", "max_tokens"),
+        ({"max_tokens": "9"}, "invalid_value", "max_tokens"),
+        ({"max_tokens": True}, "invalid_value", "max_tokens"),
+        ({"max_completion_tokens": 0, "max_tokens": 9}, "invalid_value", "max_completion_tokens"),
+        ({"stop": ""}, "invalid_value", "stop"),
+        ({"stop": " \n"}, "invalid_value", "stop"),
+        ({"stop": ["ok", "\t"]}, "invalid_value", "stop"),
+        ({"stop": ["ok", 5]}, "invalid_value", "stop"),
+        ({"stop": [None]}, "invalid_value", "stop"),
+        ({"stop": {"a": 1}}, "invalid_value", "stop"),
+        ({"stop": 5}, "invalid_value", "stop"),
+        ({"stop": list("abcde")}, "invalid_value", "stop"),
+        ({"session_id": ""}, "invalid_session_id", "session_id"),
+        ({"session_id": 5}, "invalid_session_id", "session_id"),
+        ({"session_id": ["a"]}, "invalid_session_id", "session_id"),
+        ({"session_id": False}, "invalid_session_id", "session_id"),
+    ],
+    ids=str,
+)
+def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
+    error = refused(**fields)
+    assert (error.code, error.param) == (code, param)
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "param"),
+    [
+        (None, "missing_value", "messages"),
+        ([], "invalid_value", "messages"),
+        ({}, "invalid_value", "messages"),
+        ("Hello", "invalid_value", "messages"),
+        ([5], "invalid_value", "messages.0"),
+        ([None], "invalid_value", "messages.0"),
+        (["Hello"], "invalid_value", "messages.0"),
+        ([HELLO, []], "invalid_value", "messages.1"),
+        ([{}], "invalid_value", "messages.0.role"),
+        ([{"content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": None, "content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": "robot", "content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": ["user"], "content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": {}, "content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": "USER", "content": "x"}], "invalid_value", "messages.0.role"),
+        ([{"role": "tool", "content": "x"}], "unsupported", "messages.0.role"),
+        ([{"role": "tool", "tool_call_id": "t", "content": "x"}], "unsupported", "messages.0.tool_call_id"),
+        ([{"role": "function", "name": "f", "content": "x"}], "unsupported", "messages.0.role"),
+        ([{"role": "user"}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": None}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": ""}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": " \n\t"}], "invalid_value", "messages.0.content"),
+        ([{"role": "system", "content": ""}, HELLO], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": 5}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": {}}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": []}], "invalid_value", "messages.0.content"),
+        ([{"role": "user", "content": ["Hello"]}], "invalid_value", "messages.0.content.0"),
+        ([{"role": "user", "content": [{}]}], "invalid_value", "messages.0.content.0"),
+        ([{"role": "user", "content": [{"type": 5}]}], "invalid_value", "messages.0.content.0"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "invalid_value", "messages.0.content.0.text"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "invalid_value", "messages.0.content.0.text"),
+        ([{"role": "user", "content": [{"type": "text", "text": " "}]}], "invalid_value", "messages.0.content.0.text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}],
+            "unsupported",
+            "messages.0.content.1",
+        ),
+        ([{"role": "user", "content": [{"type": "input_audio"}]}], "unsupported", "messages.0.content.0"),
+        ([{"role": "assistant", "content": "x"}], "invalid_value", "messages"),
+        ([HELLO, {"role": "assistant", "content": "x"}], "invalid_value", "messages"),
+        ([{"role": "assistant", "content": "x"}, HELLO], "invalid_value", "messages"),
+        ([{"role": "system", "content": "x"}], "invalid_value", "messages"),
+        ([HELLO, {"role": "system", "content": "x"}, HELLO], "unsupported", "messages.1"),
+        ([HELLO, {"role": "developer", "content": "x"}], "unsupported", "messages.1"),
+        (
+            [HELLO, {"role": "assistant", "content": "x", "tool_calls": [{"id": "t"}]}, HELLO],
+            "unsupported",
+            "messages.1.tool_calls",
+        ),
+        ([HELLO, {"role": "assistant", "content": "x", "refusal": "no"}, HELLO], "unsupported", "messages.1.refusal"),
+        ([{**HELLO, "weight": 0}], "unsupported", "messages.0.weight"),
+    ],
+    ids=str,
+)
+def test_bad_messages(messages: Any, code: str, param: str) -> None:
+    error = refusal({"messages": messages})
+    assert (error.code, error.param) == (code, param)
+
+
+def test_missing_messages() -> None:
+    assert refusal({}).code == "missing_value"
+
+
+def test_an_answer_of_the_sdk_can_be_sent_back_as_it_is() -> None:
+    answered: dict[str, Any] = {
+        "role": "assistant",
+        "content": "Hi",
+        "refusal": None,
+        "annotations": [],
+        "audio": None,
+        "function_call": None,
+        "tool_calls": None,
+    }
+    request = parse({"messages": [HELLO, answered, HELLO]})
+    assert request.ask.messages == [HELLO, {"role": "assistant", "content": "Hi"}, HELLO]
+    assert request.ignored == []
+
+
+def test_text_parts_become_text_blocks() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "prompt_cache_breakpoint": None}]
+    request = parse({"messages": [{"role": "user", "content": parts}]})
+    assert request.ask.messages[0]["content"] == [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+@pytest.mark.parametrize(
+    ("system", "expected"),
+    [
+        ([], None),
+        ([{"role": "system", "content": "Be brief."}], "Be brief."),
+        ([{"role": "developer", "content": "Be brief."}], "Be brief."),
+        (
+            [{"role": "system", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "brief."}]}],
+            "Be brief.",
+        ),
+        (
+            [{"role": "system", "content": "One."}, {"role": "developer", "content": "Two."}],
+            [{"type": "text", "text": "One."}, {"type": "text", "text": "Two."}],
+        ),
+    ],
+    ids=str,
+)
+def test_leading_system_messages_become_the_system_prompt(system: list[Any], expected: Any) -> None:
+    request = parse({"messages": [*system, HELLO]})
+    assert request.ask.system == expected
+    assert request.ask.messages == [HELLO]
+
+
+def test_roles_and_order_of_the_others_are_kept() -> None:
+    said = [HELLO, HELLO, {"role": "assistant", "content": "Hi"}, {"role": "user", "content": " é\n🙂 "}]
+    assert parse({"messages": said}).ask.messages == said
+
+
+def test_messages_about_errors_quote_little_of_what_was_sent() -> None:
+    part = {"type": "x" * 10_000}
+    error = refusal({"messages": [{"role": "user", "content": [part]}]})
+    assert len(error.message) < 200
+    error = refusal({"messages": [{**HELLO, "y" * 10_000: 1}]})
+    assert len(error.param or "") <= 128
+    assert len(error.message) < 300

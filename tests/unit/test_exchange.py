@@ -1,0 +1,489 @@
+"""An exchange: what can interrupt it and when, its hand-over, and the drain. Claude is a generator the test feeds."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, cast
+
+import pytest
+
+from service.claude import Claude
+from service.errors import BatonError
+from service.events import Event
+from service.exchange import _HANDOVER_BATCHES_MAX, Exchange, Exchanges, HandOver, Interrupt, OnDisconnect
+from tests.unit.claude_events import answer_events, as_events, message_start, text_block
+
+pytestmark = pytest.mark.anyio
+
+EVENTS = as_events(answer_events(text_block(0, "Hel", "lo")))
+BEGINNING = as_events([message_start(), *text_block(0, "Hel", whole=False)])
+DEADLINE_S = 5.0
+
+
+class FakeClaude:
+    """Yields the batches it was given; ``None`` among them waits until ``go`` is set."""
+
+    def __init__(self, *batches: list[Event] | None, fails: Exception | None = None) -> None:
+        self.batches = batches
+        self.fails = fails
+        self.go = asyncio.Event()
+        self.waiting = asyncio.Event()
+        self.bodies: list[bytes] = []
+        self.closed = False
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+
+    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+        self.bodies.append(body)
+        try:
+            for batch in self.batches:
+                if batch is None:
+                    self.waiting.set()
+                    await self.go.wait()
+                else:
+                    yield batch
+            if self.fails is not None:
+                raise self.fails
+        finally:
+            await self.may_close.wait()
+            self.closed = True
+
+
+class Settling(Exchange):
+    """An exchange whose opening and settling the test holds up."""
+
+    opening: Callable[[], Awaitable[None]] | None = None
+    settling: Callable[[], Awaitable[None]] | None = None
+    failures: list[BatonError | None]
+
+    async def _open(self) -> bytes:
+        if self.opening is not None:
+            await self.opening()
+        return await super()._open()
+
+    async def _settle(self, failure: BatonError | None) -> BatonError | None:
+        self.failures = [*getattr(self, "failures", []), failure]
+        if self.settling is not None:
+            await self.settling()
+        return failure
+
+
+def exchange_with(
+    claude: FakeClaude,
+    *,
+    streamed: bool = True,
+    on_disconnect: OnDisconnect = "cancel",
+    deadline_s: float = DEADLINE_S,
+) -> Settling:
+    return Settling(cast(Claude, claude), b"{}", streamed=streamed, on_disconnect=on_disconnect, deadline_s=deadline_s)
+
+
+def running(exchange: Exchange) -> asyncio.Task[None]:
+    return asyncio.create_task(exchange.run())
+
+
+async def soon(what: Awaitable[Any]) -> Any:
+    async with asyncio.timeout(DEADLINE_S):
+        return await what
+
+
+async def all_of(exchange: Exchange) -> list[Event]:
+    taken = []
+    while (batch := await soon(exchange.batches())) is not None:
+        taken += batch
+    return taken
+
+
+async def until_idle() -> None:
+    """Lets everything that can go on without time or input go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+# The hand-over.
+
+
+async def test_all_that_is_there_is_taken_as_one_batch() -> None:
+    hand_over = HandOver()
+    for event in EVENTS:
+        await soon(hand_over.put([event]))
+    hand_over.end()
+    assert await soon(hand_over.take()) == EVENTS
+    assert await soon(hand_over.take()) is None
+    assert await soon(hand_over.take()) is None
+
+
+async def test_empty_batches_are_not_handed_over() -> None:
+    hand_over = HandOver()
+    await hand_over.put([])
+    hand_over.end()
+    assert await soon(hand_over.take()) is None
+
+
+async def test_a_taker_waits_for_the_next_batch() -> None:
+    hand_over = HandOver()
+    taking = asyncio.create_task(hand_over.take())
+    await until_idle()
+    assert not taking.done()
+    await hand_over.put(EVENTS[:1])
+    assert await soon(taking) == EVENTS[:1]
+
+
+async def test_a_slow_taker_holds_the_giver_up() -> None:
+    hand_over = HandOver()
+    given = 0
+
+    async def give() -> None:
+        nonlocal given
+        for _ in range(3 * _HANDOVER_BATCHES_MAX):
+            await hand_over.put(EVENTS[:1])
+            given += 1
+        hand_over.end()
+
+    giving = asyncio.create_task(give())
+    await until_idle()
+    assert given == _HANDOVER_BATCHES_MAX
+    taken = 0
+    while (batch := await soon(hand_over.take())) is not None:
+        taken += len(batch)
+        assert len(batch) <= _HANDOVER_BATCHES_MAX + 1
+        await until_idle()
+    await soon(giving)
+    assert taken == 3 * _HANDOVER_BATCHES_MAX
+
+
+async def test_an_abandoned_hand_over_holds_nobody_up_and_keeps_nothing() -> None:
+    hand_over = HandOver()
+    giving = asyncio.create_task(_give_too_much(hand_over))
+    await until_idle()
+    assert not giving.done()
+    hand_over.abandon()
+    await soon(giving)
+    await soon(_give_too_much(hand_over))
+    hand_over.end()
+    assert await soon(hand_over.take()) is None
+
+
+async def _give_too_much(hand_over: HandOver) -> None:
+    for _ in range(_HANDOVER_BATCHES_MAX + 1):
+        await hand_over.put(EVENTS[:1])
+
+
+# One exchange.
+
+
+async def test_a_whole_exchange_shows_everything_and_the_end_last() -> None:
+    claude = FakeClaude(EVENTS[:2], EVENTS[2:])
+    exchange = exchange_with(claude)
+    task = running(exchange)
+    assert await all_of(exchange) == EVENTS
+    await soon(task)
+    assert exchange.error is None
+    assert exchange.opened.is_set()
+    assert (claude.bodies, claude.closed) == ([b"{}"], True)
+
+
+async def test_the_end_is_told_only_after_settling() -> None:
+    settle = asyncio.Event()
+
+    async def hold() -> None:
+        await settle.wait()
+
+    exchange = exchange_with(FakeClaude(EVENTS))
+    exchange.settling = hold
+    task = running(exchange)
+    shown = await soon(exchange.batches())
+    assert [event.type for event in shown][-1] == "content_block_stop"
+    waiting = asyncio.create_task(exchange.batches())
+    await until_idle()
+    assert not waiting.done()
+    settle.set()
+    assert [event.type for event in await soon(waiting)] == ["message_delta", "message_stop"]
+    await soon(task)
+
+
+async def test_what_is_not_streamed_is_only_waited_for() -> None:
+    exchange = exchange_with(FakeClaude(*[[event] for event in EVENTS]), streamed=False)
+    task = running(exchange)
+    await soon(exchange.end())
+    assert exchange.answer.text() == "Hello"
+    assert await soon(exchange.batches()) is None
+    await soon(task)
+
+
+async def test_an_error_of_claudes_is_told_after_what_was_shown() -> None:
+    failed = BatonError("upstream_nonsense", "Broke off.")
+    exchange = exchange_with(FakeClaude(BEGINNING, fails=failed))
+    exchange.headers["x-turn-id"] = exchange.id
+    task = running(exchange)
+    assert await all_of(exchange) == BEGINNING
+    await soon(task)
+    assert exchange.error is failed
+    assert failed.headers == {"x-turn-id": exchange.id}
+
+
+async def test_headers_of_the_error_itself_stand() -> None:
+    failed = BatonError("turn_in_progress", "Wait.", headers={"x-turn-id": "turn_other"})
+    exchange = exchange_with(FakeClaude(fails=failed))
+    exchange.headers |= {"x-turn-id": exchange.id, "x-session-id": "sess_x"}
+    await soon(running(exchange))
+    assert exchange.error is not None
+    assert exchange.error.headers == {"x-turn-id": "turn_other", "x-session-id": "sess_x"}
+
+
+async def test_a_fault_of_ours_is_told_without_its_words() -> None:
+    exchange = exchange_with(FakeClaude(fails=RuntimeError("secret words")))
+    await soon(running(exchange))
+    assert exchange.error is not None
+    assert exchange.error.code == "internal_error"
+    assert "secret" not in str(exchange.error)
+    assert exchange.failures == [exchange.error]
+
+
+async def test_a_fault_in_settling_is_told_too() -> None:
+    async def fail() -> None:
+        raise RuntimeError("secret words")
+
+    exchange = exchange_with(FakeClaude(EVENTS))
+    exchange.settling = fail
+    task = running(exchange)
+    shown = await all_of(exchange)
+    await soon(task)
+    assert "message_stop" not in [event.type for event in shown]
+    assert exchange.error is not None
+    assert exchange.error.code == "internal_error"
+
+
+@pytest.mark.parametrize("why", list(Interrupt))
+async def test_an_interrupt_stops_claude_and_is_told(why: Interrupt) -> None:
+    claude = FakeClaude(BEGINNING, None)
+    exchange = exchange_with(claude)
+    task = running(exchange)
+    await soon(claude.waiting.wait())
+    exchange.interrupt(why)
+    exchange.interrupt(Interrupt.DEADLINE)  # the first reason counts
+    assert await all_of(exchange) == BEGINNING
+    await soon(task)
+    assert claude.closed
+    assert exchange.error is not None
+    assert (exchange.error.code, exchange.error.message) == (why.told().code, why.told().message)
+
+
+async def test_an_interrupt_while_opening_asks_claude_nothing() -> None:
+    claude = FakeClaude(EVENTS)
+    exchange = exchange_with(claude)
+    opening = asyncio.Event()
+    exchange.opening = _never(opening)
+    task = running(exchange)
+    await soon(opening.wait())
+    assert not exchange.opened.is_set()
+    exchange.interrupt(Interrupt.DRAINING)
+    await soon(task)
+    assert claude.bodies == []
+    assert exchange.opened.is_set()
+    assert exchange.error is not None
+
+
+async def test_an_interrupt_before_the_first_step_counts() -> None:
+    claude = FakeClaude(EVENTS)
+    exchange = exchange_with(claude)
+    task = running(exchange)
+    exchange.interrupt(Interrupt.DRAINING)
+    await soon(task)
+    assert claude.bodies == []
+    assert exchange.error is not None
+    assert exchange.error.code == "turn_interrupted"
+
+
+async def test_settling_is_not_interrupted() -> None:
+    settling, settle = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        settling.set()
+        await settle.wait()
+
+    exchange = exchange_with(FakeClaude(EVENTS))
+    exchange.settling = hold
+    task = running(exchange)
+    await soon(settling.wait())
+    exchange.hang_up()
+    exchange.interrupt(Interrupt.DRAINING)
+    await until_idle()
+    assert not task.done()
+    settle.set()
+    await soon(task)
+    assert exchange.error is None
+    assert exchange.failures == [None]
+
+
+async def test_an_interrupt_after_the_end_changes_nothing() -> None:
+    exchange = exchange_with(FakeClaude(EVENTS))
+    task = running(exchange)
+    taken = await all_of(exchange)
+    await soon(task)
+    exchange.interrupt(Interrupt.CANCELLED)
+    exchange.hang_up()
+    assert (taken, exchange.error) == (EVENTS, None)
+
+
+async def test_the_deadline() -> None:
+    claude = FakeClaude(BEGINNING, None)
+    exchange = exchange_with(claude, deadline_s=0.05)
+    await soon(running(exchange))
+    assert exchange.error is not None
+    assert exchange.error.code == "turn_timeout"
+    assert claude.closed
+
+
+async def test_after_the_deadline_no_other_reason_counts() -> None:
+    claude = FakeClaude(BEGINNING, None)
+    claude.may_close.clear()
+    exchange = exchange_with(claude, deadline_s=0.02)
+    task = running(exchange)
+    await soon(claude.waiting.wait())
+    await asyncio.sleep(0.05)  # the deadline has passed, and the connection to Claude is being closed
+    exchange.hang_up()
+    claude.may_close.set()
+    await soon(task)
+    assert exchange.error is not None
+    assert exchange.error.code == "turn_timeout"
+
+
+async def test_a_caller_who_hangs_up_stops_claude() -> None:
+    claude = FakeClaude(BEGINNING, None)
+    exchange = exchange_with(claude)
+    task = running(exchange)
+    await soon(claude.waiting.wait())
+    exchange.hang_up()
+    await soon(task)
+    assert claude.closed
+    assert exchange.error is not None
+    assert exchange.error.code == "turn_interrupted"
+
+
+async def test_a_caller_who_hangs_up_may_want_the_answer_all_the_same() -> None:
+    claude = FakeClaude(BEGINNING, None, EVENTS[3:])
+    exchange = exchange_with(claude, on_disconnect="continue")
+    task = running(exchange)
+    await soon(claude.waiting.wait())
+    exchange.hang_up()
+    claude.go.set()
+    await soon(task)
+    assert exchange.error is None
+    assert exchange.answer.text() == "Hello"
+
+
+async def test_a_reader_who_is_too_slow_is_interrupted_where_it_waits() -> None:
+    pieces = as_events([message_start(), *text_block(0, *["x"] * 200)])
+    claude = FakeClaude(*[[event] for event in pieces])
+    exchange = exchange_with(claude)
+    task = running(exchange)
+    await until_idle()
+    assert not task.done()
+    exchange.interrupt(Interrupt.DRAINING)
+    await soon(task)
+    assert len(await all_of(exchange)) == _HANDOVER_BATCHES_MAX + 1
+    assert exchange.error is not None
+
+
+# All exchanges of a replica.
+
+
+def _never(reached: asyncio.Event) -> Callable[[], Awaitable[None]]:
+    async def wait() -> None:
+        reached.set()
+        await asyncio.Event().wait()
+
+    return wait
+
+
+async def test_no_more_exchanges_than_allowed() -> None:
+    exchanges = Exchanges(running_max=2)
+    held = FakeClaude(None, EVENTS)
+    for _ in range(2):
+        exchanges.admit()
+        exchanges.start(exchange_with(held))
+    for refused in (exchanges.admit, lambda: exchanges.start(exchange_with(held))):
+        with pytest.raises(BatonError) as caught:
+            refused()
+        assert caught.value.code == "overloaded"
+        assert caught.value.response_headers()["retry-after"] == "1"
+    held.go.set()
+    await soon(exchanges.drain(DEADLINE_S, asyncio.Event()))
+
+
+async def test_a_drain_refuses_new_exchanges_and_lets_running_ones_finish() -> None:
+    exchanges = Exchanges(running_max=10)
+    claude = FakeClaude(BEGINNING, None, EVENTS[3:])
+    exchange = exchange_with(claude)
+    exchanges.start(exchange)
+    await soon(claude.waiting.wait())
+    draining = asyncio.create_task(exchanges.drain(DEADLINE_S, asyncio.Event()))
+    await until_idle()
+    assert exchanges.draining
+    for refused in (exchanges.admit, lambda: exchanges.start(exchange_with(claude))):
+        with pytest.raises(BatonError) as caught:
+            refused()
+        assert caught.value.code == "draining"
+    assert not draining.done()
+    claude.go.set()
+    await soon(draining)
+    assert exchange.error is None
+
+
+async def test_a_drain_stops_at_once_what_has_not_asked_claude_yet() -> None:
+    exchanges = Exchanges(running_max=10)
+    opening = asyncio.Event()
+    waiter = exchange_with(FakeClaude(EVENTS))
+    waiter.opening = _never(opening)
+    exchanges.start(waiter)
+    fresh = exchange_with(FakeClaude(EVENTS))
+    await soon(opening.wait())
+    exchanges.start(fresh)  # has not had its first step when the drain begins
+    await soon(exchanges.drain(60.0, asyncio.Event()))
+    for exchange in (waiter, fresh):
+        assert exchange.error is not None
+        assert exchange.error.code == "turn_interrupted"
+        assert exchange.error.status == 503
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+async def test_a_drain_ends_what_takes_too_long(hurried: bool) -> None:
+    exchanges = Exchanges(running_max=10)
+    claude = FakeClaude(BEGINNING, None)
+    exchange = exchange_with(claude)
+    exchanges.start(exchange)
+    await soon(claude.waiting.wait())
+    hurry = asyncio.Event()
+    draining = asyncio.create_task(exchanges.drain(60.0 if hurried else 0.02, hurry))
+    if hurried:
+        await until_idle()
+        assert not draining.done()
+        hurry.set()
+    await soon(draining)
+    assert claude.closed
+    assert exchange.error is not None
+    assert exchange.error.message == Interrupt.DRAINING.told().message
+
+
+async def test_a_drain_waits_for_settling_however_long() -> None:
+    exchanges = Exchanges(running_max=10)
+    settling, settle = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        settling.set()
+        await settle.wait()
+
+    exchange = exchange_with(FakeClaude(EVENTS))
+    exchange.settling = hold
+    exchanges.start(exchange)
+    await soon(settling.wait())
+    draining = asyncio.create_task(exchanges.drain(0.0, asyncio.Event()))
+    await until_idle()
+    assert not draining.done()
+    settle.set()
+    await soon(draining)
+    assert exchange.error is None
+
+
+async def test_a_drain_of_nothing_ends_at_once() -> None:
+    await soon(Exchanges(running_max=1).drain(60.0, asyncio.Event()))

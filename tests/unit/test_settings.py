@@ -1,0 +1,227 @@
+"""Settings are judged as a whole, and no secret is ever shown."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service import settings
+from service.settings import Settings, SettingsProblem, unknown_variables, variable
+
+KEY = "sk-ant-TOPSECRET-0123456789"
+SECRET = "TOPSECRET-0123456789abcdef"
+PASSWORD_URL = "redis://:TOPSECRET@127.0.0.1:6379/0"
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of the machine's own settings; a key, which every test but those about it needs."""
+    for name in list(os.environ):
+        if name.upper().startswith(("BATON_", "ANTHROPIC_")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def read_with(**environment: str) -> Settings:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        return settings.read()
+
+    return read_with
+
+
+@pytest.fixture
+def problems(read: Any) -> Any:
+    def problems_with(**environment: str) -> list[str]:
+        with pytest.raises(SettingsProblem) as caught:
+            read(**environment)
+        found = caught.value.problems
+        assert "TOPSECRET" not in "\n".join(found)
+        assert all(line.strip() for line in found)
+        return found
+
+    return problems_with
+
+
+def test_a_key_is_enough(read: Any) -> None:
+    assert read().store_url() == "embedded"
+    assert (read().host, read().port) == ("127.0.0.1", 8000)
+
+
+def test_a_base_url_is_enough(read: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    assert read(ANTHROPIC_BASE_URL="http://127.0.0.1:9").anthropic_api_key is None
+
+
+@pytest.mark.parametrize("key", [None, "", "  "])
+def test_without_claude_it_says_what_to_set(problems: Any, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    (line,) = problems() if key is None else problems(ANTHROPIC_API_KEY=key, ANTHROPIC_BASE_URL="")
+    assert "ANTHROPIC_API_KEY" in line
+    assert "baton simulate" in line
+
+
+def test_all_problems_are_told_at_once(problems: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    found = problems(
+        BATON_LISTEN="0.0.0.0:8000",
+        BATON_REDIS_URL="http://x",
+        BATON_LEASE_MS="5",
+        BATON_ON_CONFLICT="maybe",
+        BATON_SECRET="short",
+        BATON_MODEL_ALIASES="gpt-4o",
+        BATON_LOG_LEVEL="loud",
+    )
+    for name in (
+        "ANTHROPIC_API_KEY",
+        "BATON_LISTEN",
+        "BATON_REDIS_URL",
+        "BATON_LEASE_MS",
+        "BATON_ON_CONFLICT",
+        "BATON_SECRET",
+        "BATON_MODEL_ALIASES",
+        "BATON_LOG_LEVEL",
+    ):
+        assert any(name in line for line in found), name
+
+
+def test_an_unreadable_url_file_does_not_hide_other_problems(problems: Any, tmp_path: Path) -> None:
+    found = problems(BATON_REDIS_URL_FILE=str(tmp_path / "missing"), BATON_LISTEN="0.0.0.0:1")
+    assert any("BATON_REDIS_URL_FILE" in line for line in found)
+    assert any("BATON_LISTEN" in line for line in found)
+
+
+def test_a_url_file(read: Any, problems: Any, tmp_path: Path) -> None:
+    path = tmp_path / "url"
+    path.write_text(PASSWORD_URL + "\n")
+    assert read(BATON_REDIS_URL_FILE=str(path), BATON_SECRET=SECRET).store_url() == PASSWORD_URL
+    path.write_bytes(b"redis://\xff")
+    (line,) = problems()
+    assert "BATON_REDIS_URL_FILE" in line
+    path.write_text("")
+    (line,) = problems()
+    assert "BATON_REDIS_URL" in line
+
+
+def test_a_shared_store_needs_the_secret(problems: Any) -> None:
+    (line,) = problems(BATON_REDIS_URL=PASSWORD_URL)
+    assert "BATON_SECRET" in line
+    assert "openssl rand" in line
+
+
+@pytest.mark.parametrize("url", ["", "redis", "127.0.0.1:6379", "http://:TOPSECRET@x", "embedded2"])
+def test_urls_that_are_no_store(problems: Any, url: str) -> None:
+    (line,) = problems(BATON_REDIS_URL=url, BATON_SECRET=SECRET)
+    assert "BATON_REDIS_URL" in line
+
+
+def test_secrets_are_not_shown(read: Any) -> None:
+    shown = read(BATON_REDIS_URL=PASSWORD_URL, BATON_SECRET=SECRET)
+    assert "TOPSECRET" not in repr(shown) + str(shown)
+
+
+@pytest.mark.parametrize("secret", ["TOPSECRET", "x" * 15])
+def test_a_short_secret(problems: Any, secret: str) -> None:
+    (line,) = problems(BATON_SECRET=secret)
+    assert line.startswith("BATON_SECRET")
+    assert secret not in line
+
+
+@pytest.mark.parametrize(
+    ("listen", "host", "port"),
+    [("127.0.0.1:0", "127.0.0.1", 0), ("localhost:80", "localhost", 80), ("[::1]:8000", "[::1]", 8000)],
+)
+def test_loopback_addresses(read: Any, listen: str, host: str, port: int) -> None:
+    found = read(BATON_LISTEN=listen)
+    assert (found.host, found.port) == (host, port)
+
+
+@pytest.mark.parametrize(
+    "listen", ["0.0.0.0:8000", "[::]:8000", "10.0.0.1:8000", "example.org:80", "[::ffff:1.2.3.4]:1"]
+)
+def test_other_addresses_need_a_word(read: Any, problems: Any, listen: str) -> None:
+    (line,) = problems(BATON_LISTEN=listen)
+    assert "BATON_AUTH=open" in line
+    assert read(BATON_AUTH="open").listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen", ["", "8000", ":8000", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", "a:-1"]
+)
+def test_what_is_not_an_address(problems: Any, listen: str) -> None:
+    (line,) = problems(BATON_LISTEN=listen)
+    assert line.startswith("BATON_LISTEN")
+
+
+def bounds(name: str) -> dict[str, float]:
+    """The numeric bounds of a field, by their pydantic names."""
+    found: dict[str, float] = {}
+    for rule in Settings.model_fields[name].metadata:
+        found |= {bound: getattr(rule, bound) for bound in ("ge", "gt", "le", "lt") if hasattr(rule, bound)}
+    return found
+
+
+NUMBERS = sorted(name for name, info in Settings.model_fields.items() if info.annotation in (int, float))
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_is_bounded_on_both_sides(
+    problems: Any, read: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    found = bounds(name)
+    assert len(found) == 2
+    low, high = found.get("ge", found.get("gt", 0)), found["le"]
+    wrong = [str(high + 1), "many", "", "nan", "inf", str(low - 1), *(["0"] if "gt" in found else [])]
+    for value in wrong:
+        (line,) = problems(**{variable(name): value})
+        assert line.startswith(variable(name))
+    assert getattr(read(**{variable(name): str(high)}), name) == high
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_every_setting_has_a_sentence(name: str) -> None:
+    sentence = Settings.model_fields[name].description or ""
+    assert sentence.endswith((".", "…"))
+
+
+@pytest.mark.parametrize("namespace", ["", "Baton", "a b", "a{b", "a:b", "-a", "a" * 33, "a\n"])
+def test_namespaces(problems: Any, namespace: str) -> None:
+    (line,) = problems(BATON_NAMESPACE=namespace)
+    assert line.startswith("BATON_NAMESPACE")
+
+
+def test_aliases(read: Any, problems: Any) -> None:
+    assert read(BATON_MODEL_ALIASES=" a = m-1, b=m-2 ,").model_aliases == {"a": "m-1", "b": "m-2"}
+    assert read(BATON_MODEL_ALIASES="").model_aliases == {}
+    for wrong in ("a", "=m", "a=", "a=m,b"):
+        (line,) = problems(BATON_MODEL_ALIASES=wrong)
+        assert line.startswith("BATON_MODEL_ALIASES")
+
+
+def test_misspelt_variables_are_found() -> None:
+    environment = dict.fromkeys(["BATON_LISTN", "BATON_LISTEN", "BATON_REDIS", "PATH", "ANTHROPIC_API_KEY"], "x")
+    assert unknown_variables(environment) == ["BATON_LISTN", "BATON_REDIS"]
+
+
+def test_what_kubernetes_injects_is_not_warned_about() -> None:
+    injected = [
+        "BATON_SERVICE_HOST",
+        "BATON_SERVICE_PORT",
+        "BATON_SERVICE_PORT_HTTP",
+        "BATON_PORT",
+        "BATON_PORT_8000_TCP",
+        "BATON_PORT_8000_TCP_ADDR",
+        "BATON_REDIS_SERVICE_HOST",
+        "BATON_REDIS_PORT",
+        "BATON_REDIS_PORT_6379_TCP_PROTO",
+    ]
+    assert unknown_variables(dict.fromkeys(injected, "x")) == []
+
+
+def test_every_variable_is_known() -> None:
+    assert unknown_variables(dict.fromkeys(map(variable, Settings.model_fields), "x")) == []
+    assert variable("anthropic_api_key") == "ANTHROPIC_API_KEY"
+    assert variable("lease_ms") == "BATON_LEASE_MS"

@@ -1,0 +1,103 @@
+"""A turn gets its verdict whatever goes wrong on our side; the store is a stand-in that notes what it was told."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any, cast
+
+import pytest
+
+from service.addressing import Address
+from service.claude import Claude
+from service.events import Event
+from service.prefix import Ask
+from service.turn import Rules, Turn
+from storage.keys import Keyspace
+from storage.results import Begun, Settled, StoreUnavailable, UnknownReply
+from storage.sessions import Sessions
+from storage.turns import History, Turns
+from tests.unit.claude_events import answer_events, as_events, text_block
+
+pytestmark = pytest.mark.anyio
+
+KEYSPACE = Keyspace("test", 1, b"sixteen bytes or more")
+RULES = Rules(replica="r", lease_ms=60_000, turns_max=10, session_ttl_ms=60_000, queue_wait_s=1.0, deadline_s=5.0)
+
+
+class StoreOfOneTurn:
+    """Begins any turn; what commit and abort do is up to the test."""
+
+    def __init__(self, commit: Exception | Settled, abort: Exception | Settled) -> None:
+        self.answers = {"commit": commit, "abort": abort}
+        self.told: list[str] = []
+
+    async def begin(self, *_: Any, **__: Any) -> Begun:
+        return Begun(1, "head_x", 0, 0, 0, "", "", 0, "")
+
+    async def history(self, *_: Any) -> History:
+        return History([], b"")
+
+    async def commit(self, *_: Any) -> Settled:
+        return self._answer("commit")
+
+    async def abort(self, *_: Any) -> Settled:
+        return self._answer("abort")
+
+    def _answer(self, verb: str) -> Settled:
+        self.told.append(verb)
+        answer = self.answers[verb]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class WholeAnswer:
+    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+        yield as_events(answer_events(text_block(0, "Hi")))
+
+
+async def settled(store: StoreOfOneTurn) -> Turn:
+    turn = Turn(
+        cast(Claude, WholeAnswer()),
+        cast(Sessions, None),
+        cast(Turns, store),
+        RULES,
+        address=Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"),
+        ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
+        dialect="chat",
+        on_conflict="reject",
+        streamed=False,
+        on_disconnect="cancel",
+    )
+    async with asyncio.timeout(5):
+        await turn.run()
+    return turn
+
+
+COMMITTED, ABORTED = Settled("committed", 1), Settled("aborted", 1)
+LOST = StoreUnavailable("TimeoutError", outcome_unknown=True)
+NEVER_SENT = StoreUnavailable("ConnectionError", outcome_unknown=False)
+
+
+@pytest.mark.parametrize(
+    ("commit", "abort", "code", "told"),
+    [
+        (COMMITTED, ABORTED, None, ["commit"]),
+        (LOST, ABORTED, "session_not_saved", ["commit", "abort"]),
+        (LOST, COMMITTED, None, ["commit", "abort"]),
+        (LOST, LOST, "session_save_unknown", ["commit", "abort"]),
+        (NEVER_SENT, NEVER_SENT, "session_not_saved", ["commit", "abort"]),
+        (Settled("dead", 1), ABORTED, "turn_superseded", ["commit"]),
+        (UnknownReply([b"HUH"]), ABORTED, "internal_error", ["commit", "abort"]),
+        (UnknownReply([b"HUH"]), LOST, "internal_error", ["commit", "abort"]),
+    ],
+)
+async def test_what_became_of_the_commit(
+    commit: Exception | Settled, abort: Exception | Settled, code: str | None, told: list[str]
+) -> None:
+    store = StoreOfOneTurn(commit, abort)
+    turn = await settled(store)
+    assert (turn.error.code if turn.error else None) == code
+    assert store.told == told
+    if code == "session_save_unknown":
+        assert turn.error is not None
+        assert turn.id in turn.error.message
