@@ -3,7 +3,7 @@
 Two numbers per kind of work, measured in the same run, in short slices A B A B, so that whatever else the machine does
 hits both: *baton*, a real ``baton serve``, and the *floor* (floor.py), the least that the same turn can cost. CPU time
 of the process only, user and system, per turn or per streamed event (the turn's own work shared out over its events);
-medians of the slices. Requests per second would measure the machine's other tenants.
+medians over the rounds. Requests per second would measure the machine's other tenants.
 
 Also: a turn at 200 stored messages beside one at 2, resident memory before and after, and the server time of the two
 scripts of a turn at 10 and at 10,000 stored messages.
@@ -92,13 +92,18 @@ class Bench:
         self.turns[name] += turns
         return (target.cpu_s() - before) / turns / cell.units * 1e6
 
-    async def cell(self, cell: Cell, repeats: int) -> dict[str, float]:
-        """The medians, by target."""
-        samples: dict[str, list[float]] = {name: [] for name in self._targets}
+    async def rounds(self, cells: Sequence[Cell], repeats: int) -> dict[tuple[str, Cell], list[float]]:
+        """Every target at every kind of work, again and again: the slices, by target and cell, round by round."""
+        samples: dict[tuple[str, Cell], list[float]] = {(name, cell): [] for cell in cells for name in self._targets}
         for _ in range(repeats):
-            for name, of in samples.items():
+            for (name, cell), of in samples.items():
                 of.append(await self.slice(name, cell))
-        return {name: statistics.median(of) for name, of in samples.items()}
+        return samples
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> float:
+    """The median of the rounds' ratios: what disturbs a round disturbs both sides of it."""
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
 
 
 @contextlib.asynccontextmanager
@@ -135,16 +140,16 @@ async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
     await store.open()
     async with contextlib.aclosing(store), processes(valkey_url, secret, folder) as (generator, targets):
         bench = Bench(store, generator, targets)
-        warm_up = Cell("", "bench-plain", 2, 4, _WARM_UP_TURNS // 4, 1)
-        await bench.cell(warm_up, 1)
+        await bench.rounds([Cell("", "bench-plain", 2, 4, _WARM_UP_TURNS // 4, 1)], 1)
         resident_mb = targets["baton"].resident_mb()
+        samples = await bench.rounds(_CELLS, 2 if quick else 5)
         print(f"\n{'CPU of the process, µs per':<40}{'floor':>9}{'baton':>9}{'ratio':>8}")
-        plain = []
         for cell in _CELLS:
-            cost = await bench.cell(cell, 2 if quick else 5)
-            print(f"{cell.name:<40}{cost['floor']:>9.1f}{cost['baton']:>9.1f}{cost['baton'] / cost['floor']:>8.2f}")
-            plain += [] if cell.streamed else [cost["baton"]]
-        print(f"{'baton, 200 stored messages / 2':<40}{plain[1] / plain[0]:>26.2f}")
+            floor, baton = samples["floor", cell], samples["baton", cell]
+            medians = f"{statistics.median(floor):>9.1f}{statistics.median(baton):>9.1f}"
+            print(f"{cell.name:<40}{medians}{ratio(baton, floor):>8.2f}")
+        growth = ratio(samples["baton", _CELLS[1]], samples["baton", _CELLS[0]])
+        print(f"{'baton, 200 stored messages / 2':<40}{growth:>26.2f}")
         now_mb = targets["baton"].resident_mb()
         print(f"\nbaton resident: {resident_mb:.0f} MB after {_WARM_UP_TURNS} turns, ", end="")
         print(f"{now_mb:.0f} MB after {bench.turns['baton']}; floor: {targets['floor'].resident_mb():.0f} MB")
@@ -164,12 +169,14 @@ async def _print_server_times(valkey_url: str, secret: str, *, quick: bool) -> N
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="CPU per turn and per streamed event.")
-    parser.add_argument("--quick", action="store_true", help="two slices a cell instead of five")
+    parser.add_argument("--quick", action="store_true", help="two rounds instead of five")
     quick = parser.parse_args(argv).quick
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
-    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
-        with EmbeddedValkey.start(Path(folder) / "store") as valkey:
-            asyncio.run(measure(valkey.url, Path(folder), quick=quick))
+    with (
+        tempfile.TemporaryDirectory(prefix="baton-bench-") as folder,
+        EmbeddedValkey.start(Path(folder) / "store") as valkey,
+    ):
+        asyncio.run(measure(valkey.url, Path(folder), quick=quick))
 
 
 if __name__ == "__main__":

@@ -86,8 +86,9 @@ class _Connection(asyncio.Protocol):
         if len(self._received) < size:
             return
         model = _MODEL.search(self._received, head_end, size)
+        way = bytes(model[1]) if model else b"plain"
         del self._received[:size]
-        self._answer(model[1] if model else b"plain")
+        self._answer(way)
 
     def _answer(self, way: bytes) -> None:
         if way == b"paced":

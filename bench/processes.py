@@ -51,11 +51,20 @@ async def running(
 
 async def _port(child: asyncio.subprocess.Process, log: Path) -> int:
     async with asyncio.timeout(_START_S):
-        while (found := _LISTENING.search(log.read_bytes())) is None:
+        while (port := _port_told(log)) is None:
             if child.returncode is not None:
-                raise RuntimeError(f"ended with {child.returncode}: {log.read_text('utf-8')[-2000:]}")
+                raise RuntimeError(f"ended with {child.returncode}: {_last_words(log)}")
             await asyncio.sleep(_POLL_S)
-    return int(found[1])
+    return port
+
+
+def _port_told(log: Path) -> int | None:
+    found = _LISTENING.search(log.read_bytes())
+    return int(found[1]) if found else None
+
+
+def _last_words(log: Path) -> str:
+    return log.read_text("utf-8")[-2000:]
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:

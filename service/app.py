@@ -1,6 +1,7 @@
 """The composition root: from settings to an application, and its life.
 
-Start: the listener opens at once; the store is contacted in the background (store_watch.py). Drain: server.py.
+Start: the store is contacted first, but a store that is away does not keep the listener from opening (store_watch.py).
+Drain: server.py.
 """
 
 import asyncio
@@ -31,6 +32,7 @@ from storage.sessions import Sessions
 from storage.turns import Turns
 
 _CONTACT_S: Final = 3.0  # a look at the store may take this long
+_FIRST_CONTACT_S: Final = 2.0  # and this long is waited for the first one before listening
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ def build(
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     sessions = Sessions(redis, keyspace, budget_s=settings.store_begin_s)
     exchanges = Exchanges(settings.turns_running_max)
+    allowed = settings.redis_eviction_allowed
+    watch = StoreWatch(
+        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
+        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
+        on_refused,
+    )
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -73,12 +81,7 @@ def build(
             deadline_s=settings.turn_deadline_s,
         ),
         exchanges=exchanges,
-    )
-    allowed = settings.redis_eviction_allowed
-    watch = StoreWatch(
-        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
-        on_refused,
+        store=watch,
     )
     ops = OpsRoutes(
         watch,
@@ -91,12 +94,13 @@ def build(
     @contextlib.asynccontextmanager
     async def life(_: Router) -> AsyncIterator[None]:
         watching = asyncio.create_task(watch.run())
+        await watch.tried(_FIRST_CONTACT_S)
         yield
         watching.cancel()
         await claude.aclose()
         await redis.aclose()
 
-    router = Router(_routes(parts, ops, SessionRoutes(sessions)), redirect_slashes=False, lifespan=life)
+    router = Router(_routes(parts, ops, SessionRoutes(sessions, watch)), redirect_slashes=False, lifespan=life)
     return Application(Edge(router, lambda: exchanges.draining), exchanges)
 
 

@@ -22,19 +22,25 @@ from service import telemetry
 from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
 from service.errors import BatonError
 
+_UNREAD = {"connection": "close"}  # what was not read of a request must not be taken for the next one
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
 def header(scope: Scope, name: bytes) -> str | None:
-    """The first value of a header, or None. Bytes beyond ASCII are kept as latin-1, as ASGI hands them over."""
-    for key, value in scope["headers"]:
-        if key == name:
-            return str(value, "latin-1")
-    return None
+    """A header's value, or None. Bytes beyond ASCII are kept as latin-1, as ASGI hands them over.
+
+    Raises:
+        BatonError: invalid_value, if it is there twice with different values.
+    """
+    values = {value for key, value in scope["headers"] if key == name}
+    if len(values) > 1:
+        shown = name.decode("latin-1")
+        raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
+    return str(values.pop(), "latin-1") if values else None
 
 
 def _request_id(scope: Scope) -> str:
-    given = header(scope, b"x-request-id")
+    given = next((str(value, "latin-1") for key, value in scope["headers"] if key == b"x-request-id"), None)
     return given if given and _REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
 
 
@@ -44,10 +50,9 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
     Raises:
         BatonError: request_too_large, by its declared or its real length; body_timeout.
     """
-    too_large = BatonError("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
     declared = header(scope, b"content-length")
     if declared and declared.isdecimal() and int(declared) > bytes_max:
-        raise too_large
+        raise _too_large(bytes_max)
     chunks: list[bytes] = []
     size = 0
     try:
@@ -59,12 +64,18 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
                 chunk = message.get("body", b"")
                 size += len(chunk)
                 if size > bytes_max:
-                    raise too_large
+                    raise _too_large(bytes_max)
                 chunks.append(chunk)
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
-        raise BatonError("body_timeout", f"The body did not arrive within {wait_s:g} s.") from None
+        late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
+        raise BatonError("body_timeout", late, headers=_UNREAD) from None
+
+
+def _too_large(bytes_max: int) -> BatonError:
+    message = f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX)."
+    return BatonError("request_too_large", message, headers=_UNREAD)
 
 
 def parse_json(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Claude, as Baton sees it. The only importer of ``anthropic``.
+"""Claude, as Baton sees it: one call that streams, and the retries. `claude_transport` carries it.
 
 One call streams: the request goes out as bytes, the answer comes back as batches of raw events, parsed once and kept
 whole. Answers to callers who do not stream are assembled from the same events, so there is one way to talk to Claude.
@@ -14,7 +14,6 @@ after the 200 is told by its ``type``, which is all that identifies it.
 
 import asyncio
 import random
-import ssl
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final, cast
@@ -23,6 +22,7 @@ import anthropic
 import httpx2
 
 from service import telemetry
+from service.claude_transport import DirectTransport, Stream
 from service.errors import BatonError
 from service.events import Event, EventReader
 
@@ -40,20 +40,23 @@ class Claude:
     """
 
     def __init__(self, api_key: str | None, base_url: str | None, *, connections_max: int) -> None:
-        limits = httpx2.Limits(max_connections=connections_max, max_keepalive_connections=connections_max)
-        # Between two events Claude sends pings; ten minutes of nothing is a dead connection. The exchange's own
-        # deadline is above all of these.
-        timeout = httpx2.Timeout(connect=5.0, read=600.0, write=60.0, pool=5.0)
+        # The SDK's own HTTP client serves what is not a turn: the list of models.
+        limits = httpx2.Limits(max_connections=8, max_keepalive_connections=1)
+        timeout = httpx2.Timeout(connect=5.0, read=60.0, write=60.0, pool=5.0)
+        self._transport = DirectTransport(connections_max=connections_max)
         self._sdk = anthropic.AsyncAnthropic(
             api_key=api_key or "none",
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=anthropic.DefaultAioHttpClient(limits=limits, timeout=timeout),
+            http_client=anthropic.DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
+            middleware=[self._transport],
         )
+        self._transport.bind(self._sdk)
 
     async def aclose(self) -> None:
         """Closes all connections."""
+        await self._transport.aclose()
         await self._sdk.close()
 
     async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
@@ -88,39 +91,43 @@ class Claude:
         try:
             response = await self._sdk.post(
                 "/v1/messages",
-                cast_to=httpx2.Response,
+                cast_to=object,
                 content=body,
-                options={"headers": {"content-type": "application/json", "accept": "text/event-stream"}},
                 stream=True,
                 stream_cls=anthropic.AsyncStream[Any],
             )
         except anthropic.AnthropicError as error:
             raise _failure(error) from error
         reader = EventReader()
-        raw = cast(httpx2.Response, response)
+        begun = False
+        stream = cast(Stream, response)
         try:
-            if not raw.headers.get("content-type", "").startswith("text/event-stream"):
+            if stream.content_type != "text/event-stream":
                 raise BatonError("upstream_nonsense", "Claude's answer is not an event stream.")
-            async with aclosing(raw.aiter_bytes()) as chunks:
+            async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     batch = [event for event in reader.feed(chunk) if event.type != "ping"]
-                    failed = next((event for event in batch if event.type == "error"), None)
+                    failed = next((at for at, event in enumerate(batch) if event.type == "error"), None)
+                    if failed is not None and not begun:
+                        raise _stream_error(batch[failed].data)  # nothing was shown: it may be tried again
+                    if shown := batch[:failed]:
+                        begun = True
+                        yield shown
                     if failed is not None:
-                        raise _stream_error(failed.data)
-                    if batch:
-                        yield batch
+                        raise _stream_error(batch[failed].data)
                     if batch and batch[-1].type == "message_stop":
+                        stream.finish()
                         return
             raise BatonError("upstream_nonsense", "Claude's answer stopped before its end.")
         except BatonError as error:
             raise _Failure(error, retry=True) from error.__cause__
-        except httpx2.TimeoutException as error:
+        except anthropic.APITimeoutError as error:
             raise _Failure(BatonError("upstream_timeout", "Claude fell silent."), retry=False) from error
-        except (httpx2.HTTPError, httpx2.StreamError, ssl.SSLError) as error:
+        except anthropic.APIConnectionError as error:
             broke = BatonError("upstream_unavailable", "The connection to Claude broke before the answer's end.")
             raise _Failure(broke, retry=True) from error
         finally:
-            await raw.aclose()
+            stream.close()
 
     async def models(self) -> list[dict[str, Any]]:
         """What the Models API lists, newest first, as it answers it."""

@@ -17,6 +17,7 @@ from service.errors import BatonError
 from service.exchange import Exchange, Exchanges, OnDisconnect
 from service.prefix import stateless
 from service.settings import Settings
+from service.store_watch import StoreWatch
 from service.turn import OnConflict, Rules, Turn
 from storage.sessions import Sessions
 from storage.turns import Turns
@@ -32,6 +33,7 @@ class Parts:
     turns: Turns
     rules: Rules
     exchanges: Exchanges
+    store: StoreWatch
 
 
 class ChatCompletions:
@@ -86,6 +88,7 @@ class ChatCompletions:
                 on_disconnect="cancel",
                 deadline_s=parts.rules.deadline_s,
             )
+        parts.store.require()
         _check_input(scope, request)
         return Turn(
             parts.claude,

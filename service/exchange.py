@@ -53,6 +53,16 @@ _TOLD: Final = {
 }
 
 
+def draining() -> BatonError:
+    """What a request is told that this replica does not begin to serve any more."""
+    return BatonError(
+        "draining",
+        "This replica is shutting down; send the request again.",
+        retry_after_s=1,
+        headers={"connection": "close"},  # so that it is sent to another one
+    )
+
+
 class HandOver:
     """Batches of events from the exchange to whoever answers the caller; at most one taker."""
 
@@ -172,9 +182,9 @@ class Exchange:
                 self.error = await self._settle(failure)
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
-            if self.error is None:
+            if self.error is None and self._streamed:
                 await self._hand_over_or_gone(self.answer.held)
-            else:
+            elif self.error is not None:
                 self.error.headers = self.headers | self.error.headers
             self._hand_over.end()
             self._ended.set()
@@ -201,6 +211,8 @@ class Exchange:
                     self._settling = True
         except TimeoutError:
             self._interrupt = self._interrupt or Interrupt.DEADLINE
+            if self._interrupt is Interrupt.DRAINING and not self.opened.is_set():
+                return draining()
             return self._interrupt.told()
         except BatonError as error:
             return error
@@ -247,12 +259,7 @@ class Exchanges:
             BatonError: draining or overloaded.
         """
         if self._draining:
-            raise BatonError(
-                "draining",
-                "This replica is shutting down; send the request again.",
-                retry_after_s=1,
-                headers={"connection": "close"},  # so that it is sent to another one
-            )
+            raise draining()
         if len(self._running) >= self._running_max:
             raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
 

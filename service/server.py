@@ -7,6 +7,7 @@ A second signal ends that wait at once. Then uvicorn closes idle connections and
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 import sys
@@ -98,6 +99,16 @@ def _kept_secret(data_dir: Path) -> str:
     return path.read_text("ascii").strip()
 
 
+def _tune_collector() -> None:
+    """Keeps the garbage collector away from what lives for ever (the modules: most of the heap).
+
+    Measured: a sixth of the CPU of a burst of events was spent on looking at it again and again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 50)
+
+
 def _run(settings: Settings, url: str, secret: str) -> int:
     refused: list[str] = []
 
@@ -124,6 +135,7 @@ def _run(settings: Settings, url: str, secret: str) -> int:
         backlog=2048,
     )
     server = _Server(config, application.exchanges, settings.drain_s)
+    _tune_collector()
     server.run()
     for problem in refused:
         telemetry.log.error("store_refused", problem=problem)

@@ -29,8 +29,13 @@ DEAD_TURNS_FOUND = Counter("baton_dead_turns_found", "Turns of vanished replicas
 PHASE_SECONDS = Histogram(
     "baton_turn_phase_seconds", "Phases of a turn.", ["phase"], buckets=_SECONDS, registry=REGISTRY
 )
+# Children of the hot path, looked up once.
+BEGIN_SECONDS = PHASE_SECONDS.labels("begin")
+HISTORY_SECONDS = PHASE_SECONDS.labels("history")
+COMMIT_SECONDS = PHASE_SECONDS.labels("commit")
 UPSTREAM_RETRIES = Counter("baton_upstream_retries", "Requests to Claude sent again.", registry=REGISTRY)
 TOKENS = Counter("baton_tokens", "Tokens as Claude counted them.", ["kind"], registry=REGISTRY)
+TOKENS_BY_KIND = {kind: TOKENS.labels(kind) for kind in ("input", "output", "cache_read", "cache_written")}
 STORE_UP = Gauge("baton_store_up", "1 while the store takes writes.", registry=REGISTRY)
 
 
@@ -52,7 +57,9 @@ def request_done(scope: Scope, status: int, duration_s: float) -> None:
 def configure(log_format: str, log_level: str) -> None:
     """Sets up logging for the process; `log_format` as in settings."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
-    renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
+    # Plain tracebacks: the pretty ones print local variables, and those hold what callers said.
+    pretty = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer: Any = pretty if console else structlog.processors.JSONRenderer()
     processors: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

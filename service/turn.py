@@ -29,6 +29,7 @@ for sure what became of the turn; without an answer the caller is told that it i
 """
 
 import asyncio
+import contextlib
 import random
 import time
 from dataclasses import dataclass
@@ -63,6 +64,8 @@ from storage.sessions import NewSession, Sessions
 from storage.turns import Commit, Turns
 
 _BEGIN_ATTEMPTS: Final = 8
+_ABORT_WAIT_S: Final = 1.5
+_ABORTING: Final[set[asyncio.Task[None]]] = set()  # what goes on after its exchange; a lost one costs one lease
 _POLL_S: Final = (0.05, 0.1, 0.2, 0.25)
 
 OnConflict = Literal["queue", "reject"]
@@ -146,8 +149,8 @@ class Turn(Exchange):
         new = pack(self._ask.messages, last_digest(history))
         self._prepared = continued(self._ask, begun, history, new)
         self._new = new
-        telemetry.PHASE_SECONDS.labels("begin").observe(read - began)
-        telemetry.PHASE_SECONDS.labels("history").observe(time.perf_counter() - read)
+        telemetry.BEGIN_SECONDS.observe(read - began)
+        telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         return self._prepared.body
 
     async def _begin(self) -> Begun:
@@ -267,7 +270,7 @@ class Turn(Exchange):
         try:
             return await self._verdict(failure)
         except Exception:
-            await self._abort_quietly()  # a fault of ours must not leave the session busy until the lease ends
+            await self._abort()  # a fault of ours must not leave the session busy until the lease ends
             raise
         finally:
             await self._stop_renewing()
@@ -284,12 +287,7 @@ class Turn(Exchange):
         kept = self._interrupt in (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING)
         if kept and self._streamed and self._prepared is not None and self.answer.content():
             return await self._commit("incomplete") or failure
-        try:
-            result = await self._turns.abort(self._ref, self.id, "holder")
-        except StoreUnavailable:
-            telemetry.log.warning("abort_unanswered", session=self._ref.id, turn=self.id)
-            return failure
-        _count("removed" if isinstance(result, Removed) else "aborted")
+        await self._abort()
         return failure
 
     async def _commit(self, status: Status) -> BatonError | None:
@@ -301,15 +299,15 @@ class Turn(Exchange):
         except StoreUnavailable as error:
             return await self._unsaved(error)
         finally:
-            telemetry.PHASE_SECONDS.labels("commit").observe(time.perf_counter() - started)
+            telemetry.COMMIT_SECONDS.observe(time.perf_counter() - started)
         match result:
             case Settled("committed"):
                 _count(status)
-                for kind in ("input", "output", "cache_read", "cache_written"):
-                    telemetry.TOKENS.labels(kind).inc(getattr(commit.usage, kind))
+                for kind, counter in telemetry.TOKENS_BY_KIND.items():
+                    counter.inc(getattr(commit.usage, kind))
                 return None
             case Fenced():
-                await self._abort_quietly()
+                await self._abort()
                 _count("superseded")
                 return Interrupt.LEASE_LOST.told()
             case Settled():
@@ -335,11 +333,25 @@ class Turn(Exchange):
         _count("not_saved")
         return BatonError("session_not_saved", "The answer could not be stored; the session is as it was before.")
 
-    async def _abort_quietly(self) -> None:
+    async def _abort(self) -> None:
+        """Tries to settle the turn before its caller is told; if the store is silent, goes on trying behind its back.
+
+        A silent store must not keep the caller waiting: nothing was promised, and the lease is the last resort.
+        """
         try:
-            await self._turns.abort(self._ref, self.id, "holder")
+            result = await self._turns.abort(self._ref, self.id, "holder", budget_s=_ABORT_WAIT_S)
         except StoreUnavailable:
             telemetry.log.warning("abort_unanswered", session=self._ref.id, turn=self.id)
+            task = asyncio.create_task(self._abort_later())
+            _ABORTING.add(task)
+            task.add_done_callback(_ABORTING.discard)
+        else:
+            _count("removed" if isinstance(result, Removed) else "aborted")
+
+    async def _abort_later(self) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._turns.abort(self._ref, self.id, "holder", budget_s=self._rules.lease_ms / 1000)
+            telemetry.log.info("aborted_late", session=self._ref.id, turn=self.id)
 
     def _as_commit(self, status: Status) -> Commit:
         assert self._begun is not None

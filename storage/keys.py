@@ -12,6 +12,7 @@ import base64
 import re
 import secrets
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -86,7 +87,7 @@ class Keyspace:
 
     def owner_tag(self, owner: str) -> str:
         """16 characters that stand for an owner in key names, so that no key shows who owns it."""
-        return _base32(self._hash(b"baton-owner", owner, size=10))
+        return _owner_tag(self, owner)
 
     def fingerprint(self) -> str:
         """Tells two secrets apart without telling either."""
@@ -113,3 +114,8 @@ class Keyspace:
     def config(self) -> str:
         """The namespace's record: number of buckets and the fingerprint of the secret, set once."""
         return "{" + self.namespace + "}:cfg"
+
+
+@lru_cache(maxsize=4096)
+def _owner_tag(keyspace: Keyspace, owner: str) -> str:
+    return _base32(keyspace._hash(b"baton-owner", owner, size=10))

@@ -151,8 +151,19 @@ class Turns:
         return read_commit(reply)
 
     async def abort(
-        self, ref: SessionRef, turn_id: str, mode: Literal["holder", "finder"]
+        self, ref: SessionRef, turn_id: str, mode: Literal["holder", "finder"], *, budget_s: float | None = None
     ) -> Settled | Removed | Live | UnknownTurn | Gone:
-        """Settles a turn that will not become history; see scripts/abort.lua."""
+        """Settles a turn that will not become history; see scripts/abort.lua.
+
+        Args:
+            ref: the session.
+            turn_id: the turn.
+            mode: who asks.
+            budget_s: how long it is tried while no server can be reached, too; by default as a commit's outcome is
+                looked for, and only while a server can be reached.
+        """
         args = (ref.id, turn_id, mode)
-        return read_abort(await self._scripts.run("abort", ref.keys, args, budget_s=self._settle_budget_s))
+        patient = budget_s is not None
+        budget_s = self._settle_budget_s if budget_s is None else budget_s
+        reply = await self._scripts.run("abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient)
+        return read_abort(reply)

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from service import access, addressing
 from service.asgi import json_response, query_number
 from service.errors import BatonError
+from service.store_watch import StoreWatch
 from storage import elements
 from storage.keys import SessionRef
 from storage.results import Gone, StoreUnavailable
@@ -65,8 +66,9 @@ def _system_prompt(system_json: bytes) -> str | None:
 class SessionRoutes:
     """The endpoints; each is an ASGI application."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, store: StoreWatch) -> None:
         self._sessions = sessions
+        self._store = store
 
     async def get(self, request: Request) -> Response:
         """``GET /v1/sessions/{id}``: the session; starts its TTL anew."""
@@ -90,6 +92,7 @@ class SessionRoutes:
         return json_response(body)
 
     async def _looked_at(self, request: Request) -> tuple[SessionRef, Snapshot]:
+        self._store.require()
         named = request.path_params["session"]
         ref = addressing.resolve(self._sessions.keyspace, access.principal(), named).ref
         try:

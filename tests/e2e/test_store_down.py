@@ -74,6 +74,23 @@ async def test_a_store_that_is_away_at_the_start_and_once_more_later(tmp_path: P
         await until(caller, (200, "ready", "up"))
 
 
+async def test_a_silent_store_is_told_soon_and_leaves_no_session_busy(tmp_path: Path, name: str) -> None:
+    """The begin may have arrived: it is aborted behind the caller's back as soon as the store answers."""
+    env = {"BATON_STORE_BEGIN_S": "2.5", "BATON_LEASE_MS": "20000"}
+    async with Fleet(tmp_path, replicas=1, env=env) as fleet, aiohttp.ClientSession() as http:
+        caller = Caller(http, fleet.replicas[0].url)
+        assert (await caller.chat("My name is Ada.", name)).status == 200
+        fleet.valkey.freeze()
+        started = time.monotonic()
+        refused = await caller.chat("Count to 2", name)
+        assert (refused.status, refused.code) == (503, "store_unavailable")
+        assert time.monotonic() - started < 5
+        fleet.valkey.thaw()
+        started = time.monotonic()
+        assert (await caller.chat("What is my name?", name)).text == "Your name is Ada."
+        assert time.monotonic() - started < 8  # well below the lease, which would have had to run out
+
+
 async def test_a_store_that_goes_during_a_turn(tmp_path: Path, name: str) -> None:
     env = {"BATON_STORE_SETTLE_S": "2"}
     async with Fleet(tmp_path, replicas=1, env=env) as fleet, aiohttp.ClientSession() as http:

@@ -291,7 +291,7 @@ async def test_an_interrupt_before_the_first_step_counts() -> None:
     await soon(task)
     assert claude.bodies == []
     assert exchange.error is not None
-    assert exchange.error.code == "turn_interrupted"
+    assert exchange.error.code == "draining"
 
 
 async def test_settling_is_not_interrupted() -> None:
@@ -442,7 +442,7 @@ async def test_a_drain_stops_at_once_what_has_not_asked_claude_yet() -> None:
     await soon(exchanges.drain(60.0, asyncio.Event()))
     for exchange in (waiter, fresh):
         assert exchange.error is not None
-        assert exchange.error.code == "turn_interrupted"
+        assert exchange.error.code == "draining"
         assert exchange.error.status == 503
 
 

@@ -39,7 +39,7 @@ class StoreOfOneTurn:
     async def commit(self, *_: Any) -> Settled:
         return self._answer("commit")
 
-    async def abort(self, *_: Any) -> Settled:
+    async def abort(self, *_: Any, budget_s: float | None = None) -> Settled:
         return self._answer("abort")
 
     def _answer(self, verb: str) -> Settled:
@@ -88,7 +88,12 @@ NEVER_SENT = StoreUnavailable("ConnectionError", outcome_unknown=False)
         (NEVER_SENT, NEVER_SENT, "session_not_saved", ["commit", "abort"]),
         (Settled("dead", 1), ABORTED, "turn_superseded", ["commit"]),
         (UnknownReply([b"HUH"]), ABORTED, "internal_error", ["commit", "abort"]),
-        (UnknownReply([b"HUH"]), LOST, "internal_error", ["commit", "abort"]),
+        (
+            UnknownReply([b"HUH"]),
+            LOST,
+            "internal_error",
+            ["commit", "abort", "abort"],
+        ),  # the second one behind its back
     ],
 )
 async def test_what_became_of_the_commit(
