@@ -5,9 +5,12 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from storage import elements
+from storage.capacity import Capacity
 from storage.connect import Deadlines, connect, first_contact
+from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import Begun, Created, Settled
+from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
 from storage.turns import Commit, Turns, Usage
 
@@ -30,9 +33,22 @@ def _commit(begun: Begun, messages: list[bytes]) -> Commit:
         model="bench-plain",
         epoch_hash="",
         epoch_start=0,
+        revision=begun.revision,
         system_json=b"",
         usage=Usage(input=25, output=60),
         elements=messages,
+    )
+
+
+def _uncapped(redis: Any, keyspace: Keyspace) -> Capacity:
+    return Capacity(
+        Index(redis, keyspace, budget_s=10),
+        ScriptRunner(redis),
+        keyspace,
+        per_owner_max=1_000_000,
+        total_max=1_000_000,
+        budget_s=10,
+        on_end=lambda _: None,
     )
 
 
@@ -42,7 +58,7 @@ class Store:
     def __init__(self, url: str, namespace: str, secret: str, owner: str) -> None:
         self._redis: Any = connect(url, connections_max=16, deadlines=Deadlines(command_s=10))
         self._keyspace = Keyspace(namespace, 1, secret.encode())
-        self._sessions = Sessions(self._redis, self._keyspace, budget_s=10)
+        self._sessions = Sessions(self._redis, self._keyspace, _uncapped(self._redis, self._keyspace), budget_s=10)
         self._turns = Turns(self._redis, begin_budget_s=10, settle_budget_s=10)
         self._owner = owner
 

@@ -16,6 +16,7 @@ from typing import Final
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
+from service import telemetry
 from service.asgi import Edge
 from service.claude import Claude
 from service.endpoint import ChatCompletions, Parts
@@ -26,8 +27,11 @@ from service.routes.sessions import SessionRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Rules
+from storage.capacity import Capacity
 from storage.connect import Deadlines, StoreRefused, connect, first_contact, reachable
+from storage.index import Index
 from storage.keys import Keyspace
+from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.turns import Turns
 
@@ -59,7 +63,17 @@ def build(
     redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
-    sessions = Sessions(redis, keyspace, budget_s=settings.store_begin_s)
+    index = Index(redis, keyspace, budget_s=settings.store_begin_s)
+    capacity = Capacity(
+        index,
+        ScriptRunner(redis),
+        keyspace,
+        per_owner_max=settings.sessions_per_owner_max,
+        total_max=settings.sessions_max,
+        budget_s=settings.store_begin_s,
+        on_end=lambda end: telemetry.SESSIONS_ENDED.labels(end).inc(),
+    )
+    sessions = Sessions(redis, keyspace, capacity, budget_s=settings.store_begin_s)
     exchanges = Exchanges(settings.turns_running_max)
     allowed = settings.redis_eviction_allowed
     watch = StoreWatch(

@@ -50,7 +50,9 @@ CODES: Final[Mapping[str, Code]] = {
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
     "session_exists": Code(409, False, "The session exists already."),
+    "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
+    "sessions_full": Code(429, True, "A cap on sessions is reached and every session that could go is busy."),
     "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
     "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
     "upstream_refused": Code(502, False, "Claude refused Baton's own credential or account."),
@@ -106,3 +108,10 @@ class BatonError(Exception):
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, round(self.retry_after_s)))
         return headers
+
+
+def sessions_full() -> BatonError:
+    """A session could not be created: the cap is reached, and nothing may go."""
+    return BatonError(
+        "sessions_full", "There is no room for another session, and all that could go are busy.", retry_after_s=1
+    )

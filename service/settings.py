@@ -66,6 +66,15 @@ class Settings(BaseSettings):
     )
 
     session_ttl_s: int = Field(3600, ge=1, le=31_536_000, description="Sliding life of a session, seconds.")
+    sessions_max: int = Field(
+        100_000, ge=1, le=100_000_000, description="Sessions in all; at the cap those not accessed for longest go."
+    )
+    sessions_per_owner_max: int = Field(
+        10_000, ge=1, le=100_000_000, description="Sessions of one owner; at the cap the owner's own oldest go."
+    )
+    sweep_interval_s: float = Field(
+        300.0, ge=0.1, le=86_400, description="Expired sessions leave the indexes this often, seconds."
+    )
     turns_per_session_max: int = Field(10_000, ge=1, le=1_000_000, description="Turns of a session, failed ones too.")
     on_conflict: Literal["queue", "reject"] = Field("queue", description="A second turn of a busy session.")
     queue_wait_s: float = Field(30.0, ge=0, le=600, description="How long a queued turn waits, seconds.")

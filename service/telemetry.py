@@ -36,6 +36,14 @@ COMMIT_SECONDS = PHASE_SECONDS.labels("commit")
 UPSTREAM_RETRIES = Counter("baton_upstream_retries", "Requests to Claude sent again.", registry=REGISTRY)
 TOKENS = Counter("baton_tokens", "Tokens as Claude counted them.", ["kind"], registry=REGISTRY)
 TOKENS_BY_KIND = {kind: TOKENS.labels(kind) for kind in ("input", "output", "cache_read", "cache_written")}
+SESSIONS_CREATED = Counter("baton_sessions_created", "Sessions created here.", registry=REGISTRY)
+SESSIONS_ENDED = Counter(
+    "baton_sessions_ended", "Sessions taken out here: expired, evicted, deleted.", ["reason"], registry=REGISTRY
+)
+SESSIONS_INDEXED = Gauge(
+    "baton_sessions_indexed", "Sessions in all indexes, as last counted by this replica.", registry=REGISTRY
+)
+BUCKETS_SWEPT = Counter("baton_buckets_swept", "Buckets that this replica swept.", registry=REGISTRY)
 STORE_UP = Gauge("baton_store_up", "1 while the store takes writes.", registry=REGISTRY)
 
 

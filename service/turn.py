@@ -41,7 +41,7 @@ import orjson
 from service import telemetry
 from service.addressing import Address
 from service.claude import Claude
-from service.errors import BatonError
+from service.errors import BatonError, sessions_full
 from service.exchange import Exchange, Interrupt, OnDisconnect
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
@@ -50,8 +50,9 @@ from storage.results import (
     Begun,
     Busy,
     Corrupt,
-    Exists,
+    Created,
     Fenced,
+    Full,
     Gone,
     Lost,
     Removed,
@@ -214,10 +215,14 @@ class Turn(Exchange):
             result = await self._sessions.create(self._ref, new)
         except StoreUnavailable as error:
             raise _unavailable() from error
-        if isinstance(result, Exists):
-            self._unsettled = self._created = False
-            if or_error:
-                raise BatonError("session_exists", "There is a session of this name already.", param="X-Session-Mode")
+        if isinstance(result, Created):
+            telemetry.SESSIONS_CREATED.inc()
+            return
+        self._unsettled = self._created = False
+        if isinstance(result, Full):
+            raise sessions_full()
+        if or_error:
+            raise BatonError("session_exists", "There is a session of this name already.", param="X-Session-Mode")
 
     async def _wait_or_refuse(self, busy: Busy, give_up: float, polls: int) -> None:
         telemetry.CONFLICTS.labels(self._on_conflict).inc()
@@ -380,6 +385,7 @@ class Turn(Exchange):
             model=self._ask.model,
             epoch_hash=self._prepared.epoch_hash,
             epoch_start=self._prepared.epoch_start,
+            revision=self._begun.revision,
             system_json=self._prepared.system_json,
             usage=self.answer.tokens(),
             elements=elements,

@@ -23,12 +23,30 @@ TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
 
 
 class SessionRef(NamedTuple):
-    """A session and whose it is; ``keys`` are the twelve that every script of a session declares."""
+    """A session and whose it is; ``keys`` are the thirteen that every script of a session declares."""
 
     id: str
     owner: str
     owner_tag: str
     keys: tuple[str, ...]
+
+
+class IndexRef(NamedTuple):
+    """Where one bucket keeps what it knows of all its sessions, and of one owner's."""
+
+    by_expiry: str
+    by_access: str
+    owner_by_access: str
+    owner_by_expiry: str
+    sizes: str
+    counters: str
+    owner_counters: str
+    sweep_lock: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Those that every script of a session declares, in its order."""
+        return self[:7]
 
 
 def _base32(raw: bytes) -> str:
@@ -98,18 +116,37 @@ class Keyspace:
         return SESSION_ID.fullmatch(text) is not None and int(text[5:7], 16) < self.buckets
 
     def session(self, session_id: str, owner: str) -> SessionRef:
-        """A session as its owner addresses it, with every key that a script of it may touch; all in one slot.
+        """A session as its owner addresses it."""
+        return self.of_tag(session_id, owner, self.owner_tag(owner))
 
-        Order (1-based in Lua): 1 s session, 2 m messages, 3 t turns, 4 v verdicts, 5 j texts, 6 xx expiry index,
-        7 xu access index, 8 o owner's access index, 9 ox owner's expiry index, 10 sz size records, 11 cnt counters,
-        12 oc owner's counters. Keys 1-5 live and die with the session.
+    def of_tag(self, session_id: str, owner: str, owner_tag: str) -> SessionRef:
+        """A session whose owner is known by tag only (``owner`` may then be empty: for evict and sweep).
+
+        Order of the keys (named in scripts/shared/keys.lua): s session, m messages, t turns, v verdicts, j texts,
+        x cuts; xx expiry index, xu access index, o owner's access index, ox owner's expiry index; sz size records,
+        cnt counters, oc owner's counters. The first six live and die with the session. All are in one slot.
         """
-        tag = "{" + self.namespace + ":" + session_id[5:7] + "}:"
-        owner_tag = self.owner_tag(owner)
-        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j")]
-        indexes = [f"{tag}xx", f"{tag}xu", f"{tag}o:{owner_tag}", f"{tag}ox:{owner_tag}"]
-        sizes = [f"{tag}sz", f"{tag}cnt", f"{tag}oc:{owner_tag}"]
-        return SessionRef(session_id, owner, owner_tag, (*own, *indexes, *sizes))
+        tag = self._tag(int(session_id[5:7], 16))
+        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x")]
+        index = self.index(int(session_id[5:7], 16), owner_tag)
+        return SessionRef(session_id, owner, owner_tag, (*own, *index.keys))
+
+    def index(self, bucket: int, owner_tag: str) -> IndexRef:
+        """The indexes and counters of one bucket, and one owner's part of them."""
+        tag = self._tag(bucket)
+        return IndexRef(
+            by_expiry=f"{tag}xx",
+            by_access=f"{tag}xu",
+            owner_by_access=f"{tag}o:{owner_tag}",
+            owner_by_expiry=f"{tag}ox:{owner_tag}",
+            sizes=f"{tag}sz",
+            counters=f"{tag}cnt",
+            owner_counters=f"{tag}oc:{owner_tag}",
+            sweep_lock=f"{tag}swl",
+        )
+
+    def _tag(self, bucket: int) -> str:
+        return f"{{{self.namespace}:{bucket:02x}}}:"
 
     def config(self) -> str:
         """The namespace's record: number of buckets and the fingerprint of the secret, set once."""

@@ -16,6 +16,9 @@ _VERDICTS: dict[bytes, Verdict] = {b"C": "committed", b"A": "aborted", b"D": "de
 
 Reply = list[bytes]
 
+LEASE_MS_MAX = 300_000
+"""No lease may be longer: an end further away than this counts as over (scripts/shared/lease.lua)."""
+
 
 class StoreUnavailable(Exception):
     """The store could not be asked, or refused.
@@ -59,6 +62,27 @@ class Stale:
 
 
 @dataclass(frozen=True, slots=True)
+class Full:
+    """A cap is reached: the owner's own, or everybody's together."""
+
+    cap: Literal["owner", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Patched:
+    """The session has changed; this is its revision now."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class RevisionConflict:
+    """Somebody else changed it first; this is its revision now."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
 class Begun:
     """The lease is ours.
 
@@ -69,6 +93,7 @@ class Begun:
         model: last effective model, "" before the first turn unless one was set.
         epoch_hash: of the last effective system, tools and thinking rules; "" before the first turn.
         epoch_start: index of the epoch's first message.
+        revision: of the session's own fields; tells commit whether a patch came in between.
         dead_turn_id: a turn that was declared dead on the way, or "".
     """
 
@@ -80,6 +105,7 @@ class Begun:
     model: str
     epoch_hash: str
     epoch_start: int
+    revision: int
     dead_turn_id: str
 
 
@@ -138,13 +164,22 @@ class UnknownTurn:
     """A finder asked for a turn that is neither running nor settled."""
 
 
+def read_verdict(value: bytes) -> Verdict:
+    """A verdict as the hash of verdicts holds it: letter and number."""
+    return _VERDICTS[value[:1]]
+
+
 def _settled(value: bytes) -> Settled:
-    return Settled(_VERDICTS[value[:1]], int(value[1:]))
+    return Settled(read_verdict(value), int(value[1:]))
 
 
-def read_create(reply: Reply) -> Created | Exists | Stale:
+def read_create(reply: Reply) -> Created | Exists | Stale | Full:
     """Reply of create.lua."""
     match reply:
+        case [b"FULL", b"owner"]:
+            return Full("owner")
+        case [b"FULL", b"all"]:
+            return Full("all")
         case [b"CREATED" | b"DUPLICATE"]:
             return Created()
         case [b"EXISTS"]:
@@ -157,7 +192,7 @@ def read_create(reply: Reply) -> Created | Exists | Stale:
 def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
     """Reply of begin.lua."""
     match reply:
-        case [b"BEGUN", number, head, messages, size, turns, model, epoch_hash, epoch_start, dead]:
+        case [b"BEGUN", number, head, messages, size, turns, model, epoch_hash, epoch_start, revision, dead]:
             return Begun(
                 int(number),
                 head.decode(),
@@ -167,6 +202,7 @@ def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corr
                 model.decode(),
                 epoch_hash.decode(),
                 int(epoch_start),
+                int(revision),
                 dead.decode(),
             )
         case [b"BUSY", turn_id, remaining]:
@@ -238,11 +274,69 @@ def read_touch(reply: Reply) -> bool:
     raise UnknownReply(reply)
 
 
-def read_sweep(reply: Reply) -> bool:
-    """Reply of sweep.lua: whether the id is free of anything expired (False: it lives, or the owner changed)."""
+def read_sweep(reply: Reply) -> Literal["swept", "none", "live"]:
+    """Reply of sweep.lua: it was swept, there was nothing, or it lives (or is another owner's by now)."""
     match reply:
-        case [b"SWEPT" | b"NONE"]:
-            return True
+        case [b"SWEPT"]:
+            return "swept"
+        case [b"NONE"]:
+            return "none"
         case [b"LIVE" | b"RETRY"]:
+            return "live"
+    raise UnknownReply(reply)
+
+
+def read_delete(reply: Reply) -> bool:
+    """Reply of delete.lua: whether there was such a session."""
+    match reply:
+        case [b"DELETED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_evict(reply: Reply) -> Literal["evicted", "expired"] | None:
+    """Reply of evict.lua: how the session made room; None if it is busy, was looked at since, or changed hands."""
+    match reply:
+        case [b"EVICTED"]:
+            return "evicted"
+        case [b"EXPIRED"]:
+            return "expired"
+        case [b"BUSY" | b"SKIP" | b"RETRY"]:
+            return None
+    raise UnknownReply(reply)
+
+
+def read_patch(reply: Reply) -> Patched | RevisionConflict | Gone:
+    """Reply of patch.lua."""
+    match reply:
+        case [b"PATCHED", revision]:
+            return Patched(int(revision))
+        case [b"CONFLICT", revision]:
+            return RevisionConflict(int(revision))
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_append(reply: Reply) -> Settled | Busy | Fenced | TurnsFull | Corrupt | Gone:
+    """Reply of append.lua; an append that succeeded is ``Settled("committed", number)``, repeated or not."""
+    match reply:
+        case [b"BUSY", turn_id, remaining]:
+            return Busy(turn_id.decode(), int(remaining))
+        case [b"TURNS_FULL"]:
+            return TurnsFull()
+        case [b"COMMITTED" | b"SETTLED" | b"FENCED" | b"CORRUPT" | b"GONE", *_]:
+            return read_commit(reply)
+    raise UnknownReply(reply)
+
+
+def read_sweep_lock(reply: Reply) -> bool:
+    """Reply of sweep_lock.lua: whether this bucket is ours to sweep."""
+    match reply:
+        case [b"LOCKED"]:
+            return True
+        case [b"HELD"]:
             return False
     raise UnknownReply(reply)

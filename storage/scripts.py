@@ -57,7 +57,21 @@ def load(verb: str) -> Script:
     return Script(verb, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-VERBS = ("abort", "begin", "commit", "create", "get", "renew", "sweep", "touch")
+VERBS = (
+    "abort",
+    "append",
+    "begin",
+    "commit",
+    "create",
+    "delete",
+    "evict",
+    "get",
+    "patch",
+    "renew",
+    "sweep",
+    "sweep_lock",
+    "touch",
+)
 SCRIPTS = {verb: load(verb) for verb in VERBS}
 
 

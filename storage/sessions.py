@@ -1,4 +1,4 @@
-"""Sessions as they are stored: create, look, touch, read messages; and the sweep of one expired id.
+"""Sessions as they are stored: create, look, touch, patch, delete, read messages.
 
 Turns, the only way that a history grows, are in turns.py.
 """
@@ -11,16 +11,22 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from storage.capacity import Capacity
 from storage.keys import Keyspace, SessionRef
 from storage.results import (
+    LEASE_MS_MAX,
     Created,
     Exists,
+    Full,
     Gone,
+    Patched,
+    RevisionConflict,
     Stale,
     StoreUnavailable,
     UnknownReply,
     read_create,
-    read_sweep,
+    read_delete,
+    read_patch,
     read_touch,
 )
 from storage.scripts import ScriptRunner
@@ -63,6 +69,7 @@ class Snapshot:
     turns: int
     max_turns: int
     model: str
+    revision: int
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int
@@ -76,24 +83,24 @@ def _pairs(flat: list[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _snapshot(expires: bytes, remaining: bytes, fields: list[bytes], texts: list[bytes]) -> Snapshot:
-    s, j = _pairs(fields), _pairs(texts)
+def _snapshot(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
     return Snapshot(
         name=s["nm"].decode(),
         owner=s["own"].decode(),
         created_ms=int(s["cr"]),
         accessed_ms=int(s["la"]),
-        expires_ms=int(expires),
+        expires_ms=expires,
         absolute_end_ms=int(s["ax"]),
         ttl_ms=int(s["ttl"]),
-        running_turn_id=s["lt"].decode() if int(remaining) > 0 else "",
-        lease_remaining_ms=int(remaining),
+        running_turn_id=s["lt"].decode() if remaining > 0 else "",
+        lease_remaining_ms=remaining,
         head=s["head"].decode(),
         messages=int(s["n"]),
         size_bytes=int(s["b"]),
         turns=int(s["tn"]),
         max_turns=int(s["mt"]),
         model=s["md"].decode(),
+        revision=int(s["rev"]),
         input_tokens=int(s["it"]),
         output_tokens=int(s["ot"]),
         cache_read_tokens=int(s["rt"]),
@@ -104,23 +111,35 @@ def _snapshot(expires: bytes, remaining: bytes, fields: list[bytes], texts: list
     )
 
 
+def _lease_remaining_ms(s: dict[str, bytes], now_ms: int) -> int:
+    """As shared/lease.lua counts it."""
+    remaining = int(s["lx"]) - now_ms if s["lt"] else 0
+    return remaining if 0 < remaining <= LEASE_MS_MAX else 0
+
+
 class Sessions:
     """The sessions of one namespace.
 
     Args:
         redis: see connect.py.
         keyspace: the namespace.
+        capacity: makes room for new ones.
         budget_s: how long one operation may take in all.
     """
 
-    def __init__(self, redis: Redis, keyspace: Keyspace, *, budget_s: float) -> None:
+    def __init__(self, redis: Redis, keyspace: Keyspace, capacity: Capacity, *, budget_s: float) -> None:
         self._redis = redis
         self._scripts = ScriptRunner(redis)
+        self._capacity = capacity
         self._budget_s = budget_s
         self.keyspace = keyspace
 
-    async def create(self, ref: SessionRef, new: NewSession) -> Created | Exists:
-        """Creates a session, sweeping an expired one of the same id first. Repeatable by nonce."""
+    async def create(self, ref: SessionRef, new: NewSession) -> Created | Exists | Full:
+        """Creates a session, sweeping an expired one of the same id first and making room. Repeatable by nonce.
+
+        Returns:
+            Full: a cap is reached and nothing could be removed.
+        """
         args = (
             ref.id,
             ref.owner,
@@ -136,17 +155,33 @@ class Sessions:
             new.title,
             new.metadata_json,
         )
+        result: Created | Exists | Stale | Full = Stale()
         for _ in range(_CREATE_ATTEMPTS):
-            result = read_create(await self._scripts.run("create", ref.keys, args, budget_s=self._budget_s))
-            if not isinstance(result, Stale):
+            allowed = await self._capacity.allowance(ref)
+            reply = await self._scripts.run("create", ref.keys, (*args, *allowed), budget_s=self._budget_s)
+            result = read_create(reply)
+            if isinstance(result, Stale):
+                await self._capacity.sweep(ref)
+            elif isinstance(result, Full):
+                if not await self._capacity.make_room(ref, result):
+                    return result
+            else:
                 return result
-            await self.sweep(ref)
+        if isinstance(result, Full):
+            return result
         raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)
 
-    async def sweep(self, ref: SessionRef) -> bool:
-        """Takes an expired session out of indexes and counters; False if it lives."""
-        args = (ref.id, ref.owner_tag)
-        return read_sweep(await self._scripts.run("sweep", ref.keys, args, budget_s=self._budget_s))
+    async def delete(self, ref: SessionRef) -> bool:
+        """Removes a session with all that it holds; False if it is not there for this owner."""
+        return read_delete(await self._scripts.run("delete", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s))
+
+    async def patch(
+        self, ref: SessionRef, changes: dict[str, Any], *, expected_revision: int | None
+    ) -> Patched | RevisionConflict | Gone:
+        """Changes fields: model, max_turns, ttl (ms), system, title, metadata; texts as in `NewSession`."""
+        expected = "" if expected_revision is None else expected_revision
+        args = (ref.id, ref.owner, expected, *(item for pair in changes.items() for item in pair))
+        return read_patch(await self._scripts.run("patch", ref.keys, args, budget_s=self._budget_s))
 
     async def touch(self, ref: SessionRef) -> bool:
         """Starts the session's TTL anew; False if it is not there for this owner."""
@@ -158,10 +193,46 @@ class Sessions:
         reply: Any = await self._scripts.run("get", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s)
         match reply:
             case [b"FOUND", _now, expires, remaining, fields, texts]:
-                return _snapshot(expires, remaining, fields, texts)
+                return _snapshot(int(expires), int(remaining), _pairs(fields), _pairs(texts))
             case [b"GONE"]:
                 return Gone()
         raise UnknownReply(reply)
+
+    async def snapshots(self, refs: list[SessionRef]) -> list[Snapshot | None]:
+        """Many sessions of one owner, as `get` tells them; None for one that is not there any more.
+
+        Each session's fields are of one instant, different sessions of different ones. Cost: two round trips.
+        """
+        try:
+            async with asyncio.timeout(self._budget_s):
+                seconds, micros = await self._redis.time()
+                async with self._redis.pipeline(transaction=False) as batch:
+                    for ref in refs:
+                        batch.hgetall(ref.keys[0])
+                        batch.hgetall(ref.keys[4])
+                        batch.pexpiretime(ref.keys[0])
+                    replies: list[Any] = await batch.execute()
+        except (RedisError, TimeoutError) as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        now_ms = seconds * 1000 + micros // 1000
+        found: list[Snapshot | None] = []
+        for at, ref in enumerate(refs):
+            fields, texts, expires = replies[3 * at : 3 * at + 3]
+            s, j = ({key.decode(): value for key, value in part.items()} for part in (fields, texts))
+            there = s and j and expires > 0 and s["own"] == ref.owner.encode()
+            found.append(_snapshot(expires, _lease_remaining_ms(s, now_ms), s, j) if there else None)
+        return found
+
+    async def labels(self, refs: list[SessionRef]) -> list[tuple[str, bytes]]:
+        """Title and metadata (JSON) of many sessions, for filters; both empty for one that is not there any more."""
+        try:
+            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=False) as batch:
+                for ref in refs:
+                    batch.hmget(ref.keys[4], ["title", "metadata"])
+                replies: list[Any] = await batch.execute()
+        except (RedisError, TimeoutError) as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        return [((title or b"").decode(), metadata or b"") for title, metadata in replies]
 
     async def messages(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
         """Elements ``start`` … ``start + count - 1``, oldest first (see elements.py). Ask `get` for permission first.

@@ -9,9 +9,9 @@ What a crash leaves: between begin and a verdict, a lease that runs out; nothing
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -31,15 +31,17 @@ from storage.results import (
     StoreUnavailable,
     TurnsFull,
     UnknownTurn,
+    Verdict,
     read_abort,
+    read_append,
     read_begin,
     read_commit,
     read_renew,
+    read_verdict,
 )
 from storage.scripts import ScriptRunner
 
-LEASE_MS_MAX = 300_000
-"""No lease may be longer: an end further away than this counts as over (scripts/shared/lease.lua)."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,21 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Rewind:
+    """How much of the history a commit keeps.
+
+    Attributes:
+        messages: the first so many stay; ends on a turn's boundary.
+        size_bytes: of those.
+        turns_dropped: committed turns that go.
+    """
+
+    messages: int
+    size_bytes: int
+    turns_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """What a turn adds.
 
@@ -60,6 +77,7 @@ class Commit:
         head: as `Begun` told it.
         record: the turn record, opaque to the store.
         model, epoch_hash, epoch_start: what the turn was sent with.
+        revision: as `Begun` told it; the model and system prompt of a later patch stand.
         system_json: the system prompt to keep from now on; empty to leave it as stored.
         elements: the new messages, oldest first (see elements.py); may be none.
     """
@@ -69,9 +87,11 @@ class Commit:
     model: str
     epoch_hash: str
     epoch_start: int
+    revision: int
     system_json: bytes
     usage: Usage
     elements: Sequence[bytes]
+    rewind: "Rewind | None" = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +130,15 @@ class Turns:
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
         """
-        try:
-            async with asyncio.timeout(self._begin_budget_s), self._redis.pipeline(transaction=False) as batch:
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as batch:
                 if messages:
                     batch.lrange(ref.keys[1], 0, messages - 1)
                 batch.hget(ref.keys[4], "system")
-                replies: list[Any] = await batch.execute()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+                return await batch.execute()
+
+        replies = await self._read(ask)
         return History(replies[0] if messages else [], replies[-1] or b"")
 
     async def renew(
@@ -130,7 +151,7 @@ class Turns:
 
     async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Gone:
         """Makes the turn history, or says why not; see scripts/commit.lua."""
-        usage = commit.usage
+        usage, rewind = commit.usage, commit.rewind
         args = (
             ref.id,
             turn_id,
@@ -140,15 +161,71 @@ class Turns:
             commit.epoch_hash,
             commit.epoch_start,
             commit.system_json,
+            commit.revision,
             usage.input,
             usage.output,
             usage.cache_read,
             usage.cache_written,
+            *((rewind.messages, rewind.size_bytes, rewind.turns_dropped) if rewind else ("", 0, 0)),
             sum(map(len, commit.elements)),
             *commit.elements,
         )
         reply = await self._scripts.run("commit", ref.keys, args, budget_s=self._settle_budget_s, wait_for_server=True)
         return read_commit(reply)
+
+    async def number(self, ref: SessionRef, turn_id: str) -> int | None:
+        """The number of a turn of this session; None if it never began. Ask `Sessions.get` for permission first."""
+
+        async def ask() -> tuple[Any, Any]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                batch.hget(ref.keys[3], turn_id)
+                batch.hmget(ref.keys[0], ["lt", "ln"])
+                verdict, running = await batch.execute()
+            return verdict, running
+
+        verdict, (running, number) = await self._read(ask)
+        if verdict:
+            return int(verdict[1:]) or None
+        return int(number) if running == turn_id.encode() else None
+
+    async def records(self, ref: SessionRef, first: int, last: int) -> list[bytes]:
+        """Turn records of numbers ``first`` … ``last``, in that order. Ask `Sessions.get` for permission first."""
+
+        async def ask() -> list[bytes]:
+            return await cast("Awaitable[list[bytes]]", self._redis.lrange(ref.keys[2], first - 1, last - 1))
+
+        return await self._read(ask) if last >= first else []
+
+    async def count(self, ref: SessionRef) -> int:
+        """How many turns have begun, whatever became of them."""
+
+        async def ask() -> int:
+            return await self._redis.llen(ref.keys[2])
+
+        return await self._read(ask)
+
+    async def verdicts(self, ref: SessionRef, turn_ids: Sequence[str]) -> list[Verdict | None]:
+        """What became of these turns; None while it is open."""
+
+        async def ask() -> list[bytes | None]:
+            return await cast("Awaitable[list[bytes | None]]", self._redis.hmget(ref.keys[3], list(turn_ids)))
+
+        return [read_verdict(value) if value else None for value in await self._read(ask)] if turn_ids else []
+
+    async def _read(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            async with asyncio.timeout(self._begin_budget_s):
+                return await ask()
+        except (RedisError, TimeoutError) as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+
+    async def append(
+        self, ref: SessionRef, turn_id: str, *, head: str, record: bytes, turns_max: int, elements: Sequence[bytes]
+    ) -> Settled | Busy | Fenced | TurnsFull | Corrupt | Gone:
+        """Makes messages history without asking Claude; see scripts/append.lua."""
+        size_bytes = sum(map(len, elements))
+        args = (ref.id, ref.owner, turn_id, head, record, turns_max, size_bytes, *elements)
+        return read_append(await self._scripts.run("append", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def abort(
         self, ref: SessionRef, turn_id: str, mode: Literal["holder", "finder"], *, budget_s: float | None = None

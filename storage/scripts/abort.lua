@@ -5,10 +5,11 @@
 --   needs no live lease and settles even a turn id never seen here, so that a late begin of it is refused. Mode
 --   'finder' (anybody else) answers LIVE while the lease holds. A turn with a verdict is told it, nothing is written.
 --   If the turn had created the session and nothing was stored since, the session goes with it.
--- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 mode: holder | finder
 -- Replies: ABORTED verdict+number | REMOVED | SETTLED verdict+number | LIVE remaining_ms | UNKNOWN | GONE
 -- Complexity: O(log sessions). Caller: storage/turns.py.
+-- @include keys
 -- @include clock
 -- @include lease
 -- @include life
@@ -16,9 +17,9 @@
 
 local turn_id, mode = ARGV[2], ARGV[3]
 
-local s = redis.call('HMGET', KEYS[1], 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax')
 if not s[1] then return { 'GONE' } end
-local verdict = redis.call('HGET', KEYS[4], turn_id)
+local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
 
 local now = now_ms()
@@ -39,7 +40,7 @@ if mode == 'finder' then
 elseif holds then
   settled = 'A' .. s[3]
 end
-redis.call('HSET', KEYS[4], turn_id, settled)
-if holds then redis.call('HSET', KEYS[1], 'lt', '', 'lx', '0', 'cx', '0', 'us', '') end
+redis.call('HSET', VERDICTS, turn_id, settled)
+if holds then redis.call('HSET', SESSION, 'lt', '', 'lx', '0', 'cx', '0', 'us', '') end
 live_until(end_of_life(now, tonumber(s[7]), tonumber(s[8]), holds and 0 or tonumber(s[4])))
 return { 'ABORTED', settled }

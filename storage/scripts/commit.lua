@@ -4,48 +4,65 @@
 -- Guarantees: correctness is this compare-and-set, not the lease: an expired lease that nobody declared dead still
 --   commits, a turn declared dead never does. Repeatable by turn id: a second commit is told the verdict and writes
 --   nothing. Messages, turn record, verdict, head, usage, size, counters and end of life change together or not at all.
--- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 expected head, 4 turn record (opaque), 5 model, 6 epoch hash, 7 epoch start
---   (index of the epoch's first message), 8 system prompt as JSON ('' = as stored), 9 input, 10 output,
---   11 cache read, 12 cache written tokens, 13 bytes of the messages, 14… the messages (0 or more, opaque)
+--   (index of the epoch's first message), 8 system prompt as JSON ('' = as stored), 9 revision as begin answered it
+--   (model and system prompt of a later patch stand; where this turn changes them the revision moves on), 10 input,
+--   11 output, 12 cache read, 13 cache written tokens, 14 messages kept of the history ('' all; fewer: a rewind), 15 their bytes, 16 committed turns that the rewind drops,
+--   17 bytes of the new messages, 18… the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
+-- @include keys
 -- @include clock
 -- @include life
 -- @include size
 
 local turn_id, expected_head = ARGV[2], ARGV[3]
-local bytes, first = tonumber(ARGV[13]), 14
+local bytes, first = tonumber(ARGV[17]), 18
 local added = #ARGV - first + 1
 
-local s = redis.call('HMGET', KEYS[1], 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
+  'rev', 'md')
 if not s[1] then return { 'GONE' } end
-local verdict = redis.call('HGET', KEYS[4], turn_id)
+local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
 if s[2] ~= turn_id or s[4] ~= expected_head then return { 'FENCED' } end
 local number, messages = tonumber(s[3]), tonumber(s[5])
 local size = read_size()
-if redis.call('LLEN', KEYS[2]) ~= messages or redis.call('LLEN', KEYS[3]) < number or not size then
+if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) < number or not size then
   return { 'CORRUPT' }
 end
-local input, output = tonumber(s[10]) + tonumber(ARGV[9]), tonumber(s[11]) + tonumber(ARGV[10])
-local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[11]), tonumber(s[13]) + tonumber(ARGV[12])
-size.messages, size.bytes = size.messages + added, size.bytes + bytes
+local kept, kept_bytes, turns = messages, tonumber(s[6]), tonumber(s[7]) + 1
+if ARGV[14] ~= '' then
+  kept, kept_bytes, turns = tonumber(ARGV[14]), tonumber(ARGV[15]), turns - tonumber(ARGV[16])
+  if kept > messages or kept_bytes > tonumber(s[6]) or turns < 1 then return { 'CORRUPT' } end
+end
+local input, output = tonumber(s[10]) + tonumber(ARGV[10]), tonumber(s[11]) + tonumber(ARGV[11])
+local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[12]), tonumber(s[13]) + tonumber(ARGV[13])
+local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
+size.messages, size.bytes = kept + added, kept_bytes + bytes
+
+if kept < messages then
+  if kept == 0 then redis.call('DEL', MESSAGES) else redis.call('LTRIM', MESSAGES, 0, kept - 1) end
+  redis.call('RPUSH', CUTS, s[3] .. ' ' .. text(kept))
+end
 
 for from = first, #ARGV, 500 do
-  redis.call('RPUSH', KEYS[2], unpack(ARGV, from, math.min(from + 499, #ARGV)))
+  redis.call('RPUSH', MESSAGES, unpack(ARGV, from, math.min(from + 499, #ARGV)))
 end
-redis.call('LSET', KEYS[3], number - 1, ARGV[4])
-redis.call('HSET', KEYS[4], turn_id, 'C' .. s[3])
+redis.call('LSET', TURNS, number - 1, ARGV[4])
+redis.call('HSET', VERDICTS, turn_id, 'C' .. s[3])
 local now = now_ms()
-redis.call('HSET', KEYS[1], 'head', turn_id, 'n', text(messages + added), 'b', text(tonumber(s[6]) + bytes),
-  'tn', text(tonumber(s[7]) + 1), 'md', ARGV[5], 'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0',
-  'ct', '', 'us', '',
+redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
+  'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',
   'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
-if ARGV[8] ~= '' then redis.call('HSET', KEYS[5], 'system', ARGV[8]) end
+if s[14] == ARGV[9] and (s[15] ~= ARGV[5] or ARGV[8] ~= '') then
+  redis.call('HSET', SESSION, 'md', ARGV[5], 'rev', text(tonumber(s[14]) + 1))
+  if ARGV[8] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[8]) end
+end
 write_size(size)
-count('messages', added)
-count('bytes', bytes)
+count('messages', messages_by)
+count('bytes', bytes_by)
 accessed_at(now)
 live_until(end_of_life(now, tonumber(s[8]), tonumber(s[9]), 0))
 return { 'COMMITTED', s[3] }

@@ -2,14 +2,17 @@
 -- create: a new, empty session.
 --
 -- Guarantees: repeatable by nonce (a re-sent create of the same caller answers DUPLICATE and writes nothing);
---   inherits nothing: while a size record of the id stands without its session, the caller must sweep it first.
+--   never goes over a cap: the caller evicts on FULL and asks again; inherits nothing: while a size record of the id
+--   stands without its session, the caller must sweep it first.
 --   A full server refuses the script before its first write.
--- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce (the first head), 5 ttl ms, 6 absolute end ms (0 none),
 --   7 name ('' none), 8 creating turn id ('' none), 9 model ('' none), 10 max turns (0 none),
---   11 system prompt as JSON ('' none), 12 title, 13 metadata as JSON
--- Replies: CREATED | DUPLICATE | EXISTS | STALE
+--   11 system prompt as JSON ('' none), 12 title, 13 metadata as JSON, 14 sessions that the owner may still have in this
+--   bucket, 15 the same for everybody together
+-- Replies: CREATED | DUPLICATE | EXISTS | STALE | FULL owner | FULL all
 -- Complexity: O(log sessions). Caller: storage/sessions.py.
+-- @include keys
 -- @include clock
 -- @include life
 -- @include size
@@ -17,19 +20,21 @@
 local owner, tag, nonce = ARGV[2], ARGV[3], ARGV[4]
 local ttl_ms, absolute_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 
-local known = redis.call('HMGET', KEYS[1], 'nonce', 'own')
+local known = redis.call('HMGET', SESSION, 'nonce', 'own')
 if known[1] then
   if known[1] == nonce and known[2] == owner then return { 'DUPLICATE' } end
   return { 'EXISTS' }
 end
-if redis.call('HEXISTS', KEYS[10], ARGV[1]) == 1 then return { 'STALE' } end
+if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
+if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[14]) then return { 'FULL', 'owner' } end
+if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'all' } end
 
 local now = now_ms()
-redis.call('HSET', KEYS[1], 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', text(now), 'ttl', text(ttl_ms),
+redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', text(now), 'ttl', text(ttl_ms),
   'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', ARGV[8], 'md', ARGV[9], 'mt', ARGV[10],
   'n', '0', 'b', '0', 'tn', '0', 'lt', '', 'ln', '0', 'lx', '0', 'lr', '', 'cx', '0', 'eh', '', 'es', '0',
-  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0')
-redis.call('HSET', KEYS[5], 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13])
+  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1')
+redis.call('HSET', TEXTS, 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13])
 local size = { tag = tag, bytes = 0, messages = 0, created = seconds_of_service(now) }
 write_size(size)
 count('age_s', size.created)

@@ -3,16 +3,17 @@
 --
 -- Guarantees: fields, end of life and the lease are read at the same instant, by the server's clock. Unknown, expired
 --   and foreign look alike.
--- KEYS 1-12: the session's keys in the order of storage/README.md.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner
 -- Replies: FOUND now_ms expires_at_ms lease_remaining_ms fields texts (the last two flat lists field, value, …) | GONE
 -- Complexity: O(1). Caller: storage/sessions.py.
+-- @include keys
 -- @include clock
 -- @include lease
 
-local s = redis.call('HMGET', KEYS[1], 'own', 'lt', 'lx')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'lx')
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
 local now, remaining = now_ms(), 0
 if s[2] ~= '' then remaining = lease_remaining_ms(s[3], now) end
-return { 'FOUND', text(now), text(redis.call('PEXPIRETIME', KEYS[1])), text(remaining),
-  redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[5]) }
+return { 'FOUND', text(now), text(redis.call('PEXPIRETIME', SESSION)), text(remaining),
+  redis.call('HGETALL', SESSION), redis.call('HGETALL', TEXTS) }

@@ -4,20 +4,21 @@
 -- Guarantees: a session that lives is never taken: if its key is there, its index score is repaired instead.
 --   Repeatable: a second sweep answers NONE. The owner's keys are declared from a prior read of the size record;
 --   if the record names another owner by now, nothing is written.
--- KEYS 1-12: the session's keys in the order of storage/README.md.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner tag
 -- Replies: SWEPT | LIVE | RETRY | NONE
--- Complexity: O(log sessions). Caller: storage/sessions.py.
+-- Complexity: O(log sessions). Caller: storage/capacity.py.
+-- @include keys
 -- @include clock
 -- @include size
 
 local size = read_size()
 if not size then return { 'NONE' } end
 if size.tag ~= ARGV[2] then return { 'RETRY' } end
-local expires = redis.call('PEXPIRETIME', KEYS[1])
+local expires = redis.call('PEXPIRETIME', SESSION)
 if expires ~= -2 then
-  redis.call('ZADD', KEYS[6], text(expires), ARGV[1])
-  redis.call('ZADD', KEYS[9], text(expires), ARGV[1])
+  redis.call('ZADD', BY_EXPIRY, text(expires), ARGV[1])
+  redis.call('ZADD', OWNER_BY_EXPIRY, text(expires), ARGV[1])
   return { 'LIVE' }
 end
 remove_session(size, 'expired')

@@ -2,14 +2,15 @@
 -- touch: the session was looked at: it lives its TTL from now on.
 --
 -- Guarantees: native expiry and all indexes move to the same millisecond. Unknown, expired and foreign look alike.
--- KEYS 1-12: the session's keys in the order of storage/README.md; TTL of 1-5 is the session's.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
 -- ARGV: 1 session id, 2 owner
 -- Replies: TOUCHED | GONE
 -- Complexity: O(log sessions). Caller: storage/sessions.py.
+-- @include keys
 -- @include clock
 -- @include life
 
-local s = redis.call('HMGET', KEYS[1], 'own', 'ttl', 'ax', 'lt', 'lx')
+local s = redis.call('HMGET', SESSION, 'own', 'ttl', 'ax', 'lt', 'lx')
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
 local now = now_ms()
 local lease_end_ms = 0

@@ -216,12 +216,12 @@ class StoreView:
         broken = []
         if int(session[b"n"]) != listed:
             broken.append(f"{name}: n={session[b'n']!r}, {listed} messages listed")
-        size = (await self.client.hget(keys[9], self.ref(name).id)).split()
+        size = (await self.client.hget(keys[10], self.ref(name).id)).split()
         stored_bytes = sum(map(len, await self.client.lrange(keys[1], 0, -1)))
         if [int(size[1]), int(size[2])] != [stored_bytes, listed] or int(session[b"b"]) != stored_bytes:
             broken.append(f"{name}: size record {size}, really {stored_bytes} bytes in {listed} messages")
-        expires = {await self.client.pexpiretime(key) for key in keys[:5]} - {-2}
-        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[5], keys[8])}
+        expires = {await self.client.pexpiretime(key) for key in keys[:6]} - {-2}
+        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[6], keys[9])}
         if expires != scores or len(expires) != 1:
             broken.append(f"{name}: native expiry {expires}, indexes {scores}")
         committed = [one for one in await self.records(name) if one.state == "committed"]

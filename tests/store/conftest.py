@@ -4,6 +4,7 @@ fakeredis     plumbing only: it cannot load the first line of the scripts, which
               and it vouches for nothing that Lua does
 valkey        a real server
 cluster       one node that owns all slots: the scripts' first line makes it refuse keys of two slots
+sixteen       the real server again, with sessions spread over sixteen buckets; elsewhere there is one
 
 Servers last for the whole run; every test has a namespace of its own.
 """
@@ -87,18 +88,23 @@ def _without_first_line(script: Script) -> Script:
     return Script(script.verb, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-@pytest.fixture(params=["fakeredis", "valkey", "cluster"])
+@pytest.fixture(params=["fakeredis", "valkey", "cluster", "sixteen"])
 def server_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a server; empty for fakeredis."""
     if request.param == "fakeredis":
         for verb, script in SCRIPTS.items():
             monkeypatch.setitem(SCRIPTS, verb, _without_first_line(script))
         return ""
-    return str(request.getfixturevalue(f"{request.param}_url"))
+    return str(request.getfixturevalue("cluster_url" if request.param == "cluster" else "valkey_url"))
 
 
 @pytest.fixture
-async def store(server_url: str) -> AsyncIterator[Store]:
+def buckets(request: pytest.FixtureRequest) -> int:
+    return 16 if request.node.callspec.params["server_url"] == "sixteen" else 1
+
+
+@pytest.fixture
+async def store(server_url: str, buckets: int) -> AsyncIterator[Store]:
     redis: Any = real_redis(server_url) if server_url else FakeAsyncRedis(server=FakeServer())
-    yield Store.of(redis, f"test{next(_namespaces)}")
+    yield Store.of(redis, f"test{next(_namespaces)}", buckets=buckets)
     await redis.aclose()

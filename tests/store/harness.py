@@ -5,8 +5,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from storage.capacity import Capacity
 from storage.connect import Deadlines, connect
 from storage.elements import FIRST_DIGEST, pack
+from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import (
     Begun,
@@ -15,6 +17,7 @@ from storage.results import (
     Created,
     Exists,
     Fenced,
+    Full,
     Gone,
     Live,
     Lost,
@@ -24,6 +27,7 @@ from storage.results import (
     TurnsFull,
     UnknownTurn,
 )
+from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
 from storage.turns import Commit, Turns, Usage
 
@@ -47,24 +51,63 @@ def real_redis(url: str, deadlines: Deadlines | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Store:
-    """One namespace of one server. ``redis`` is untyped: tests look at keys by any command."""
+    """One namespace of one server. ``redis`` is untyped: tests look at keys by any command.
+
+    ``ends`` grows by one word for every session that made room or was swept.
+    """
 
     redis: Any
     keyspace: Keyspace
+    index: Index
+    capacity: Capacity
     sessions: Sessions
     turns: Turns
+    ends: list[str]
 
     @classmethod
-    def of(cls, redis: Any, namespace: str, *, budget_s: float = 5.0) -> "Store":
-        keyspace = Keyspace(namespace, 4, SECRET)
+    def of(
+        cls,
+        redis: Any,
+        namespace: str,
+        *,
+        buckets: int = 1,
+        budget_s: float = 5.0,
+        per_owner_max: int = 1_000_000,
+        total_max: int = 1_000_000,
+    ) -> "Store":
+        keyspace = Keyspace(namespace, buckets, SECRET)
+        index = Index(redis, keyspace, budget_s=budget_s)
+        ends: list[str] = []
+        capacity = Capacity(
+            index,
+            ScriptRunner(redis),
+            keyspace,
+            per_owner_max=per_owner_max,
+            total_max=total_max,
+            budget_s=budget_s,
+            on_end=ends.append,
+        )
+        sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
         turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=budget_s)
-        return cls(redis, keyspace, Sessions(redis, keyspace, budget_s=budget_s), turns)
+        return cls(redis, keyspace, index, capacity, sessions, turns, ends)
+
+    def capped(self, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> "Store":
+        """The same namespace as a replica with caps sees it."""
+        return Store.of(
+            self.redis,
+            self.keyspace.namespace,
+            buckets=self.keyspace.buckets,
+            per_owner_max=per_owner_max,
+            total_max=total_max,
+        )
 
     def ref(self, owner: str = OWNER) -> SessionRef:
         """A new id that nobody has created."""
         return self.keyspace.session(self.keyspace.issue(), owner)
 
-    async def create(self, ref: SessionRef, nonce: str = "", ttl_ms: int = TTL_MS, **fixed: Any) -> Created | Exists:
+    async def create(
+        self, ref: SessionRef, nonce: str = "", ttl_ms: int = TTL_MS, **fixed: Any
+    ) -> Created | Exists | Full:
         return await self.sessions.create(ref, NewSession(nonce or new_nonce(), ttl_ms, **fixed))
 
     async def created(self, **fixed: Any) -> SessionRef:
@@ -97,6 +140,7 @@ class Store:
             "model": "claude-x",
             "epoch_hash": "e1",
             "epoch_start": 0,
+            "revision": 1,
             "system_json": b"",
             "usage": Usage(),
         }
@@ -105,6 +149,7 @@ class Store:
     async def committed(self, ref: SessionRef, messages: list[bytes], **changes: Any) -> str:
         """A whole turn; its id."""
         turn, begun = await self.begun(ref)
+        changes = {"revision": begun.revision} | changes
         assert await self.commit(ref, turn, begun.head, messages, **changes) == Settled("committed", begun.number)
         return turn
 
@@ -121,13 +166,14 @@ class Store:
 
     async def counters(self, ref: SessionRef) -> dict[str, int]:
         """The bucket's counters that are not zero, after checking that the owner's are the same."""
-        whole, own = [await self.redis.hgetall(key) for key in ref.keys[10:12]]
+        whole, own = [await self.redis.hgetall(key) for key in ref.keys[11:13]]
         assert whole == own
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
     async def everything(self) -> Everything:
         """Every key of the namespace with its value and end of life."""
         read = {
+            b"string": self.redis.get,
             b"hash": self.redis.hgetall,
             b"list": lambda key: self.redis.lrange(key, 0, -1),
             b"zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
@@ -157,19 +203,19 @@ class Store:
         """Waits for the server to let every key of the session go."""
 
         async def expired() -> bool:
-            return [await self.redis.pttl(key) for key in ref.keys[:5]] == [-2] * 5
+            return [await self.redis.pttl(key) for key in ref.keys[:6]] == [-2] * 6
 
         await until(expired)
 
     async def assert_consistent(self, ref: SessionRef) -> None:
         """One end of life, one time of access, one size: in the session's keys, the indexes and the size record."""
-        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:5]]
-        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[5], ref.keys[8])]
+        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:6]]
+        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[6], ref.keys[9])]
         assert {end for end in ends if end != -2} == set(scores)
-        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[6:8]]
+        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[7:9]]
         assert set(accessed) == {int(await self.field(ref, "la"))}
         stored = await self.redis.lrange(ref.keys[1], 0, -1)
-        record = (await self.redis.hget(ref.keys[9], ref.id)).decode().split(" ")
+        record = (await self.redis.hget(ref.keys[10], ref.id)).decode().split(" ")
         assert record[:3] == [ref.owner_tag, str(sum(map(len, stored))), str(len(stored))]
         assert (await self.field(ref, "b"), await self.field(ref, "n")) == (record[1], record[2])
 

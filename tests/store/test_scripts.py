@@ -20,17 +20,16 @@ import storage.results
 from storage.connect import Deadlines
 from storage.embedded import EmbeddedValkey
 from storage.keys import new_nonce, new_turn_id
-from storage.results import Begun, Created, Removed, Renewed, Settled, StoreUnavailable
+from storage.results import LEASE_MS_MAX, Begun, Created, Removed, Renewed, Settled, StoreUnavailable
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
 from storage.sessions import Sessions, Snapshot
-from storage.turns import LEASE_MS_MAX
+from storage.turns import Rewind
 from tests.instruments.child import freeze_process
 from tests.store.harness import Store, elements, real_redis
 
 PACKAGE = Path(storage.__file__).parent
-FLAGS = {"abort": "allow-oom", "begin": "", "commit": "allow-oom", "create": "", "get": "no-writes"} | dict.fromkeys(
-    ("renew", "sweep", "touch"), "allow-oom"
-)
+FREEING = ("abort", "commit", "delete", "evict", "renew", "sweep", "sweep_lock", "touch")
+FLAGS = dict.fromkeys(VERBS, "") | dict.fromkeys(FREEING, "allow-oom") | {"get": "no-writes"}
 SECTIONS = ["Guarantees", "KEYS", "ARGV", "Replies", "Complexity", "Caller"]
 WORD = r"\b[A-Z][A-Z_]+\b"
 IMPATIENT = Deadlines(connect_s=0.2, command_s=0.2, pool_wait_s=0.2)
@@ -49,7 +48,7 @@ def header(verb: str) -> dict[str, str]:
         line.removeprefix("--").strip()
         for line in itertools.takewhile(lambda line: line.startswith("--") and "@include" not in line, lines)
     ]
-    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-12)|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
+    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-13|: 1 )|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
     return {"Purpose": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -78,7 +77,7 @@ def test_the_header_is_complete_and_in_order(verb: str) -> None:
 def test_every_argument_is_documented(verb: str) -> None:
     source = SCRIPTS[verb].source
     used = {int(index) for index in re.findall(r"ARGV\[(\d+)\]", source)}
-    variadic = re.search(r"local bytes, first = .*, (\d+)$", source, re.MULTILINE)
+    variadic = re.search(r"local .*first = .*, (\d+)$", source, re.MULTILINE)
     if variadic:
         used.add(int(variadic[1]))
     documented = documented_arguments(verb)
@@ -167,10 +166,21 @@ async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
         await store.commit(ref, turn, begun.head, elements(2), system_json=b"x")
         await store.sessions.get(ref)
         await store.sessions.touch(ref)
-        await store.sessions.sweep(ref)
-        await store.redis.unlink(*ref.keys[:5])
-        assert await store.sessions.sweep(ref) is True
-    declared = {*ref.keys, *removed.keys}
+        await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=1)
+        await store.turns.append(ref, new_turn_id(), head=turn, record=b"r", turns_max=99, elements=elements(2))
+        rewinding, begun = await store.begun(ref)
+        await store.commit(ref, rewinding, begun.head, elements(1), rewind=Rewind(2, sum(map(len, elements(2))), 0))
+        deleted, evicted = await store.created(), await store.created()
+        assert await store.sessions.delete(deleted) is True
+        runner, accessed = ScriptRunner(store.redis), await store.field(evicted, "la")
+        args = (evicted.id, evicted.owner_tag, accessed)
+        assert await runner.run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]
+        await store.capacity.sweep_bucket(0, interval_ms=60_000)
+        await store.capacity.sweep(ref)
+        await store.redis.unlink(*ref.keys[:6])
+        assert await store.capacity.sweep(ref) is True
+    declared = {*ref.keys, *removed.keys, *deleted.keys, *evicted.keys, store.keyspace.index(0, "").sweep_lock}
+    assert set(ref.keys[:6]) <= {key for words in commands for key in words[1:2]}, "and every key of a session is used"
     for name, *arguments in commands:
         if name.upper() == "TIME":
             continue
@@ -343,6 +353,6 @@ async def test_a_full_server_takes_nothing_new_and_lets_everything_end(own_store
     assert await own_store.abort(ending, aborted) == Settled("aborted", 1)
     assert await own_store.abort(created, creating_turn) == Removed()
     assert await own_store.sessions.touch(running) is True
-    assert await own_store.sessions.sweep(expired) is True
+    assert await own_store.capacity.sweep(expired) is True
     assert isinstance(await own_store.sessions.get(running), Snapshot)
     await own_store.assert_consistent(running)

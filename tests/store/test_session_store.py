@@ -48,6 +48,7 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
         turns=0,
         max_turns=0,
         model="claude-x",
+        revision=1,
         input_tokens=0,
         output_tokens=0,
         cache_read_tokens=0,
@@ -58,7 +59,7 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
     )
     await store.assert_consistent(ref)
     age_s = snapshot.created_ms // 1_000 - SERVICE_EPOCH_S
-    assert await store.redis.hget(ref.keys[9], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
+    assert await store.redis.hget(ref.keys[10], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
     assert await store.counters(ref) == {"age_s": age_s}
 
 
@@ -80,7 +81,10 @@ async def test_another_create_of_the_same_id_is_refused(store: Store) -> None:
 async def test_an_expired_session_is_swept_before_its_id_is_used_again(store: Store) -> None:
     ref = await expired(store, messages=3)
     raw = await ScriptRunner(store.redis).run(
-        "create", ref.keys, [ref.id, OWNER, ref.owner_tag, "head_2", 1, 0, "", "", "", 0, "", "", "{}"], budget_s=5
+        "create",
+        ref.keys,
+        [ref.id, OWNER, ref.owner_tag, "head_2", 1, 0, "", "", "", 0, "", "", "{}", 9, 9],
+        budget_s=5,
     )
     assert raw == [b"STALE"]
     assert await store.create(ref) == Created()
@@ -174,27 +178,27 @@ async def test_messages_are_read_in_slices_oldest_first(store: Store) -> None:
 async def test_a_swept_session_leaves_only_the_count_of_its_end(store: Store) -> None:
     ref = await expired(store, messages=3)
     assert (await store.counters(ref))["messages"] == 3
-    assert await store.sessions.sweep(ref) is True
+    assert await store.capacity.sweep(ref) is True
     assert await store.counters(ref) == {"expired": 1}
     left = await store.everything()
-    assert sorted(left) == sorted(ref.keys[10:12])
-    assert await store.sessions.sweep(ref) is True
+    assert sorted(left) == sorted(ref.keys[11:13])
+    assert await store.capacity.sweep(ref) is True
     assert await store.everything() == left
 
 
 async def test_sweep_spares_a_session_that_lives_and_repairs_its_scores(store: Store) -> None:
     ref = await store.created()
     before = await store.everything()
-    for index in (ref.keys[5], ref.keys[8]):
+    for index in (ref.keys[6], ref.keys[9]):
         await store.redis.zadd(index, {ref.id: 1})
-    assert await store.sessions.sweep(ref) is False
+    assert await store.capacity.sweep(ref) is False
     assert await store.everything() == before
 
 
 async def test_sweep_with_another_owner_than_recorded_writes_nothing(store: Store) -> None:
     ref = await expired(store)
     before = await store.everything()
-    assert await store.sessions.sweep(store.keyspace.session(ref.id, "bob")) is False
+    assert await store.capacity.sweep(store.keyspace.session(ref.id, "bob")) is False
     assert await store.everything() == before
 
 
@@ -205,7 +209,7 @@ async def test_sweep_takes_its_counts_from_the_record_of_each_session(store: Sto
     kept = store.keyspace.session(re.sub("^sess_..", f"sess_{tag}", store.keyspace.issue()), OWNER)
     assert await store.create(kept) == Created()
     await store.committed(kept, elements(5))
-    assert await store.sessions.sweep(gone) is True
+    assert await store.capacity.sweep(gone) is True
     created_s = int(await store.field(kept, "cr")) // 1_000 - SERVICE_EPOCH_S
     size = sum(map(len, elements(5)))
     assert await store.counters(kept) == {"messages": 5, "bytes": size, "age_s": created_s, "expired": 1}

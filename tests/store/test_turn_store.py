@@ -68,6 +68,7 @@ async def test_the_first_turn_gets_number_one_and_the_head_of_creation(store: St
         model="claude-x",
         epoch_hash="",
         epoch_start=0,
+        revision=1,
         dead_turn_id="",
     )
     assert await store.redis.lrange(ref.keys[2], 0, -1) == [f"pending {turn}".encode()]
@@ -147,7 +148,7 @@ async def test_the_session_ends_with_the_turn_that_commits_past_the_absolute_end
     await store.redis.hset(ref.keys[0], "ax", str(await store.now_ms()))
     assert await store.commit(ref, turn, begun.head, elements(1)) == Settled("committed", 1)
     assert await store.sessions.get(ref) == Gone()
-    assert await store.sessions.sweep(ref) is True
+    assert await store.capacity.sweep(ref) is True
     assert await store.counters(ref) == {"expired": 1}
 
 
@@ -265,6 +266,7 @@ async def test_a_commit_stores_all_of_a_turn(store: Store) -> None:
         model="claude-y",
         epoch_hash="e2",
         epoch_start=2,
+        revision=begun.revision,
         system_json=b'"new"',
         usage=Usage(1, 2, 3, 4),
     )
@@ -355,9 +357,9 @@ async def test_a_commit_without_a_readable_size_record_writes_nothing(store: Sto
     ref = await store.created()
     turn, begun = await store.begun(ref)
     if record is None:
-        await store.redis.hdel(ref.keys[9], ref.id)
+        await store.redis.hdel(ref.keys[10], ref.id)
     else:
-        await store.redis.hset(ref.keys[9], ref.id, record)
+        await store.redis.hset(ref.keys[10], ref.id, record)
     before = await store.everything()
     assert await store.commit(ref, turn, begun.head, elements(1)) == Corrupt()
     assert await store.everything() == before
@@ -436,7 +438,7 @@ async def test_aborting_the_creating_turn_takes_the_session_along(store: Store, 
         await store.begun(ref, turn)
     assert await store.abort(ref, turn) == Removed()
     assert await store.counters(ref) == {}
-    assert sorted(await store.everything()) == sorted(ref.keys[10:12])
+    assert sorted(await store.everything()) == sorted(ref.keys[11:13])
     assert await store.begin(ref, turn) == Gone()
     assert await store.abort(ref, turn) == Gone()
 

@@ -1,7 +1,7 @@
 -- Purpose: one end of life for all keys of a session, and its place in the indexes.
 -- Guarantee: native expiry of every key and the scores of the expiry indexes are the same millisecond, so a
 -- session is visible whole or not at all.
--- Needs: clock.lua.
+-- Needs: keys.lua, clock.lua.
 
 local LEASE_GRACE_MS = 60000
 
@@ -16,13 +16,13 @@ end
 
 local function live_until(at_ms)
   local at = text(at_ms)
-  for k = 1, 5 do redis.call('PEXPIREAT', KEYS[k], at) end
-  redis.call('ZADD', KEYS[6], at, ARGV[1])
-  redis.call('ZADD', KEYS[9], at, ARGV[1])
+  for k = 1, 6 do redis.call('PEXPIREAT', KEYS[k], at) end
+  redis.call('ZADD', BY_EXPIRY, at, ARGV[1])
+  redis.call('ZADD', OWNER_BY_EXPIRY, at, ARGV[1])
 end
 
 local function accessed_at(now)
-  redis.call('HSET', KEYS[1], 'la', text(now))
-  redis.call('ZADD', KEYS[7], text(now), ARGV[1])
-  redis.call('ZADD', KEYS[8], text(now), ARGV[1])
+  redis.call('HSET', SESSION, 'la', text(now))
+  redis.call('ZADD', BY_ACCESS, text(now), ARGV[1])
+  redis.call('ZADD', OWNER_BY_ACCESS, text(now), ARGV[1])
 end

@@ -2,7 +2,7 @@
 -- The record outlives the session (a natively expired key can no longer tell what it held), so that removing
 -- the session later, for whatever reason, takes exactly what it had added.
 -- Record: '<owner tag> <bytes> <messages> <created, seconds since 2026-01-01>'. Counters: messages, bytes, age_s.
--- Needs: clock.lua.
+-- Needs: keys.lua, clock.lua.
 
 local SERVICE_EPOCH_S = 1767225600  -- sums of seconds since 1970 would overflow HINCRBY at some millions of sessions
 
@@ -12,7 +12,7 @@ local function seconds_of_service(now)
 end
 
 local function read_size()
-  local record = redis.call('HGET', KEYS[10], ARGV[1])
+  local record = redis.call('HGET', SIZES, ARGV[1])
   if not record then return nil end
   local tag, bytes, messages, created = string.match(record, '^(%S+) (%d+) (%d+) (%d+)$')
   if not tag then return nil end
@@ -20,20 +20,20 @@ local function read_size()
 end
 
 local function write_size(size)
-  redis.call('HSET', KEYS[10], ARGV[1],
+  redis.call('HSET', SIZES, ARGV[1],
     size.tag .. ' ' .. text(size.bytes) .. ' ' .. text(size.messages) .. ' ' .. text(size.created))
 end
 
 local function count(field, by)
-  redis.call('HINCRBY', KEYS[11], field, text(by))
-  redis.call('HINCRBY', KEYS[12], field, text(by))
+  redis.call('HINCRBY', COUNTERS, field, text(by))
+  redis.call('HINCRBY', OWNER_COUNTERS, field, text(by))
 end
 
 -- Takes the session out of keys, indexes and counters; `reason` is the counter of such ends ('' counts nothing).
 local function remove_session(size, reason)
-  redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5])
-  for k = 6, 9 do redis.call('ZREM', KEYS[k], ARGV[1]) end
-  redis.call('HDEL', KEYS[10], ARGV[1])
+  redis.call('UNLINK', unpack(KEYS, 1, 6))
+  for k = 7, 10 do redis.call('ZREM', KEYS[k], ARGV[1]) end
+  redis.call('HDEL', SIZES, ARGV[1])
   if size then
     count('messages', 0 - size.messages)
     count('bytes', 0 - size.bytes)

@@ -1,0 +1,212 @@
+"""What a namespace holds, read from its indexes: pages, counts, and who might be removed. Nothing is scanned.
+
+Every bucket has its own indexes (they change in the scripts of the sessions); pages, counts and caps are the merge of
+all buckets. Everything here only reads, so what it tells may have changed by the time it is used: whoever acts on it
+lets the script check again.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from heapq import nlargest, nsmallest
+from typing import Any, NamedTuple, TypeVar
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from storage.keys import IndexRef, Keyspace, SessionRef
+from storage.results import StoreUnavailable
+
+SERVICE_EPOCH_S = 1_767_225_600  # as in scripts/shared/size.lua
+_T = TypeVar("_T")
+
+
+class Listed(NamedTuple):
+    """A session in an index: when it was last accessed (or ends), ms, and its id."""
+
+    score: int
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the counters say, over all buckets.
+
+    Attributes:
+        total: sessions, expired ones included until they are swept.
+        expired_unswept: of those.
+        messages, size_bytes: that the total holds.
+        age_s: sum of the ages of the total.
+        expired, evicted, deleted: how many ended so, ever.
+        sweeps: how often a bucket was swept, whoever owns what is in it.
+    """
+
+    total: int
+    expired_unswept: int
+    messages: int
+    size_bytes: int
+    age_s: int
+    expired: int
+    evicted: int
+    deleted: int
+    sweeps: int
+
+
+def _batched(flat: list[Any], size: int) -> Iterator[list[Any]]:
+    """The items of a list, ``size`` at a time."""
+    for at in range(0, len(flat), size):
+        yield flat[at : at + size]
+
+
+class Index:
+    """The indexes of one namespace.
+
+    Args:
+        redis: see connect.py.
+        keyspace: the namespace.
+        budget_s: how long one operation may take in all.
+    """
+
+    def __init__(self, redis: Redis, keyspace: Keyspace, *, budget_s: float) -> None:
+        self._redis = redis
+        self._keyspace = keyspace
+        self._budget_s = budget_s
+
+    def _buckets(self, owner: str | None) -> list[IndexRef]:
+        tag = self._keyspace.owner_tag(owner) if owner is not None else ""
+        return [self._keyspace.index(bucket, tag) for bucket in range(self._keyspace.buckets)]
+
+    async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T:
+        try:
+            async with asyncio.timeout(self._budget_s):
+                return await ask()
+        except (RedisError, TimeoutError) as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+
+    async def page(self, owner: str, before: Listed | None, limit: int) -> list[Listed]:
+        """The owner's sessions, last accessed first, after ``before``; equal times by id, greatest first.
+
+        A session that is accessed while somebody pages moves to the front, and later pages do not show it again.
+        """
+
+        async def ask() -> list[Listed]:
+            found: list[Listed] = []
+            refs, offset = self._buckets(owner), 0
+            highest: Any = before.score if before else "+inf"
+            while refs:
+                pages = await self._ranges(
+                    [ref.owner_by_access for ref in refs], highest, "-inf", desc=True, offset=offset, num=limit
+                )
+                # Several sessions may share a millisecond; those that an earlier page showed are passed over, and a
+                # bucket is asked again where they filled what it answered.
+                unread = []
+                for ref, page in zip(refs, pages, strict=True):
+                    fresh = [listed for listed in page if before is None or listed < before]
+                    found += fresh
+                    if len(page) == limit and len(fresh) < limit:
+                        unread.append(ref)
+                refs, offset = unread, offset + limit
+            return nlargest(limit, found)
+
+        return await self._asked(ask)
+
+    async def _ranges(self, keys: list[str], start: Any, end: Any, **options: Any) -> list[list[Listed]]:
+        """A range by score of each of several indexes, in one round trip."""
+        async with self._redis.pipeline(transaction=False) as batch:
+            for key in keys:
+                batch.zrange(key, start, end, byscore=True, withscores=True, **options)
+            replies: list[Any] = await batch.execute()
+        return [[Listed(int(score), session.decode()) for session, score in rows] for rows in replies]
+
+    async def counts(self, owner: str | None) -> Counts:
+        """Exact counts of one owner, or of everybody (None). Cost: two round trips."""
+
+        async def ask() -> Counts:
+            seconds, micros = await self._redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            sums = dict.fromkeys(("messages", "bytes", "age_s", "expired", "evicted", "deleted"), 0)
+            sweeps = 0
+            total = unswept = 0
+            async with self._redis.pipeline(transaction=False) as batch:
+                for ref in self._buckets(owner):
+                    by_expiry = ref.by_expiry if owner is None else ref.owner_by_expiry
+                    batch.zcard(by_expiry)
+                    batch.zcount(by_expiry, "-inf", now_ms)
+                    batch.hget(ref.counters, "sweeps")
+                    batch.hgetall(ref.counters if owner is None else ref.owner_counters)
+                replies: list[Any] = await batch.execute()
+            for bucket_total, bucket_unswept, bucket_sweeps, counters in _batched(replies, 4):
+                total += bucket_total
+                unswept += bucket_unswept
+                sweeps += int(bucket_sweeps or 0)
+                for field in sums:
+                    sums[field] += int(counters.get(field.encode(), 0))
+            age_s = total * (seconds - SERVICE_EPOCH_S) - sums["age_s"]
+            return Counts(
+                total=total,
+                expired_unswept=unswept,
+                messages=sums["messages"],
+                size_bytes=sums["bytes"],
+                age_s=age_s,
+                expired=sums["expired"],
+                evicted=sums["evicted"],
+                deleted=sums["deleted"],
+                sweeps=sweeps,
+            )
+
+        return await self._asked(ask)
+
+    async def sizes(self, owner: str) -> tuple[list[int], list[int]]:
+        """Sessions in each bucket: the owner's, and everybody's."""
+
+        async def ask() -> tuple[list[int], list[int]]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                for ref in self._buckets(owner):
+                    batch.zcard(ref.owner_by_access)
+                    batch.zcard(ref.by_access)
+                replies = await batch.execute()
+            return replies[0::2], replies[1::2]
+
+        return await self._asked(ask)
+
+    async def oldest(self, owner: str | None, count: int) -> list[Listed]:
+        """Those not accessed for longest, of one owner or of everybody."""
+
+        async def ask() -> list[Listed]:
+            keys = [ref.by_access if owner is None else ref.owner_by_access for ref in self._buckets(owner)]
+            pages = await self._ranges(keys, "-inf", "+inf", offset=0, num=count)
+            return nsmallest(count, [listed for page in pages for listed in page])
+
+        return await self._asked(ask)
+
+    async def expired(self, count: int, *, owner: str | None = None, bucket: int | None = None) -> list[str]:
+        """Ids whose end of life has come by the server's clock, of one owner, one bucket, or all; longest gone first.
+
+        Cost: two round trips.
+        """
+
+        async def ask() -> list[str]:
+            seconds, micros = await self._redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            refs = self._buckets(owner) if bucket is None else [self._keyspace.index(bucket, "")]
+            keys = [ref.by_expiry if owner is None else ref.owner_by_expiry for ref in refs]
+            pages = await self._ranges(keys, "-inf", now_ms, offset=0, num=count)
+            return [listed.session_id for listed in nsmallest(count, [one for page in pages for one in page])]
+
+        return await self._asked(ask)
+
+    async def refs(self, session_ids: list[str]) -> list[SessionRef]:
+        """The sessions with the keys of their owners, whoever they are; those without a size record are left out."""
+
+        async def ask() -> list[SessionRef]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                for session_id in session_ids:
+                    batch.hget(self._keyspace.index(int(session_id[5:7], 16), "").sizes, session_id)
+                records = await batch.execute()
+            return [
+                self._keyspace.of_tag(session_id, "", record.split()[0].decode())
+                for session_id, record in zip(session_ids, records, strict=True)
+                if record
+            ]
+
+        return await self._asked(ask)

@@ -1,0 +1,49 @@
+#!lua
+-- append: a turn without Claude: messages become history as they are.
+--
+-- Guarantees: a compare-and-set on head like commit's, and only while no turn runs; the turn is numbered and has its
+--   verdict at once. Repeatable by turn id.
+-- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
+-- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max, 7 bytes of the messages,
+--   8… the messages (1 or more, opaque)
+-- Replies: COMMITTED number | SETTLED verdict+number | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT | GONE
+-- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
+-- @include keys
+-- @include clock
+-- @include lease
+-- @include life
+-- @include size
+
+local turn_id, bytes, first = ARGV[3], tonumber(ARGV[7]), 8
+local added = #ARGV - first + 1
+
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'ttl', 'ax')
+if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
+local verdict = redis.call('HGET', VERDICTS, turn_id)
+if verdict then return { 'SETTLED', verdict } end
+local now = now_ms()
+local remaining = lease_remaining_ms(s[4], now)
+if s[2] ~= '' and remaining > 0 then return { 'BUSY', s[2], text(remaining) } end
+if tonumber(s[9]) > 0 and now >= tonumber(s[9]) then return { 'GONE' } end
+if s[5] ~= ARGV[4] then return { 'FENCED' } end
+if redis.call('HLEN', VERDICTS) >= tonumber(ARGV[6]) then return { 'TURNS_FULL' } end
+local messages, size = tonumber(s[6]), read_size()
+if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) ~= tonumber(s[3]) or not size then
+  return { 'CORRUPT' }
+end
+size.messages, size.bytes = size.messages + added, size.bytes + bytes
+
+if s[2] ~= '' then declare_dead(s[2], s[3]) end
+for from = first, #ARGV, 500 do
+  redis.call('RPUSH', MESSAGES, unpack(ARGV, from, math.min(from + 499, #ARGV)))
+end
+local number = text(redis.call('RPUSH', TURNS, ARGV[5]))
+redis.call('HSET', VERDICTS, turn_id, 'C' .. number)
+redis.call('HSET', SESSION, 'head', turn_id, 'n', text(messages + added), 'b', text(tonumber(s[7]) + bytes),
+  'ln', number, 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '')
+write_size(size)
+count('messages', added)
+count('bytes', bytes)
+accessed_at(now)
+live_until(end_of_life(now, tonumber(s[8]), tonumber(s[9]), 0))
+return { 'COMMITTED', number }

@@ -1,0 +1,4 @@
+-- Purpose: names for the keys of a session. Every script of a session declares all of them, in this order
+-- (storage/README.md says what each holds); all are in one slot. SESSION … CUTS live and die with the session.
+local SESSION, MESSAGES, TURNS, VERDICTS, TEXTS, CUTS = unpack(KEYS, 1, 6)
+local BY_EXPIRY, BY_ACCESS, OWNER_BY_ACCESS, OWNER_BY_EXPIRY, SIZES, COUNTERS, OWNER_COUNTERS = unpack(KEYS, 7, 13)
