@@ -13,7 +13,7 @@ from service.errors import BatonError
 from storage.keys import Keyspace, SessionRef
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
-_RESERVED: Final = frozenset({"stats", "import"})
+_RESERVED: Final = frozenset({"new", "stats", "import"})
 
 Mode = Literal["any", "continue", "create"]
 
@@ -48,14 +48,23 @@ def resolve(keyspace: Keyspace, owner: str, session: str, mode: Mode = "any") ->
         if not keyspace.is_session_id(session):
             raise BatonError("session_not_found", "There is no such session.", param="session_id")
         return Address(keyspace.session(session, owner), "", "continue" if mode == "any" else mode)
-    if not _NAME.fullmatch(session) or session in _RESERVED or session == "new":
+    return Address(named(keyspace, owner, session, param="session_id"), session, mode)
+
+
+def named(keyspace: Keyspace, owner: str, name: str, *, param: str) -> SessionRef:
+    """The session of a name of the caller's own.
+
+    Raises:
+        BatonError: invalid_session_id, if it may not be one; ``param`` says where it came from.
+    """
+    if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("sess_"):
         raise BatonError(
             "invalid_session_id",
             "A session is named by its issued id (sess_…), by `new`, or by a name of your own: 1-200 characters out of "
             "letters, digits and . _ : @ + -, beginning with a letter or digit; `stats` and `import` are reserved.",
-            param="session_id",
+            param=param,
         )
-    return Address(keyspace.session(keyspace.named(owner, session), owner), session, mode)
+    return keyspace.session(keyspace.named(owner, name), owner)
 
 
 def of_request(

@@ -17,18 +17,22 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp
 
 from service import telemetry
-from service.asgi import Edge
+from service.appending import Appending
+from service.asgi import Edge, resource
 from service.claude import Claude
+from service.cursor import Cursors
 from service.endpoint import ChatCompletions, Parts
 from service.exchange import Exchanges
 from service.models import Models
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
+from service.routes.turns import TurnRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
+from service.sweeper import Sweeper
 from service.turn import Rules
 from storage.capacity import Capacity
-from storage.connect import Deadlines, StoreRefused, connect, first_contact, reachable
+from storage.connect import Client, Deadlines, StoreRefused, connect, first_contact, reachable
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.scripts import ScriptRunner
@@ -63,17 +67,7 @@ def build(
     redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
-    index = Index(redis, keyspace, budget_s=settings.store_begin_s)
-    capacity = Capacity(
-        index,
-        ScriptRunner(redis),
-        keyspace,
-        per_owner_max=settings.sessions_per_owner_max,
-        total_max=settings.sessions_max,
-        budget_s=settings.store_begin_s,
-        on_end=lambda end: telemetry.SESSIONS_ENDED.labels(end).inc(),
-    )
-    sessions = Sessions(redis, keyspace, capacity, budget_s=settings.store_begin_s)
+    store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     allowed = settings.redis_eviction_allowed
     watch = StoreWatch(
@@ -84,8 +78,8 @@ def build(
     parts = Parts(
         settings=settings,
         claude=claude,
-        sessions=sessions,
-        turns=Turns(redis, begin_budget_s=settings.store_begin_s, settle_budget_s=settings.store_settle_s),
+        sessions=store.sessions,
+        turns=store.turns,
         rules=Rules(
             replica=replica,
             lease_ms=settings.lease_ms,
@@ -105,24 +99,79 @@ def build(
         default_model=settings.default_model,
     )
 
+    sweeper = Sweeper(
+        store.capacity,
+        store.index,
+        buckets=settings.buckets,
+        interval_s=settings.sweep_interval_s,
+        ready=lambda: watch.reached,
+    )
+
     @contextlib.asynccontextmanager
     async def life(_: Router) -> AsyncIterator[None]:
-        watching = asyncio.create_task(watch.run())
+        tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
         await watch.tried(_FIRST_CONTACT_S)
         yield
-        watching.cancel()
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         await claude.aclose()
         await redis.aclose()
 
-    router = Router(_routes(parts, ops, SessionRoutes(sessions, watch)), redirect_slashes=False, lifespan=life)
+    routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica))
+    router = Router(routes, redirect_slashes=False, lifespan=life)
     return Application(Edge(router, lambda: exchanges.draining), exchanges)
 
 
-def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes) -> list[Route]:
+@dataclass(frozen=True, slots=True)
+class _Store:
+    """The parts of the store that one replica uses."""
+
+    index: Index
+    capacity: Capacity
+    sessions: Sessions
+    turns: Turns
+
+
+def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
+    budget_s = settings.store_begin_s
+    index = Index(redis, keyspace, budget_s=budget_s)
+    capacity = Capacity(
+        index,
+        ScriptRunner(redis),
+        keyspace,
+        per_owner_max=settings.sessions_per_owner_max,
+        total_max=settings.sessions_max,
+        budget_s=budget_s,
+        on_end=lambda end: telemetry.SESSIONS_ENDED.labels(end).inc(),
+    )
+    sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
+    turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s)
+    return _Store(index, capacity, sessions, turns)
+
+
+def _session_routes(settings: Settings, store: _Store, secret: str, replica: str) -> tuple[SessionRoutes, TurnRoutes]:
+    appending = Appending(
+        store.sessions,
+        store.turns,
+        replica=replica,
+        turns_max=settings.turns_per_session_max,
+        queue_wait_s=settings.queue_wait_s,
+    )
+    routes = SessionRoutes(settings, store.sessions, store.index, appending, Cursors(secret.encode()))
+    return routes, TurnRoutes(store.sessions, store.turns)
+
+
+def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes) -> list[Route]:
+    admit = parts.store.require
     return [
         Route("/v1/chat/completions", ChatCompletions(parts), methods=["POST"]),
-        Route("/v1/sessions/{session}", sessions.get),
-        Route("/v1/sessions/{session}/messages", sessions.messages),
+        *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
+        *resource("/v1/sessions/stats", admit, GET=sessions.stats),
+        *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),
+        *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
+        *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
+        *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         Route("/v1/models", ops.models),
         Route("/v1/models/{model}", ops.model),
         Route("/livez", ops.livez),

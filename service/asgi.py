@@ -6,16 +6,18 @@ whoever streams (sse.py ends the stream in its dialect), and the edge only close
 """
 
 import asyncio
+import functools
 import re
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import orjson
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
@@ -115,6 +117,45 @@ def query_number(request: Request, name: str, *, default: int, low: int, high: i
     if not given.isascii() or not given.isdecimal() or len(given) > 12 or not low <= int(given) <= high:
         raise BatonError("invalid_value", f"`{name}` must be a whole number from {low} to {high}.", param=name)
     return int(given)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def resource(path: str, admit: Callable[[], None], **handlers: Handler) -> list[Route]:
+    """The routes of one path: a handler a method (``GET`` answers HEAD too), and 405 with all of them for any other.
+
+    Args:
+        path: with its parameters in braces.
+        admit: asked before any handler; raises what refuses the request.
+        handlers: by method.
+    """
+
+    def admitted(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def handle(request: Request) -> Response:
+            admit()
+            return await handler(request)
+
+        return handle
+
+    allowed = sorted({*handlers, *(("HEAD",) if "GET" in handlers else ())})
+
+    async def refused(scope: Scope, receive: Receive, send: Send) -> None:
+        raise HTTPException(405, headers={"allow": ", ".join(allowed)})
+
+    routes = [Route(path, admitted(handler), methods=[method]) for method, handler in handlers.items()]
+    return [*routes, Route(path, _AsApp(refused))]
+
+
+class _AsApp:
+    """Starlette takes a bare function for a handler of GET; an object it calls as an application, for all methods."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app(scope, receive, send)
 
 
 class ClientGone(Exception):

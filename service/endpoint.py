@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, sse
+from service import access, addressing, conflict, sse
 from service.addressing import Address
 from service.asgi import header, parse_json, read_body, send_json
 from service.claude import Claude
@@ -18,7 +18,7 @@ from service.exchange import Exchange, Exchanges, OnDisconnect
 from service.prefix import stateless
 from service.settings import Settings
 from service.store_watch import StoreWatch
-from service.turn import OnConflict, Rules, Turn
+from service.turn import Rules, Turn
 from storage.sessions import Sessions
 from storage.turns import Turns
 
@@ -79,7 +79,7 @@ class ChatCompletions:
     def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None) -> Exchange:
         parts = self._parts
         on_disconnect = _on_disconnect(scope, parts.settings.on_disconnect)
-        on_conflict = _on_conflict(scope, parts.settings.on_conflict)
+        on_conflict = conflict.on_conflict(header(scope, b"x-session-on-conflict"), parts.settings.on_conflict)
         if address is None:
             return Exchange(
                 parts.claude,
@@ -127,17 +127,6 @@ class ChatCompletions:
         if exchange.error is not None:
             raise exchange.error
         await send_json(send, chat_out.completion(envelope, exchange.answer), headers=exchange.headers)
-
-
-def _on_conflict(scope: Scope, default: OnConflict) -> OnConflict:
-    match header(scope, b"x-session-on-conflict"):
-        case None:
-            return default
-        case "queue":
-            return "queue"
-        case "reject":
-            return "reject"
-    raise BatonError("invalid_value", "X-Session-On-Conflict is `queue` or `reject`.", param="X-Session-On-Conflict")
 
 
 def _on_disconnect(scope: Scope, default: OnDisconnect) -> OnDisconnect:

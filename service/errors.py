@@ -43,6 +43,7 @@ CODES: Final[Mapping[str, Code]] = {
     "context_length_exceeded": Code(400, False, "The conversation no longer fits the model's window."),
     "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
     "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
+    "turn_not_found": Code(404, False, "The session has no such turn."),
     "model_not_found": Code(404, False, "Claude knows no such model."),
     "route_not_found": Code(404, False, "No such path."),
     "method_not_allowed": Code(405, False, "The path exists, the method does not."),
@@ -115,3 +116,13 @@ def sessions_full() -> BatonError:
     return BatonError(
         "sessions_full", "There is no room for another session, and all that could go are busy.", retry_after_s=1
     )
+
+
+def session_not_found() -> BatonError:
+    """Unknown, expired, deleted or another's: nothing tells them apart."""
+    return BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")
+
+
+def store_unavailable() -> BatonError:
+    """The store did not answer, and nothing was begun."""
+    return BatonError("store_unavailable", "The session store is not available.", retry_after_s=1)

@@ -37,6 +37,7 @@ class Interrupt(Enum):
     CANCELLED = "cancelled"
     DRAINING = "draining"
     LEASE_LOST = "lease_lost"
+    SESSION_GONE = "session_gone"
 
     def told(self) -> BatonError:
         """The error for a caller who still listens."""
@@ -49,6 +50,7 @@ _TOLD: Final = {
     Interrupt.HUNG_UP: ("turn_interrupted", "The connection was closed before the answer's end."),
     Interrupt.CANCELLED: ("turn_interrupted", "The turn was cancelled."),
     Interrupt.DRAINING: ("turn_interrupted", "This replica is shutting down."),
+    Interrupt.SESSION_GONE: ("session_not_found", "The session was deleted or has expired."),
     Interrupt.LEASE_LOST: ("turn_superseded", "Another turn of this session went ahead; this one was not stored."),
 }
 

@@ -32,12 +32,14 @@ class Ask:
         messages: the new ones, oldest first.
         system: the system prompt (string or blocks), None where the request has none.
         params: further fields of the Messages request (max_tokens, stop_sequences, …).
+        model_named: whether the request named the model; where it did not, a session's own model goes first.
     """
 
     model: str
     messages: list[dict[str, Any]]
     system: Any
     params: dict[str, Any]
+    model_named: bool = True
 
 
 @dataclass(frozen=True, slots=True)

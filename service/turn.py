@@ -30,9 +30,8 @@ for sure what became of the turn; without an answer the caller is told that it i
 
 import asyncio
 import contextlib
-import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
@@ -41,7 +40,8 @@ import orjson
 from service import telemetry
 from service.addressing import Address
 from service.claude import Claude
-from service.errors import BatonError, sessions_full
+from service.conflict import OnConflict, Patience
+from service.errors import BatonError, session_not_found, sessions_full, store_unavailable
 from service.exchange import Exchange, Interrupt, OnDisconnect
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
@@ -67,9 +67,7 @@ from storage.turns import Commit, Turns
 _BEGIN_ATTEMPTS: Final = 8
 _ABORT_WAIT_S: Final = 1.5
 _ABORTING: Final[set[asyncio.Task[None]]] = set()  # what goes on after its exchange; a lost one costs one lease
-_POLL_S: Final = (0.05, 0.1, 0.2, 0.25)
 
-OnConflict = Literal["queue", "reject"]
 Status = Literal["complete", "incomplete", "refused"]
 
 
@@ -139,6 +137,8 @@ class Turn(Exchange):
     async def _open(self) -> bytes:
         began = time.perf_counter()
         self._begun = begun = await self._begin()
+        if not self._ask.model_named and begun.model:
+            self._ask = replace(self._ask, model=begun.model)
         self._renew_later()
         self.headers["x-session-id"] = self._ref.id
         self.headers["x-session-state"] = "continued" if begun.messages or begun.turns else "new"
@@ -146,7 +146,7 @@ class Turn(Exchange):
         try:
             history = await self._turns.history(self._ref, begun.messages)
         except StoreUnavailable as error:
-            raise _unavailable() from error
+            raise store_unavailable() from error
         new = pack(self._ask.messages, last_digest(history))
         self._prepared = continued(self._ask, begun, history, new)
         self._new = new
@@ -156,10 +156,9 @@ class Turn(Exchange):
 
     async def _begin(self) -> Begun:
         """Takes the lease, creating the session or waiting for another turn where that is wanted."""
-        give_up = time.monotonic() + (self._rules.queue_wait_s if self._on_conflict == "queue" else 0)
+        patience = Patience(self._on_conflict, self._rules.queue_wait_s)
         if self._address.mode == "create":
             await self._create(or_error=True)
-        polls = 0
         creations = 0
         while True:
             match await self._ask_to_begin():
@@ -169,16 +168,15 @@ class Turn(Exchange):
                         telemetry.log.warning("dead_turn_found", session=self._ref.id, turn=begun.dead_turn_id)
                     return begun
                 case Busy() as busy:
-                    await self._wait_or_refuse(busy, give_up, polls)
-                    polls += 1
+                    await patience.wait(busy)
                 case Gone() if self._address.mode == "any" and creations < _BEGIN_ATTEMPTS:
                     await self._create(or_error=False)
                     creations += 1
                 case Gone():
-                    raise _not_found()
+                    raise session_not_found()
                 case Corrupt():
                     telemetry.log.error("session_corrupt", session=self._ref.id)
-                    raise _not_found()
+                    raise session_not_found()
                 case TurnsFull():
                     raise BatonError("max_turns_reached", "The session has had all the turns it may have.")
                 case Settled():
@@ -198,7 +196,7 @@ class Turn(Exchange):
             )
         except StoreUnavailable as error:
             self._unsettled = error.outcome_unknown or self._created
-            raise _unavailable() from error
+            raise store_unavailable() from error
         self._unsettled = isinstance(result, Begun) or self._created
         return result
 
@@ -214,7 +212,7 @@ class Turn(Exchange):
         try:
             result = await self._sessions.create(self._ref, new)
         except StoreUnavailable as error:
-            raise _unavailable() from error
+            raise store_unavailable() from error
         if isinstance(result, Created):
             telemetry.SESSIONS_CREATED.inc()
             return
@@ -223,19 +221,6 @@ class Turn(Exchange):
             raise sessions_full()
         if or_error:
             raise BatonError("session_exists", "There is a session of this name already.", param="X-Session-Mode")
-
-    async def _wait_or_refuse(self, busy: Busy, give_up: float, polls: int) -> None:
-        telemetry.CONFLICTS.labels(self._on_conflict).inc()
-        wait_s = _POLL_S[min(polls, len(_POLL_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
-        if time.monotonic() + wait_s > give_up:
-            raise BatonError(
-                "turn_in_progress",
-                f"Turn {busy.turn_id} of this session is running; wait for it, or send X-Session-On-Conflict: queue.",
-                retry_after_s=min(busy.remaining_ms / 1000, 5),
-                headers={"x-turn-id": busy.turn_id},
-            )
-        with telemetry.TURNS_WAITING.track_inprogress():
-            await asyncio.sleep(wait_s)
 
     # The lease, from begin to the verdict.
 
@@ -253,7 +238,10 @@ class Turn(Exchange):
         except StoreUnavailable:
             result = None  # the lease may run out meanwhile; commit decides by the head, not by the lease
         match result:
-            case Settled() | Lost() | Gone():
+            case Gone():
+                self.interrupt(Interrupt.SESSION_GONE)
+                return
+            case Settled() | Lost():
                 self.interrupt(Interrupt.LEASE_LOST)
                 return
             case Renewed(cancel=True):
@@ -286,8 +274,8 @@ class Turn(Exchange):
             return await self._commit("refused" if refused else "complete")
         if not self._unsettled:
             return failure
-        if self._interrupt is Interrupt.LEASE_LOST:
-            _count("superseded")
+        if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
+            _count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING)
         if kept and self._streamed and self._prepared is not None and self.answer.content():
@@ -320,7 +308,7 @@ class Turn(Exchange):
                 return Interrupt.LEASE_LOST.told()
             case Gone() | Corrupt():
                 _count("session_gone")
-                return _not_found()
+                return session_not_found()
 
     async def _unsaved(self, cause: StoreUnavailable) -> BatonError | None:
         """The commit was not answered: an answered abort tells what became of the turn."""
@@ -402,11 +390,3 @@ class Turn(Exchange):
 
 def _count(outcome: str) -> None:
     telemetry.TURNS.labels(outcome).inc()
-
-
-def _unavailable() -> BatonError:
-    return BatonError("store_unavailable", "The session store is not available; Claude was not asked.", retry_after_s=1)
-
-
-def _not_found() -> BatonError:
-    return BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")

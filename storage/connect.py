@@ -28,6 +28,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
 
+Client = Redis
+"""What `connect` gives, and every part of the store is built on."""
+
 SERVER_VERSION_MIN = (7, 0)
 
 

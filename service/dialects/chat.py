@@ -84,7 +84,8 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     fields: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
     ignored = _sort_out(fields)
     system, messages, names = _messages(fields)
-    model = _text(fields, "model") or default_model
+    named = _text(fields, "model")
+    model = named or default_model
     params: dict[str, Any] = {"max_tokens": _max_tokens(fields, max_tokens_default)}
     if stop := _stop(fields):
         params["stop_sequences"] = stop
@@ -95,7 +96,7 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     if session is not None and (not isinstance(session, str) or not session):
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
     return ChatRequest(
-        ask=Ask(model=aliases.get(model, model), messages=messages, system=system, params=params),
+        ask=Ask(aliases.get(model, model), messages, system, params, model_named=bool(named)),
         stream=_flag(fields.get("stream"), "stream"),
         include_usage=_flag(options.get("include_usage"), "stream_options.include_usage"),
         session=session,

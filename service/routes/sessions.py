@@ -1,87 +1,155 @@
-"""``/v1/sessions/{id}`` and its messages, to be read."""
+"""``/v1/sessions``: create, list, stats, one session, its messages."""
 
-from datetime import UTC, datetime
+import time
+from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import access, addressing
-from service.asgi import json_response, query_number
-from service.errors import BatonError
-from service.store_watch import StoreWatch
+from service import access, addressing, conflict, session_fields, telemetry
+from service.appending import Appending
+from service.asgi import header, json_response, parse_json, query_number, read_body
+from service.cursor import Cursors
+from service.errors import BatonError, session_not_found, sessions_full
+from service.routes import listing
+from service.routes.visible import looked_at, named_by, snapshot_of, stored
+from service.session_view import session_object
+from service.settings import Settings
 from storage import elements
-from storage.keys import SessionRef
-from storage.results import Gone, StoreUnavailable
-from storage.sessions import Sessions, Snapshot
+from storage.index import Index
+from storage.keys import SessionRef, new_nonce
+from storage.results import Exists, Full, Gone, RevisionConflict
+from storage.sessions import NewSession, Sessions, Snapshot
 
 _PAGE_MESSAGES_MAX: Final = 100
+_MIB: Final = 1_048_576
 
 
-def _iso(ms: int) -> str | None:
-    if not ms:
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
-    """A session as callers see it; times are ISO 8601 UTC with milliseconds."""
-    return {
-        "id": session_id,
-        "name": snapshot.name or None,
-        "session_id": snapshot.name or session_id,
-        "object": "session",
-        "created_at": _iso(snapshot.created_ms),
-        "last_accessed_at": _iso(snapshot.accessed_ms),
-        "expires_at": _iso(snapshot.expires_ms),
-        "absolute_expires_at": _iso(snapshot.absolute_end_ms),
-        "status": "busy" if snapshot.running_turn_id else "active",
-        "message_count": snapshot.messages,
-        "turn_count": snapshot.turns,
-        "model": snapshot.model or None,
-        "system_prompt": _system_prompt(snapshot.system_json),
-        "max_turns": snapshot.max_turns or None,
-        "title": snapshot.title or None,
-        "metadata": orjson.loads(snapshot.metadata_json),
-        "owner": snapshot.owner,
-        "ttl_seconds": snapshot.ttl_ms // 1000,
-        "usage": {
-            "input_tokens": snapshot.input_tokens,
-            "output_tokens": snapshot.output_tokens,
-            "cache_read_input_tokens": snapshot.cache_read_tokens,
-            "cache_creation_input_tokens": snapshot.cache_written_tokens,
-        },
-        "checkpoint": None,
-    }
-
-
-def _system_prompt(system_json: bytes) -> str | None:
-    if not system_json:
-        return None
-    system = orjson.loads(system_json)
-    return system if isinstance(system, str) else "\n\n".join(block["text"] for block in system)
-
-
+@dataclass(frozen=True, slots=True)
 class SessionRoutes:
-    """The endpoints; each is an ASGI application."""
+    """The endpoints.
 
-    def __init__(self, sessions: Sessions, store: StoreWatch) -> None:
-        self._sessions = sessions
-        self._store = store
+    Attributes:
+        settings: of this replica.
+        sessions, index: the store.
+        appending: messages by hand.
+        cursors: where lists go on.
+    """
+
+    settings: Settings
+    sessions: Sessions
+    index: Index
+    appending: Appending
+    cursors: Cursors
+
+    async def create(self, request: Request) -> Response:
+        """``POST /v1/sessions``: 201 and the session; 409 session_exists if the name is taken."""
+        asked = session_fields.creation(
+            await self._body(request),
+            aliases=self.settings.model_aliases,
+            ttl_default_s=self.settings.session_ttl_s,
+            now_ms=int(time.time() * 1000),
+        )
+        owner, keyspace = access.principal(), self.sessions.keyspace
+        if asked.name:
+            ref = addressing.named(keyspace, owner, asked.name, param="name")
+        else:
+            ref = keyspace.session(keyspace.issue(), owner)
+        new = NewSession(
+            nonce=new_nonce(),
+            ttl_ms=asked.ttl_ms,
+            absolute_end_ms=asked.absolute_end_ms,
+            name=asked.name,
+            model=asked.model,
+            max_turns=asked.max_turns,
+            system_json=asked.system_json,
+            title=asked.title,
+            metadata_json=asked.metadata_json,
+        )
+        match await stored(self.sessions.create(ref, new)):
+            case Full():
+                raise sessions_full()
+            case Exists():
+                raise BatonError("session_exists", "There is a session of this name already.", param="name")
+        telemetry.SESSIONS_CREATED.inc()
+        return _answer(ref, await snapshot_of(ref, self.sessions), status=201)
+
+    async def listed(self, request: Request) -> Response:
+        """``GET /v1/sessions?limit&cursor&title_prefix&metadata[key]``: the caller's, last accessed first."""
+        asked, owner, now_s = listing.query(request), access.principal(), int(time.time())
+        after = None
+        if asked.cursor is not None:
+            after = self.cursors.read(asked.cursor, owner, asked.filters, now_s=now_s)
+        page = await stored(listing.page(self.index, self.sessions, owner, asked, after))
+        total = None
+        if not asked.filters:
+            counts = await stored(self.index.counts(owner))
+            total = counts.total - counts.expired_unswept
+        last = self.cursors.issue(page.last, owner, asked.filters, now_s=now_s) if page.last else None
+        sessions = [session_object(session_id, snapshot) for session_id, snapshot in page.sessions]
+        return json_response(
+            {"object": "list", "sessions": sessions, "has_more": bool(last), "next_cursor": last, "total": total}
+        )
+
+    async def stats(self, request: Request) -> Response:
+        """``GET /v1/sessions/stats``: the caller's sessions in numbers.
+
+        Ends are counted once, when they happen: a session that expired counts as expired from that moment, and in
+        ``total_sessions`` until it is swept.
+        """
+        counts = await stored(self.index.counts(access.principal()))
+        body = {
+            "total_sessions": counts.total,
+            "active_sessions": counts.total - counts.expired_unswept,
+            "expired_sessions": counts.expired + counts.expired_unswept,
+            "evicted_sessions": counts.evicted,
+            "total_messages": counts.messages,
+            "memory_usage_mb": round(counts.size_bytes / _MIB, 3),
+            "cleanup_runs": counts.sweeps,
+            "average_session_age_minutes": round(counts.age_s / counts.total / 60, 2) if counts.total else 0,
+            "cleanup_interval_minutes": round(self.settings.sweep_interval_s / 60, 3),
+            "default_ttl_hours": round(self.settings.session_ttl_s / 3600, 3),
+        }
+        return json_response(body)
 
     async def get(self, request: Request) -> Response:
         """``GET /v1/sessions/{id}``: the session; starts its TTL anew."""
-        ref, snapshot = await self._looked_at(request)
-        return json_response(session_object(ref.id, snapshot))
+        return _answer(*await looked_at(request, self.sessions))
+
+    async def patch(self, request: Request) -> Response:
+        """``PATCH /v1/sessions/{id}``, with If-Match if it must be the session as seen; holds from the next turn."""
+        ref = named_by(request, self.sessions)
+        changes = session_fields.changes(await self._body(request), aliases=self.settings.model_aliases)
+        expected = _revision(header(request.scope, b"if-match"))
+        match await stored(self.sessions.patch(ref, changes, expected_revision=expected)):
+            case Gone():
+                raise session_not_found()
+            case RevisionConflict(revision):
+                raise BatonError(
+                    "revision_conflict",
+                    "The session was changed since; get it again, and decide again.",
+                    param="If-Match",
+                    headers={"etag": f'"{revision}"'},
+                )
+        return _answer(ref, await snapshot_of(ref, self.sessions))
+
+    async def delete(self, request: Request) -> Response:
+        """``DELETE /v1/sessions/{id}``: gone with all it held; a running turn of it ends."""
+        ref = named_by(request, self.sessions)
+        if not await stored(self.sessions.delete(ref)):
+            raise session_not_found()
+        telemetry.SESSIONS_ENDED.labels("deleted").inc()
+        return json_response({"id": ref.id, "object": "session.deleted", "deleted": True})
 
     async def messages(self, request: Request) -> Response:
         """``GET /v1/sessions/{id}/messages?offset&limit``: stored messages as they are, oldest first."""
         offset = query_number(request, "offset", default=0, low=0, high=10_000_000)
         limit = query_number(request, "limit", default=20, low=1, high=_PAGE_MESSAGES_MAX)
-        ref, snapshot = await self._looked_at(request)
-        stored = await self._page(ref, offset, limit)
-        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in stored]
+        ref, snapshot = await looked_at(request, self.sessions)
+        found = await stored(self.sessions.messages(ref, offset, limit))
+        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in found]
         body = {
             "object": "list",
             "session_id": snapshot.name or ref.id,
@@ -91,24 +159,40 @@ class SessionRoutes:
         }
         return json_response(body)
 
-    async def _looked_at(self, request: Request) -> tuple[SessionRef, Snapshot]:
-        self._store.require()
-        named = request.path_params["session"]
-        ref = addressing.resolve(self._sessions.keyspace, access.principal(), named).ref
-        try:
-            snapshot = await self._sessions.get(ref) if await self._sessions.touch(ref) else Gone()
-        except StoreUnavailable as error:
-            raise _unavailable() from error
-        if isinstance(snapshot, Gone):
-            raise BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")
-        return ref, snapshot
+    async def append(self, request: Request) -> Response:
+        """``POST /v1/sessions/{id}/messages``: messages become history without asking Claude."""
+        ref = named_by(request, self.sessions)
+        policy = conflict.on_conflict(header(request.scope, b"x-session-on-conflict"), self.settings.on_conflict)
+        messages = session_fields.messages(await self._body(request))
+        appended = await self.appending.append(ref, messages, policy)
+        body = {
+            "session_id": appended.snapshot.name or ref.id,
+            "message_count": appended.messages,
+            "turn_id": appended.turn_id or None,
+        }
+        return json_response(body)
 
-    async def _page(self, ref: SessionRef, offset: int, limit: int) -> list[bytes]:
-        try:
-            return await self._sessions.messages(ref, offset, limit)
-        except StoreUnavailable as error:
-            raise _unavailable() from error
+    async def _body(self, request: Request) -> Any:
+        raw = await read_body(
+            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
+        )
+        return parse_json(raw)
 
 
-def _unavailable() -> BatonError:
-    return BatonError("store_unavailable", "The session store is not available.", retry_after_s=1)
+def _answer(ref: SessionRef, snapshot: Snapshot, *, status: int = 200) -> Response:
+    response = json_response(session_object(ref.id, snapshot), status=status)
+    response.headers["etag"] = f'"{snapshot.revision}"'
+    response.headers["x-session-id"] = ref.id
+    return response
+
+
+def _revision(if_match: str | None) -> int | None:
+    """The revision that If-Match asks for; None if any will do."""
+    if if_match is None or if_match == "*":
+        return None
+    number = if_match.removeprefix('"').removesuffix('"')
+    if if_match != f'"{number}"' or not number.isascii() or not number.isdecimal() or len(number) > 15:
+        raise BatonError(
+            "invalid_value", 'If-Match is the ETag of the session as it was read, like "3".', param="If-Match"
+        )
+    return int(number)

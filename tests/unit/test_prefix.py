@@ -22,6 +22,7 @@ EMPTY = Begun(
     model="",
     epoch_hash="",
     epoch_start=0,
+    revision=1,
     dead_turn_id="",
 )
 

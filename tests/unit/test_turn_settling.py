@@ -31,7 +31,7 @@ class StoreOfOneTurn:
         self.told: list[str] = []
 
     async def begin(self, *_: Any, **__: Any) -> Begun:
-        return Begun(1, "head_x", 0, 0, 0, "", "", 0, "")
+        return Begun(1, "head_x", 0, 0, 0, "", "", 0, 1, "")
 
     async def history(self, *_: Any) -> History:
         return History([], b"")

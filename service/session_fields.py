@@ -1,0 +1,223 @@
+"""What callers may say about a session, and messages appended by hand: from JSON to what the store takes; pure.
+
+One table says which fields there are, who may set them and what they must be. ``null`` is absent when a session is
+created and clears a field when it is changed, where a session can do without the field.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from service.errors import BatonError
+
+METADATA_PAIRS_MAX: Final = 16
+METADATA_KEY_CHARS_MAX: Final = 64
+METADATA_VALUE_CHARS_MAX: Final = 512
+TITLE_CHARS_MAX: Final = 512
+MODEL_CHARS_MAX: Final = 200
+TTL_S_MAX: Final = 31_536_000
+TURNS_MAX: Final = 1_000_000
+
+_PATCHABLE: Final = ("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds")
+_CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
+_READ_ONLY: Final = frozenset(
+    {
+        *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
+        *("status", "message_count", "turn_count", "owner", "usage", "checkpoint"),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """A session as asked for; empty strings and 0 mean none. ``system_json`` and ``metadata_json`` are JSON."""
+
+    name: str
+    model: str
+    system_json: bytes
+    max_turns: int
+    ttl_ms: int
+    absolute_end_ms: int
+    title: str
+    metadata_json: bytes
+
+
+def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: int) -> Creation:
+    """The body of a creation. The name is checked by addressing.
+
+    Raises:
+        BatonError: 400 naming the field.
+    """
+    fields = {name: value for name, value in _object(body).items() if value is not None}
+    for name in fields:
+        if name not in _CREATABLE:
+            raise _unknown(name)
+    if "model" not in fields:
+        raise BatonError("missing_value", "`model` is required.", param="model")
+    name = fields.get("name", "")
+    if not isinstance(name, str) or (not name and "name" in fields):
+        raise _invalid("name", "must be a non-empty string")
+    return Creation(
+        name=name,
+        model=_model(fields["model"], aliases),
+        system_json=_system(fields["system_prompt"]) if "system_prompt" in fields else b"",
+        max_turns=_whole(fields.get("max_turns", 0), "max_turns", 1, TURNS_MAX) if "max_turns" in fields else 0,
+        ttl_ms=1000 * _whole(fields.get("ttl_seconds", ttl_default_s), "ttl_seconds", 1, TTL_S_MAX),
+        absolute_end_ms=_instant_ms(fields["absolute_expires_at"], now_ms) if "absolute_expires_at" in fields else 0,
+        title=_title(fields["title"]) if "title" in fields else "",
+        metadata_json=_metadata(fields.get("metadata", {})),
+    )
+
+
+def changes(body: Any, *, aliases: dict[str, str]) -> dict[str, Any]:
+    """The body of a PATCH as the fields of patch.lua; a field that is not named keeps its value.
+
+    Raises:
+        BatonError: 400 naming the field.
+    """
+    changed: dict[str, Any] = {}
+    for name, value in _object(body).items():
+        match name:
+            case "system_prompt":
+                changed["system"] = b"" if value is None else _system(value)
+            case "model":
+                changed["model"] = "" if value is None else _model(value, aliases)
+            case "max_turns":
+                changed["max_turns"] = 0 if value is None else _whole(value, name, 1, TURNS_MAX)
+            case "title":
+                changed["title"] = "" if value is None else _title(value)
+            case "metadata":
+                changed["metadata"] = _metadata({} if value is None else value)
+            case "ttl_seconds":
+                changed["ttl"] = 1000 * _whole(value, name, 1, TTL_S_MAX)
+            case _ if name in _READ_ONLY:
+                raise _invalid(name, f"cannot be changed; these can: {', '.join(_PATCHABLE)}")
+            case _:
+                raise _unknown(name)
+    return changed
+
+
+def messages(body: Any) -> list[dict[str, Any]]:
+    """The body of an append: ``{"messages": […]}``, as Anthropic's messages; the list may be empty.
+
+    Raises:
+        BatonError: 400 naming the place.
+    """
+    fields = _object(body)
+    for name in fields:
+        if name != "messages":
+            raise _unknown(name)
+    if fields.get("messages") is None:
+        raise BatonError("missing_value", "`messages` is required.", param="messages")
+    if not isinstance(fields["messages"], list):
+        raise _invalid("messages", "must be a list")
+    return [_message(message, f"messages.{index}") for index, message in enumerate(fields["messages"])]
+
+
+def _message(message: Any, where: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise _invalid(where, "must be an object")
+    for name in message:
+        if name not in ("role", "content"):
+            raise _unknown(f"{where}.{name}")
+    if message.get("role") not in ("user", "assistant"):
+        raise _invalid(f"{where}.role", "must be user or assistant")
+    return {"role": message["role"], "content": _content(message.get("content"), f"{where}.content")}
+
+
+def _content(content: Any, where: str) -> Any:
+    """Text, or a list of text blocks; never empty, for Claude would refuse the session from then on."""
+    if content is None:
+        raise BatonError("missing_value", f"`{where}` is required.", param=where)
+    if isinstance(content, str):
+        return _text(content, where)
+    if not isinstance(content, list) or not content:
+        raise _invalid(where, "must be a string or a non-empty list of text parts")
+    blocks = []
+    for index, part in enumerate(content):
+        place = f"{where}.{index}"
+        if not isinstance(part, dict) or part.get("type") != "text" or part.keys() != {"type", "text"}:
+            raise _invalid(place, "must be {type: text, text}")
+        blocks.append({"type": "text", "text": _text(part["text"], f"{place}.text")})
+    return blocks
+
+
+def _object(body: Any) -> dict[str, Any]:
+    if not isinstance(body, dict):
+        raise BatonError("invalid_value", "The body must be a JSON object.")
+    return body
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise _invalid(where, "must be a string that is not blank")
+    return value
+
+
+def _model(value: Any, aliases: dict[str, str]) -> str:
+    model = _text(value, "model")
+    if len(model) > MODEL_CHARS_MAX:
+        raise _invalid("model", f"may have at most {MODEL_CHARS_MAX} characters")
+    return aliases.get(model, model)
+
+
+def _system(value: Any) -> bytes:
+    return orjson.dumps(_text(value, "system_prompt"))
+
+
+def _title(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > TITLE_CHARS_MAX:
+        raise _invalid("title", f"must be a string of at most {TITLE_CHARS_MAX} characters")
+    return value
+
+
+def _metadata(value: Any) -> bytes:
+    if not isinstance(value, dict):
+        raise _invalid("metadata", "must be an object of strings")
+    if len(value) > METADATA_PAIRS_MAX:
+        raise _invalid("metadata", f"may have at most {METADATA_PAIRS_MAX} pairs")
+    for key, text in value.items():
+        check_pair(key, text)
+    return orjson.dumps(value)
+
+
+def check_pair(key: str, value: Any) -> None:
+    """One pair of metadata, in a session or a filter.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    shown = f"metadata.{key[:METADATA_KEY_CHARS_MAX]}"
+    if not 1 <= len(key) <= METADATA_KEY_CHARS_MAX:
+        raise _invalid(shown, f"must have a key of 1 to {METADATA_KEY_CHARS_MAX} characters")
+    if not isinstance(value, str) or len(value) > METADATA_VALUE_CHARS_MAX:
+        raise _invalid(shown, f"must be a string of at most {METADATA_VALUE_CHARS_MAX} characters")
+
+
+def _whole(value: Any, name: str, low: int, high: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _invalid(name, f"must be a whole number from {low} to {high}")
+    return value
+
+
+def _instant_ms(value: Any, now_ms: int) -> int:
+    try:
+        instant = datetime.fromisoformat(value)
+        at_ms = int(instant.astimezone(UTC).timestamp() * 1000)
+    except (TypeError, ValueError, OverflowError):
+        instant, at_ms = None, 0
+    if instant is None or instant.tzinfo is None:
+        raise _invalid("absolute_expires_at", "must be an ISO 8601 instant with its zone, like 2030-01-31T12:00:00Z")
+    if at_ms <= now_ms:
+        raise _invalid("absolute_expires_at", "must be in the future")
+    return at_ms
+
+
+def _invalid(param: str, problem: str) -> BatonError:
+    return BatonError("invalid_value", f"`{param}` {problem}.", param=param)
+
+
+def _unknown(name: str) -> BatonError:
+    return BatonError("unknown_field", f"There is no field `{name[:64]}`.", param=name[:64])

@@ -1,0 +1,59 @@
+"""The sweep, as every replica does it: each interval each bucket is tried, and the store decides whose turn it is.
+
+A bucket's lock lives one interval and is never released, so it is the schedule too: whoever comes first after its end
+sweeps. A replica comes back a little later than one interval, so that its own lock is over by then; replicas differ by
+chance, so they do not all come at once. One that dies in the middle leaves the rest to the next interval.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+from service import telemetry
+from storage.capacity import Capacity
+from storage.index import Index
+from storage.results import StoreUnavailable
+
+
+class Sweeper:
+    """Sweeps a namespace in a task of its own.
+
+    Args:
+        capacity: sweeps one bucket.
+        index: counts what there is.
+        buckets: of the namespace.
+        interval_s: each bucket is swept so often, whoever does it.
+        ready: whether the store was found fit for use; nothing is touched before.
+    """
+
+    def __init__(
+        self, capacity: Capacity, index: Index, *, buckets: int, interval_s: float, ready: Callable[[], bool]
+    ) -> None:
+        self._capacity = capacity
+        self._index = index
+        self._buckets = buckets
+        self._interval_s = interval_s
+        self._ready = ready
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        wait_s = self._interval_s * random.uniform(0, 1)  # noqa: S311 - jitter
+        while True:
+            await asyncio.sleep(wait_s)
+            if self._ready():
+                await self._sweep()
+            wait_s = self._interval_s * random.uniform(1.01, 1.1)  # noqa: S311 - jitter
+
+    async def _sweep(self) -> None:
+        try:
+            for bucket in range(self._buckets):
+                swept = await self._capacity.sweep_bucket(bucket, interval_ms=int(self._interval_s * 1000))
+                if swept is not None:
+                    telemetry.BUCKETS_SWEPT.inc()
+                if swept:
+                    telemetry.log.info("swept", bucket=bucket, sessions=swept)
+            telemetry.SESSIONS_INDEXED.set((await self._index.counts(None)).total)
+        except StoreUnavailable as error:
+            telemetry.log.warning("sweep_cut_short", cause=str(error))
+        except Exception as error:  # the sweep must go on next time, whatever happened to this one
+            telemetry.log.error("sweep_failed", exc_info=error)
