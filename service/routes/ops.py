@@ -33,7 +33,8 @@ pre{{background:#8881;padding:1rem;overflow-x:auto}}</style></head><body>
   -d '{{"model":"{model}","session_id":"my-chat","messages":[{{"role":"user","content":"My name is Ada."}}]}}'
 curl -s {origin}/v1/chat/completions -H 'content-type: application/json' \\
   -d '{{"model":"{model}","session_id":"my-chat","messages":[{{"role":"user","content":"What is my name?"}}]}}'</pre>
-<p>GET: <a href="/v1/sessions/my-chat">/v1/sessions/my-chat</a>, <a href="/v1/sessions/my-chat/messages">its
+<p>GET: <a href="/v1/sessions">/v1/sessions</a>, <a href="/v1/sessions/stats">its numbers</a>,
+<a href="/v1/sessions/my-chat">/v1/sessions/my-chat</a>, <a href="/v1/sessions/my-chat/messages">its
 messages</a>, <a href="/v1/models">/v1/models</a>, <a href="/health">/health</a>, <a href="/livez">/livez</a>,
 <a href="/readyz">/readyz</a>, <a href="/version">/version</a>, <a href="/metrics">/metrics</a>.</p>
 </body></html>
