@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.apart import append, assistant, create, user
+from tests.e2e.by_hand import append, assistant, create, user
 from tests.e2e.caller import Caller
 from tests.instruments.processes import Simulator
 

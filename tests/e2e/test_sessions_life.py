@@ -1,4 +1,4 @@
-"""Lists, numbers and ends of sessions, in a namespace of its own: expiry, deletion, eviction, sweeping."""
+"""Lists, numbers and ends of sessions, in a store of its own: expiry, deletion, eviction, sweeping."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -6,35 +6,55 @@ from typing import Any
 
 import aiohttp
 import pytest
+import redis.asyncio
 
-from tests.e2e.apart import ENV, NAMESPACE, append, assistant, create, emptied, unused, user
+from tests.e2e.by_hand import append, assistant, create, unused, user
 from tests.e2e.caller import Caller, chunks_of, eventually
 from tests.instruments.processes import Fleet, Replica, Simulator
 
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module")
-async def replicas(anyio_backend: str, fleet: Fleet) -> list[Replica]:
-    return [await fleet.add_replica(env=ENV) for _ in range(2)]
+ENV = {"BATON_LEASE_MS": "900", "BATON_SWEEP_INTERVAL_S": "0.3"}
+SMALL = {"BATON_NAMESPACE": "small", "BATON_SESSIONS_PER_OWNER_MAX": "3"}
 
 
 @pytest.fixture(scope="module")
-async def small(anyio_backend: str, fleet: Fleet) -> Replica:
+async def apart(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
+    """A store of its own: these tests count what there is, and sweeping would show in those of others."""
+    async with Fleet(tmp_path_factory.mktemp("apart"), replicas=2, env=ENV) as fleet:
+        yield fleet
+
+
+@pytest.fixture(scope="module")
+async def small(anyio_backend: str, apart: Fleet) -> Replica:
     """A replica of a namespace with room for three sessions."""
-    return await fleet.add_replica(env={"BATON_NAMESPACE": "small", "BATON_SESSIONS_PER_OWNER_MAX": "3"})
+    return await apart.add_replica(env=SMALL)
 
 
 @pytest.fixture
-async def pair(fleet: Fleet, replicas: list[Replica], http: aiohttp.ClientSession) -> AsyncIterator[list[Caller]]:
-    """Both replicas of a namespace without sessions."""
-    await emptied(fleet, NAMESPACE)
-    yield [Caller(http, replica.url) for replica in replicas]
+async def simulator(apart: Fleet) -> AsyncIterator[Simulator]:
+    yield apart.simulator
+    await apart.simulator.pace(first_byte_ms=0, delta_ms=0)
+
+
+async def emptied(fleet: Fleet, namespace: str) -> None:
+    """Nothing is left in a namespace but its number of buckets."""
+    async with redis.asyncio.from_url(fleet.valkey.url) as client:
+        async for key in client.scan_iter(match="{" + namespace + ":*", count=1_000):
+            await client.delete(key)
 
 
 @pytest.fixture
-async def crowded(fleet: Fleet, small: Replica, http: aiohttp.ClientSession) -> Caller:
-    await emptied(fleet, "small")
+async def pair(apart: Fleet, http: aiohttp.ClientSession) -> list[Caller]:
+    """Both replicas of a store without sessions."""
+    await emptied(apart, "baton")
+    return [Caller(http, replica.url) for replica in apart.replicas[:2]]
+
+
+@pytest.fixture
+async def crowded(apart: Fleet, small: Replica, http: aiohttp.ClientSession) -> Caller:
+    await emptied(apart, "small")
     return Caller(http, small.url)
 
 
@@ -88,10 +108,10 @@ async def test_a_session_from_its_creation_to_its_end(pair: list[Caller]) -> Non
     assert (found["total_sessions"], found["total_messages"], found["memory_usage_mb"]) == (0, 0, 0)
 
 
-async def test_a_session_outlives_the_replicas_that_made_it(pair: list[Caller], fleet: Fleet) -> None:
+async def test_a_session_outlives_the_replicas_that_made_it(pair: list[Caller], apart: Fleet) -> None:
     made = await create(pair[0], title="T")
     await append(pair[1], made["id"], user("My name is Ada."), assistant("Hello."))
-    later = Caller(pair[0].http, (await fleet.add_replica(env=ENV)).url)
+    later = Caller(pair[0].http, (await apart.add_replica()).url)
     assert ((await later.session(made["id"]))["title"], (await stats(later))["total_messages"]) == ("T", 2)
     assert "Ada" in (await later.chat("What is my name?", made["id"])).text
 

@@ -1,22 +1,9 @@
-"""Two replicas with a namespace of their own, for tests that count what there is."""
+"""Sessions made by hand, for the tests of their interface."""
 
 import uuid
 from typing import Any
 
-import redis.asyncio
-
 from tests.e2e.caller import Answer, Caller
-from tests.instruments.processes import Fleet
-
-NAMESPACE = "apart"
-ENV = {"BATON_NAMESPACE": NAMESPACE, "BATON_LEASE_MS": "900", "BATON_SWEEP_INTERVAL_S": "0.3"}
-
-
-async def emptied(fleet: Fleet, namespace: str) -> None:
-    """Nothing is left in a namespace but its number of buckets."""
-    async with redis.asyncio.from_url(fleet.valkey.url) as client:
-        async for key in client.scan_iter(match="{" + namespace + ":*", count=1_000):
-            await client.delete(key)
 
 
 async def create(caller: Caller, **fields: Any) -> Any:
