@@ -12,7 +12,7 @@ import orjson
 
 from service import telemetry
 from service.conflict import OnConflict, Patience
-from service.errors import BatonError, session_not_found, store_unavailable
+from service.errors import BatonError, session_corrupt, session_not_found, store_unavailable
 from service.transcript import pack
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
@@ -20,7 +20,7 @@ from storage.results import Busy, Corrupt, Fenced, Gone, Settled, StoreUnavailab
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Turns
 
-_ATTEMPTS: Final = 64  # each one more means that somebody else's turn was stored in between
+_ATTEMPTS: Final = 64  # each means that somebody else's turn was stored in between
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class Appending:
         """
         patience = Patience(on_conflict, self._queue_wait_s)
         turn_id, started = new_turn_id(), datetime.now(UTC)
-        for _ in range(_ATTEMPTS):
+        overtaken = 0
+        while overtaken < _ATTEMPTS:
             snapshot, digest = await self._end_of(ref)
             if not messages:
                 return Appended(snapshot, snapshot.messages, "")
@@ -77,10 +78,12 @@ class Appending:
                 case Busy() as busy:
                     await patience.wait(busy)
                 case Fenced():
-                    continue
+                    overtaken += 1
                 case TurnsFull():
                     raise BatonError("max_turns_reached", "The session has had all the turns it may have.")
-                case Gone() | Corrupt():
+                case Corrupt():
+                    raise session_corrupt()
+                case Gone():
                     raise session_not_found()
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 

@@ -69,12 +69,15 @@ class ChatCompletions:
             session=address.public if address else None,
         )
         self._parts.exchanges.start(exchange)
-        async with sse.watching(receive, exchange.hang_up):
-            if request.stream:
-                chunks = chat_out.Chunks(envelope, exchange.answer, include_usage=request.include_usage)
-                await self._stream(send, exchange, chunks)
-            else:
-                await self._json(send, exchange, envelope)
+        try:
+            async with sse.watching(receive, exchange.hang_up):
+                if request.stream:
+                    chunks = chat_out.Chunks(envelope, exchange.answer, include_usage=request.include_usage)
+                    await self._stream(send, exchange, chunks)
+                else:
+                    await self._json(send, exchange, envelope)
+        finally:
+            exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
     def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None) -> Exchange:
         parts = self._parts

@@ -48,6 +48,7 @@ CODES: Final[Mapping[str, Code]] = {
     "route_not_found": Code(404, False, "No such path."),
     "method_not_allowed": Code(405, False, "The path exists, the method does not."),
     "body_timeout": Code(408, True, "The body did not arrive in time."),
+    "session_corrupt": Code(409, False, "Redis has lost a part of the session; it can only be deleted."),
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
     "session_exists": Code(409, False, "The session exists already."),
@@ -121,6 +122,11 @@ def sessions_full() -> BatonError:
 def session_not_found() -> BatonError:
     """Unknown, expired, deleted or another's: nothing tells them apart."""
     return BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")
+
+
+def session_corrupt() -> BatonError:
+    """Redis evicted a part of the session, which it must not be allowed to (``maxmemory-policy``)."""
+    return BatonError("session_corrupt", "The store has lost a part of this session: delete it and begin anew.")
 
 
 def store_unavailable() -> BatonError:

@@ -23,7 +23,7 @@ from service.events import Event
 from service.transcript import Answer
 from storage.keys import new_turn_id
 
-_HANDOVER_BATCHES_MAX: Final = 64
+_HANDOVER_BYTES_MAX: Final = 256 * 1024
 _SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
 
 OnDisconnect = Literal["cancel", "continue"]
@@ -70,18 +70,20 @@ class HandOver:
 
     def __init__(self) -> None:
         self._batches: deque[list[Event]] = deque()
+        self._size_bytes = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._ended = False
         self._abandoned = False
 
     async def put(self, batch: list[Event]) -> None:
-        """Hands a batch over; waits while too many are untaken. Nobody takes them any more? Then it is dropped."""
+        """Hands a batch over; waits while too much is untaken. Nobody takes it any more? Then it is dropped."""
         if self._abandoned or not batch:
             return
         self._batches.append(batch)
+        self._size_bytes += sum(len(event.raw) for event in batch)
         self._changed.set()
-        while len(self._batches) > _HANDOVER_BATCHES_MAX:
+        while self._size_bytes > _HANDOVER_BYTES_MAX:
             self._room.clear()
             await self._room.wait()
 
@@ -93,8 +95,7 @@ class HandOver:
             self._changed.clear()
             await self._changed.wait()
         taken = [event for batch in self._batches for event in batch]
-        self._batches.clear()
-        self._room.set()
+        self._clear()
         return taken
 
     def end(self) -> None:
@@ -105,7 +106,11 @@ class HandOver:
     def abandon(self) -> None:
         """Nothing will be taken any more."""
         self._abandoned = True
+        self._clear()
+
+    def _clear(self) -> None:
         self._batches.clear()
+        self._size_bytes = 0
         self._room.set()
 
 

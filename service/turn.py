@@ -41,8 +41,9 @@ from service import telemetry
 from service.addressing import Address
 from service.claude import Claude
 from service.conflict import OnConflict, Patience
-from service.errors import BatonError, session_not_found, sessions_full, store_unavailable
+from service.errors import BatonError, session_corrupt, session_not_found, sessions_full, store_unavailable
 from service.exchange import Exchange, Interrupt, OnDisconnect
+from service.lease import Lease
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
 from storage.keys import new_nonce
@@ -54,9 +55,7 @@ from storage.results import (
     Fenced,
     Full,
     Gone,
-    Lost,
     Removed,
-    Renewed,
     Settled,
     StoreUnavailable,
     TurnsFull,
@@ -128,8 +127,14 @@ class Turn(Exchange):
         self._new: list[bytes] = []
         self._begun: Begun | None = None
         self._prepared: Prepared | None = None
-        self._renewal: asyncio.TimerHandle | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._lease = Lease(
+            turns,
+            self._ref,
+            self.id,
+            lease_ms=rules.lease_ms,
+            usage=self.answer.tokens,
+            interrupt=self.interrupt,
+        )
         self.headers["x-turn-id"] = self.id
 
     # Opening: the lease, the history, the request.
@@ -139,7 +144,7 @@ class Turn(Exchange):
         self._begun = begun = await self._begin()
         if not self._ask.model_named and begun.model:
             self._ask = replace(self._ask, model=begun.model)
-        self._renew_later()
+        self._lease.keep()
         self.headers["x-session-id"] = self._ref.id
         self.headers["x-session-state"] = "continued" if begun.messages or begun.turns else "new"
         read = time.perf_counter()
@@ -176,7 +181,7 @@ class Turn(Exchange):
                     raise session_not_found()
                 case Corrupt():
                     telemetry.log.error("session_corrupt", session=self._ref.id)
-                    raise session_not_found()
+                    raise session_corrupt()
                 case TurnsFull():
                     raise BatonError("max_turns_reached", "The session has had all the turns it may have.")
                 case Settled():
@@ -222,41 +227,6 @@ class Turn(Exchange):
         if or_error:
             raise BatonError("session_exists", "There is a session of this name already.", param="X-Session-Mode")
 
-    # The lease, from begin to the verdict.
-
-    def _renew_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._renewal = loop.call_later(self._rules.lease_ms / 3000, self._renew_now)
-
-    def _renew_now(self) -> None:
-        self._renewing = asyncio.create_task(self._renew())
-
-    async def _renew(self) -> None:
-        usage = self.answer.tokens()
-        try:
-            result = await self._turns.renew(self._ref, self.id, lease_ms=self._rules.lease_ms, usage=usage)
-        except StoreUnavailable:
-            result = None  # the lease may run out meanwhile; commit decides by the head, not by the lease
-        match result:
-            case Gone():
-                self.interrupt(Interrupt.SESSION_GONE)
-                return
-            case Settled() | Lost():
-                self.interrupt(Interrupt.LEASE_LOST)
-                return
-            case Renewed(cancel=True):
-                self.interrupt(Interrupt.CANCELLED)
-        self._renew_later()
-
-    async def _stop_renewing(self) -> None:
-        if self._renewal is not None:
-            self._renewal.cancel()
-        if self._renewing is not None and not self._renewing.done():
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
-            if self._renewal is not None:
-                self._renewal.cancel()
-
     # Settling: exactly one verdict, then the caller is told.
 
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
@@ -266,7 +236,7 @@ class Turn(Exchange):
             await self._abort()  # a fault of ours must not leave the session busy until the lease ends
             raise
         finally:
-            await self._stop_renewing()
+            await self._lease.stop()
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         if failure is None:
@@ -290,14 +260,12 @@ class Turn(Exchange):
         try:
             result = await self._turns.commit(self._ref, self.id, commit)
         except StoreUnavailable as error:
-            return await self._unsaved(error)
+            return await self._unsaved(error, status)
         finally:
             telemetry.COMMIT_SECONDS.observe(time.perf_counter() - started)
         match result:
             case Settled("committed"):
-                _count(status)
-                for kind, counter in telemetry.TOKENS_BY_KIND.items():
-                    counter.inc(getattr(commit.usage, kind))
+                self._count_stored(status)
                 return None
             case Fenced():
                 await self._abort()
@@ -306,11 +274,15 @@ class Turn(Exchange):
             case Settled():
                 _count("superseded")
                 return Interrupt.LEASE_LOST.told()
-            case Gone() | Corrupt():
+            case Corrupt():
+                await self._abort()
+                telemetry.log.error("session_corrupt", session=self._ref.id)
+                return session_corrupt()
+            case Gone():
                 _count("session_gone")
                 return session_not_found()
 
-    async def _unsaved(self, cause: StoreUnavailable) -> BatonError | None:
+    async def _unsaved(self, cause: StoreUnavailable, status: Status) -> BatonError | None:
         """The commit was not answered: an answered abort tells what became of the turn."""
         telemetry.log.warning("commit_unanswered", session=self._ref.id, turn=self.id, unknown=cause.outcome_unknown)
         try:
@@ -320,11 +292,21 @@ class Turn(Exchange):
                 _count("unknown")
                 return BatonError("session_save_unknown", f"Whether turn {self.id} was stored is not known.")
         else:
-            if isinstance(result, Settled) and result.verdict == "committed":
-                _count("complete")
-                return None
+            match result:
+                case Settled("committed"):
+                    self._count_stored(status)
+                    return None
+                case Gone():
+                    _count("session_gone")
+                    return session_not_found()
         _count("not_saved")
         return BatonError("session_not_saved", "The answer could not be stored; the session is as it was before.")
+
+    def _count_stored(self, status: Status) -> None:
+        _count(status)
+        usage = self.answer.tokens()
+        for kind, counter in telemetry.TOKENS_BY_KIND.items():
+            counter.inc(getattr(usage, kind))
 
     async def _abort(self) -> None:
         """Tries to settle the turn before its caller is told; if the store is silent, goes on trying behind its back.

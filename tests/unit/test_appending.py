@@ -72,7 +72,7 @@ async def test_a_lost_answer_is_asked_for() -> None:
 async def test_a_refusal_is_told_at_once() -> None:
     assert await code_of(Scripted(REFUSED)) == "store_unavailable"
     assert await code_of(Scripted(TurnsFull())) == "max_turns_reached"
-    assert await code_of(Scripted(Corrupt())) == "session_not_found"
+    assert await code_of(Scripted(Corrupt())) == "session_corrupt"
     assert await code_of(Scripted(Settled("dead", 1))) == "session_not_saved"
 
 

@@ -9,7 +9,7 @@ import pytest
 from service.claude import Claude
 from service.errors import BatonError
 from service.events import Event
-from service.exchange import _HANDOVER_BATCHES_MAX, Exchange, Exchanges, HandOver, Interrupt, OnDisconnect
+from service.exchange import _HANDOVER_BYTES_MAX, Exchange, Exchanges, HandOver, Interrupt, OnDisconnect
 from tests.unit.claude_events import answer_events, as_events, message_start, text_block
 
 pytestmark = pytest.mark.anyio
@@ -128,27 +128,18 @@ async def test_a_taker_waits_for_the_next_batch() -> None:
     assert await soon(taking) == EVENTS[:1]
 
 
-async def test_a_slow_taker_holds_the_giver_up() -> None:
-    hand_over = HandOver()
-    given = 0
-
-    async def give() -> None:
-        nonlocal given
-        for _ in range(3 * _HANDOVER_BATCHES_MAX):
-            await hand_over.put(EVENTS[:1])
-            given += 1
-        hand_over.end()
-
-    giving = asyncio.create_task(give())
-    await until_idle()
-    assert given == _HANDOVER_BATCHES_MAX
-    taken = 0
-    while (batch := await soon(hand_over.take())) is not None:
-        taken += len(batch)
-        assert len(batch) <= _HANDOVER_BATCHES_MAX + 1
+async def test_a_slow_taker_holds_the_giver_up_by_bytes() -> None:
+    """What matters is memory: a few large events weigh as much as many small ones."""
+    for size_bytes in (100, 10_000, _HANDOVER_BYTES_MAX):
+        hand_over = HandOver()
+        giving = asyncio.create_task(_give(hand_over, size_bytes, in_all_bytes=8 * _HANDOVER_BYTES_MAX))
         await until_idle()
-    await soon(giving)
-    assert taken == 3 * _HANDOVER_BATCHES_MAX
+        waits = []
+        while (batch := await soon(hand_over.take())) is not None:
+            waits.append(sum(len(event.raw) for event in batch))
+            await until_idle()
+        assert sum(waits) == await soon(giving) >= 8 * _HANDOVER_BYTES_MAX
+        assert max(waits) <= _HANDOVER_BYTES_MAX + size_bytes
 
 
 async def test_an_abandoned_hand_over_holds_nobody_up_and_keeps_nothing() -> None:
@@ -164,8 +155,16 @@ async def test_an_abandoned_hand_over_holds_nobody_up_and_keeps_nothing() -> Non
 
 
 async def _give_too_much(hand_over: HandOver) -> None:
-    for _ in range(_HANDOVER_BATCHES_MAX + 1):
-        await hand_over.put(EVENTS[:1])
+    await _give(hand_over, 10_000, in_all_bytes=2 * _HANDOVER_BYTES_MAX)
+
+
+async def _give(hand_over: HandOver, size_bytes: int, *, in_all_bytes: int) -> int:
+    given = 0
+    while given < in_all_bytes:
+        await hand_over.put([Event("ping", b"x" * size_bytes, {})])
+        given += size_bytes
+    hand_over.end()
+    return given
 
 
 # One exchange.
@@ -373,7 +372,7 @@ async def test_a_caller_who_hangs_up_may_want_the_answer_all_the_same() -> None:
 
 
 async def test_a_reader_who_is_too_slow_is_interrupted_where_it_waits() -> None:
-    pieces = as_events([message_start(), *text_block(0, *["x"] * 200)])
+    pieces = as_events([message_start(), *text_block(0, *["x" * 10_000] * 100)])
     claude = FakeClaude(*[[event] for event in pieces])
     exchange = exchange_with(claude)
     task = running(exchange)
@@ -381,7 +380,8 @@ async def test_a_reader_who_is_too_slow_is_interrupted_where_it_waits() -> None:
     assert not task.done()
     exchange.interrupt(Interrupt.DRAINING)
     await soon(task)
-    assert len(await all_of(exchange)) == _HANDOVER_BATCHES_MAX + 1
+    handed = sum(len(event.raw) for event in await all_of(exchange))
+    assert _HANDOVER_BYTES_MAX < handed < _HANDOVER_BYTES_MAX + 20_000
     assert exchange.error is not None
 
 

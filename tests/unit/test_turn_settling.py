@@ -12,7 +12,7 @@ from service.events import Event
 from service.prefix import Ask
 from service.turn import Rules, Turn
 from storage.keys import Keyspace
-from storage.results import Begun, Settled, StoreUnavailable, UnknownReply
+from storage.results import Begun, Corrupt, Gone, Settled, StoreUnavailable, UnknownReply
 from storage.sessions import Sessions
 from storage.turns import History, Turns
 from tests.unit.claude_events import answer_events, as_events, text_block
@@ -23,10 +23,13 @@ KEYSPACE = Keyspace("test", 1, b"sixteen bytes or more")
 RULES = Rules(replica="r", lease_ms=60_000, turns_max=10, session_ttl_ms=60_000, queue_wait_s=1.0, deadline_s=5.0)
 
 
+Outcome = Exception | Settled | Gone | Corrupt
+
+
 class StoreOfOneTurn:
     """Begins any turn; what commit and abort do is up to the test."""
 
-    def __init__(self, commit: Exception | Settled, abort: Exception | Settled) -> None:
+    def __init__(self, commit: Outcome, abort: Outcome) -> None:
         self.answers = {"commit": commit, "abort": abort}
         self.told: list[str] = []
 
@@ -36,13 +39,13 @@ class StoreOfOneTurn:
     async def history(self, *_: Any) -> History:
         return History([], b"")
 
-    async def commit(self, *_: Any) -> Settled:
+    async def commit(self, *_: Any) -> Any:
         return self._answer("commit")
 
-    async def abort(self, *_: Any, budget_s: float | None = None) -> Settled:
+    async def abort(self, *_: Any, budget_s: float | None = None) -> Any:
         return self._answer("abort")
 
-    def _answer(self, verb: str) -> Settled:
+    def _answer(self, verb: str) -> Any:
         self.told.append(verb)
         answer = self.answers[verb]
         if isinstance(answer, Exception):
@@ -86,14 +89,15 @@ NEVER_SENT = StoreUnavailable("ConnectionError", outcome_unknown=False)
         (LOST, COMMITTED, None, ["commit", "abort"]),
         (LOST, LOST, "session_save_unknown", ["commit", "abort"]),
         (NEVER_SENT, NEVER_SENT, "session_not_saved", ["commit", "abort"]),
+        (LOST, Gone(), "session_not_found", ["commit", "abort"]),
         (Settled("dead", 1), ABORTED, "turn_superseded", ["commit"]),
+        (Gone(), ABORTED, "session_not_found", ["commit"]),
+        (Corrupt(), ABORTED, "session_corrupt", ["commit", "abort"]),
         (UnknownReply([b"HUH"]), ABORTED, "internal_error", ["commit", "abort"]),
         (UnknownReply([b"HUH"]), LOST, "internal_error", ["commit", "abort"]),
     ],
 )
-async def test_what_became_of_the_commit(
-    commit: Exception | Settled, abort: Exception | Settled, code: str | None, told: list[str]
-) -> None:
+async def test_what_became_of_the_commit(commit: Outcome, abort: Outcome, code: str | None, told: list[str]) -> None:
     store = StoreOfOneTurn(commit, abort)
     turn = await settled(store)
     assert (turn.error.code if turn.error else None) == code
