@@ -92,7 +92,6 @@ class ChatCompletions:
                 deadline_s=parts.rules.deadline_s,
             )
         parts.store.require()
-        _check_input(scope, request)
         return Turn(
             parts.claude,
             parts.sessions,
@@ -101,6 +100,7 @@ class ChatCompletions:
             address=address,
             ask=request.ask,
             dialect="chat",
+            resent=_is_resent(scope, request),
             on_conflict=on_conflict,
             streamed=request.stream,
             on_disconnect=on_disconnect,
@@ -145,20 +145,18 @@ def _on_disconnect(scope: Scope, default: OnDisconnect) -> OnDisconnect:
     )
 
 
-def _check_input(scope: Scope, request: chat.ChatRequest) -> None:
-    """A session takes what is new; a resent history would be stored twice."""
-    given = header(scope, b"x-session-input")
-    if given not in (None, "delta"):
-        raise BatonError("unsupported", "X-Session-Input can only be `delta`.", param="X-Session-Input")
+def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
+    """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
     if header(scope, b"x-expect-turn") is not None:
         raise BatonError("unsupported", "X-Expect-Turn is not supported.", param="X-Expect-Turn")
-    if given is None and any(message["role"] == "assistant" for message in request.ask.messages):
-        raise BatonError(
-            "unsupported",
-            "The session keeps the history: send only the new messages. To store the assistant messages of this "
-            "request as they are, say X-Session-Input: delta.",
-            param="messages",
-        )
+    match header(scope, b"x-session-input"):
+        case None:
+            return any(message["role"] == "assistant" for message in request.ask.messages)
+        case "full":
+            return True
+        case "delta":
+            return False
+    raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")
 
 
 def _ignored(scope: Scope, request: chat.ChatRequest) -> list[str]:

@@ -1,8 +1,8 @@
 """The lease of a running turn: renewed every third of its length, from begin to the verdict.
 
-A renewal also asks how the turn stands: whether somebody wants it cancelled, whether it was declared dead meanwhile, and
-whether its session is still there. A store that does not answer is no reason to stop: the lease may run out, but commit
-decides by the session's head.
+A renewal also asks how the turn stands: whether somebody wants it cancelled, whether it was declared dead meanwhile,
+and whether its session is still there. A store that does not answer is no reason to stop: the lease may run out, but
+commit decides by the session's head.
 """
 
 import asyncio

@@ -1,12 +1,15 @@
 """Sessions and turns as callers see them; pure. Times are ISO 8601 UTC with milliseconds."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
+from service.resend import was_rewound
 from storage.results import Verdict
 from storage.sessions import Snapshot
+from storage.turns import Cut
 
 _STATES: Final = {"complete": "committed", "incomplete": "incomplete", "refused": "refused"}
 
@@ -56,14 +59,16 @@ def _system_prompt(system_json: bytes) -> str | None:
     return system if isinstance(system, str) else "\n\n".join(block["text"] for block in system)
 
 
-def turn_object(number: int, record: dict[str, Any], verdict: Verdict | None) -> dict[str, Any]:
-    """A turn: its record, and what became of it. Only a turn that was stored has a range of messages."""
+def turn_object(number: int, record: dict[str, Any], verdict: Verdict | None, cuts: Sequence[Cut]) -> dict[str, Any]:
+    """A turn: its record, and what became of it. Only a turn that is part of the history has a range of messages."""
     stored = verdict == "committed"
+    rewound = stored and was_rewound(number, record["to"], cuts)
     return {
         "object": "session.turn",
         "number": number,
         "id": record["id"],
         "verdict": _STATES[record["state"]] if stored else verdict or "pending",
+        "rewound": rewound,
         "model": record["model"],
         "usage": record.get("usage") if stored else None,
         "stop_reason": record.get("stop_reason"),
@@ -71,7 +76,7 @@ def turn_object(number: int, record: dict[str, Any], verdict: Verdict | None) ->
         "dialect": record["dialect"],
         "started_at": _zulu(record["started_at"]),
         "ended_at": _zulu(record.get("ended_at")),
-        "message_range": {"from": record["from"], "to": record["to"]} if stored else None,
+        "message_range": {"from": record["from"], "to": record["to"]} if stored and not rewound else None,
     }
 
 

@@ -37,15 +37,22 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from service import telemetry
+from service import resend, telemetry
 from service.addressing import Address
 from service.claude import Claude
 from service.conflict import OnConflict, Patience
-from service.errors import BatonError, session_corrupt, session_not_found, sessions_full, store_unavailable
+from service.errors import (
+    BatonError,
+    session_corrupt,
+    session_not_found,
+    sessions_full,
+    store_unavailable,
+)
 from service.exchange import Exchange, Interrupt, OnDisconnect
 from service.lease import Lease
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
+from storage.elements import HEADER_BYTES
 from storage.keys import new_nonce
 from storage.results import (
     Begun,
@@ -61,7 +68,7 @@ from storage.results import (
     TurnsFull,
 )
 from storage.sessions import NewSession, Sessions
-from storage.turns import Commit, Turns
+from storage.turns import Commit, History, Rewind, Turns
 
 _BEGIN_ATTEMPTS: Final = 8
 _ABORT_WAIT_S: Final = 1.5
@@ -93,6 +100,7 @@ class Turn(Exchange):
         address: the session.
         ask: what the caller asks.
         dialect: the caller's, for the turn record.
+        resent: the request holds the whole conversation, not only what is new.
         on_conflict: what to do if another turn of the session is running.
         streamed: whether the caller sees events as they come.
         on_disconnect: what the caller's hanging up means.
@@ -108,6 +116,7 @@ class Turn(Exchange):
         address: Address,
         ask: Ask,
         dialect: str,
+        resent: bool,
         on_conflict: OnConflict,
         streamed: bool,
         on_disconnect: OnDisconnect,
@@ -121,10 +130,12 @@ class Turn(Exchange):
         self._ask = ask
         self._dialect = dialect
         self._on_conflict = on_conflict
+        self._resent = resent
         self._started = datetime.now(UTC)
         self._unsettled = False  # the store may know this turn, and it has no verdict that we know of
         self._created = False  # this turn made the session, or may have
         self._new: list[bytes] = []
+        self._rewind: Rewind | None = None
         self._begun: Begun | None = None
         self._prepared: Prepared | None = None
         self._lease = Lease(
@@ -152,12 +163,26 @@ class Turn(Exchange):
             history = await self._turns.history(self._ref, begun.messages)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        new = pack(self._ask.messages, last_digest(history))
-        self._prepared = continued(self._ask, begun, history, new)
-        self._new = new
+        if self._resent:
+            begun, history = await self._recognised(begun, history)
+            self._begun = begun
+        self._new = pack(self._ask.messages, last_digest(history))
+        self._prepared = continued(self._ask, begun, history, self._new)
         telemetry.BEGIN_SECONDS.observe(read - began)
         telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         return self._prepared.body
+
+    async def _recognised(self, begun: Begun, history: History) -> tuple[Begun, History]:
+        """A whole conversation sent again: the history as far as it stays, with only what is new left to ask."""
+        try:
+            plan, self._rewind = await resend.recognise(self._turns, self._ref, history.elements, self._ask.messages)
+        except StoreUnavailable as error:
+            raise store_unavailable() from error
+        if self._rewind is not None:
+            self.headers["x-session-state"] = "rewound"
+        self._ask = replace(self._ask, messages=plan.new)
+        begun = replace(begun, messages=plan.kept, epoch_start=min(begun.epoch_start, plan.kept))
+        return begun, History(history.elements[: plan.kept], history.system_json)
 
     async def _begin(self) -> Begun:
         """Takes the lease, creating the session or waiting for another turn where that is wanted."""
@@ -335,7 +360,7 @@ class Turn(Exchange):
         elements: list[bytes] = []
         if status != "refused":
             reply = [{"role": "assistant", "content": content}] if content else []
-            elements = [*self._new, *pack(reply, self._new[-1][1:9])]
+            elements = [*self._new, *pack(reply, self._new[-1][1:HEADER_BYTES])]
         first = self._begun.messages
         record = {
             "id": self.id,
@@ -349,6 +374,8 @@ class Turn(Exchange):
             "from": first,
             "to": first + len(elements),
         }
+        if status == "refused":
+            record["refused"] = [element[1:HEADER_BYTES].hex() for element in self._new]
         return Commit(
             head=self._begun.head,
             record=orjson.dumps(record),
@@ -359,6 +386,8 @@ class Turn(Exchange):
             system_json=self._prepared.system_json,
             usage=self.answer.tokens(),
             elements=elements,
+            # A refusal leaves the history as it was, even where it would have rewound it.
+            rewind=self._rewind if status != "refused" else None,
         )
 
     def _provenance(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ What a crash leaves: between begin and a verdict, a lease that runs out; nothing
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -100,6 +100,22 @@ class History:
 
     elements: list[bytes]
     system_json: bytes
+
+
+class Cut(NamedTuple):
+    """A rewind: the turn of this number kept so many messages of the history before it added its own."""
+
+    number: int
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All turns of a session: records by number (the first is turn 1), verdicts by turn id, cuts in order."""
+
+    records: list[bytes]
+    verdicts: dict[str, Verdict]
+    cuts: list[Cut]
 
 
 class Turns:
@@ -211,6 +227,31 @@ class Turns:
             return await cast("Awaitable[list[bytes | None]]", self._redis.hmget(ref.keys[3], list(turn_ids)))
 
         return [read_verdict(value) if value else None for value in await self._read(ask)] if turn_ids else []
+
+    async def ledger(self, ref: SessionRef) -> Ledger:
+        """Everything about the session's turns. Cost: one round trip, O(turns): for rewinds, not for every turn."""
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=True) as batch:
+                batch.lrange(ref.keys[2], 0, -1)
+                batch.hgetall(ref.keys[3])
+                batch.lrange(ref.keys[5], 0, -1)
+                return await batch.execute()
+
+        records, verdicts, cuts = await self._read(ask)
+        return Ledger(
+            records,
+            {turn_id.decode(): read_verdict(value) for turn_id, value in verdicts.items()},
+            [Cut(*map(int, cut.split())) for cut in cuts],
+        )
+
+    async def cuts(self, ref: SessionRef) -> list[Cut]:
+        """The rewinds of a session, in order. Ask `Sessions.get` for permission first."""
+
+        async def ask() -> list[bytes]:
+            return await cast("Awaitable[list[bytes]]", self._redis.lrange(ref.keys[5], 0, -1))
+
+        return [Cut(*map(int, cut.split())) for cut in await self._read(ask)]
 
     async def _read(self, ask: Callable[[], Awaitable[_T]]) -> _T:
         try:

@@ -69,7 +69,8 @@ class TurnRoutes:
         """Turns ``first`` … ``last``, as far as there are such."""
         records = [orjson.loads(record) for record in await stored(self.turns.records(ref, first, last))]
         verdicts = await stored(self.turns.verdicts(ref, [record["id"] for record in records]))
+        cuts = await stored(self.turns.cuts(ref))
         return [
-            turn_object(number, record, verdict)
+            turn_object(number, record, verdict, cuts)
             for number, (record, verdict) in enumerate(zip(records, verdicts, strict=True), start=first)
         ]

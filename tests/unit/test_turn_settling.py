@@ -67,6 +67,7 @@ async def settled(store: StoreOfOneTurn) -> Turn:
         address=Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"),
         ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
         dialect="chat",
+        resent=False,
         on_conflict="reject",
         streamed=False,
         on_disconnect="cancel",
