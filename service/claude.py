@@ -5,11 +5,12 @@ whole. Answers to callers who do not stream are assembled from the same events, 
 
 Retries are ours, the SDK's are off: the SDK would wait as long as a ``retry-after`` says and hide it. A request is sent
 again only while nothing of its answer was shown, at most ``ATTEMPTS`` times, within the exchange's deadline, and only
-where Claude did not begin to answer or said so itself (408, 409, 429, 5xx, a connection that failed). Claude has no
-idempotency key: a request whose connection broke may have been billed.
+where Claude did not begin to answer or said so itself (408, 409, 429, 5xx, a connection that failed, an answer that is
+none). Claude has no idempotency key: a request whose connection broke may have been billed.
 
-A stream counts as whole when ``message_stop`` came, and not before; its end alone proves nothing. An ``error`` event
-after the 200 is told by its ``type``, which is all that identifies it.
+A stream counts as whole when ``message_stop`` came, and not before; its end alone proves nothing. What comes behind it
+is no part of the answer. An ``error`` event after the 200 is told by its ``type``, which is all that identifies it: it
+stands for a status, and is sent again where that status would be.
 """
 
 import asyncio
@@ -25,10 +26,12 @@ from service import telemetry
 from service.claude_transport import DirectTransport, Stream
 from service.errors import BatonError
 from service.events import Event, EventReader
+from service.settings import CLAUDE_URL, proxy_for
 
 ATTEMPTS: Final = 3
 _RETRY_WAIT_S_MAX: Final = 5.0
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
+_LAST: Final = ("message_stop", "error")
 
 
 class Claude:
@@ -40,16 +43,22 @@ class Claude:
     """
 
     def __init__(self, api_key: str | None, base_url: str | None, *, connections_max: int) -> None:
+        base_url = base_url or CLAUDE_URL
+        proxy = proxy_for(base_url)
         # The SDK's own HTTP client serves what is not a turn: the list of models.
         limits = httpx2.Limits(max_connections=8, max_keepalive_connections=1)
         timeout = httpx2.Timeout(connect=5.0, read=60.0, write=60.0, pool=5.0)
-        self._transport = DirectTransport(connections_max=connections_max)
+        certificates = httpx2.create_ssl_context()
+        self._transport = DirectTransport(connections_max=connections_max, proxy=proxy, certificates=certificates)
         self._sdk = anthropic.AsyncAnthropic(
             api_key=api_key or "none",
             base_url=base_url,
             max_retries=0,
             timeout=timeout,
-            http_client=anthropic.DefaultAsyncHttpxClient(limits=limits, timeout=timeout),
+            # Not the SDK's default client: that one sets up every proxy of the environment, and fails on SOCKS.
+            http_client=httpx2.AsyncClient(
+                limits=limits, timeout=timeout, proxy=proxy, verify=certificates, trust_env=False
+            ),
             middleware=[self._transport],
         )
         self._transport.bind(self._sdk)
@@ -107,15 +116,16 @@ class Claude:
             async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     batch = [event for event in reader.feed(chunk) if event.type != "ping"]
-                    failed = next((at for at, event in enumerate(batch) if event.type == "error"), None)
+                    last = next((at for at, event in enumerate(batch) if event.type in _LAST), None)
+                    failed = batch[last].data if last is not None and batch[last].type == "error" else None
                     if failed is not None and not begun:
-                        raise _stream_error(batch[failed].data)  # nothing was shown: it may be tried again
-                    if shown := batch[:failed]:
+                        raise _stream_failure(failed)  # nothing was shown: it may be tried again
+                    if shown := batch[: last if failed is not None or last is None else last + 1]:
                         begun = True
                         yield shown
                     if failed is not None:
-                        raise _stream_error(batch[failed].data)
-                    if batch and batch[-1].type == "message_stop":
+                        raise _stream_failure(failed)
+                    if last is not None:
                         stream.finish()
                         return
             raise BatonError("upstream_nonsense", "Claude's answer stopped before its end.")
@@ -206,6 +216,10 @@ _BY_TYPE: Final = {
 }
 
 
-def _stream_error(data: dict[str, Any]) -> BatonError:
-    detail = data.get("error") or {}
-    return _by_status(_BY_TYPE.get(str(detail.get("type")), 500), str(detail.get("message", "")))
+def _stream_failure(data: dict[str, Any]) -> _Failure:
+    """An ``error`` event as the status it stands for."""
+    detail = data.get("error")
+    if not isinstance(detail, dict):
+        detail = {}
+    status = _BY_TYPE.get(str(detail.get("type")), 500)
+    return _Failure(_by_status(status, str(detail.get("message") or "")), retry=status in _RETRIED)

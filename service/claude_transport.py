@@ -15,10 +15,10 @@ listens; read to its end, the connection is used again.
 """
 
 import asyncio
+import ssl
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final, cast
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 import anthropic
@@ -39,24 +39,23 @@ class DirectTransport(anthropic.Middleware):
 
     Args:
         connections_max: at once; one more waits as long as connecting may take.
+        proxy: URL of the HTTP proxy to go through.
+        certificates: which servers are trusted.
     """
 
-    def __init__(self, *, connections_max: int) -> None:
+    def __init__(self, *, connections_max: int, proxy: str | None, certificates: ssl.SSLContext) -> None:
         self._connections_max = connections_max
         self._sdk: anthropic.AsyncAnthropic | None = None
         self._session: aiohttp.ClientSession | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._base_url = ""
-        self._proxy: str | None = None
-        self._certificates = httpx2.create_ssl_context()
+        self._proxy = proxy
+        self._certificates = certificates
 
     def bind(self, sdk: anthropic.AsyncAnthropic) -> None:
         """Tells whose headers and base URL to use: once, before the first request."""
         self._sdk = sdk
         self._base_url = str(sdk.base_url).rstrip("/")
-        host = sdk.base_url.host
-        proxies = {} if proxy_bypass(host) else getproxies()
-        self._proxy = proxies.get(sdk.base_url.scheme) or proxies.get("all")
 
     async def aclose(self) -> None:
         """Closes all connections, those of unfinished streams too."""

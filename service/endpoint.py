@@ -149,7 +149,10 @@ def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
     if header(scope, b"x-expect-turn") is not None:
         raise BatonError("unsupported", "X-Expect-Turn is not supported.", param="X-Expect-Turn")
-    match header(scope, b"x-session-input"):
+    in_header = header(scope, b"x-session-input")
+    if in_header is not None and request.session_input not in (None, in_header):
+        raise BatonError("invalid_value", "The body's session_input and X-Session-Input differ.", param="session_input")
+    match in_header or request.session_input:
         case None:
             return any(message["role"] == "assistant" for message in request.ask.messages)
         case "full":

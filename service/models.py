@@ -1,8 +1,11 @@
 """The models that callers may name: what Claude's Models API lists, and the operator's aliases.
 
-Asked of Claude at most every five minutes a replica; while Claude does not answer, the last list stands.
+Asked of Claude at most every five minutes a replica, by one caller for all who wait, and not for longer than a caller
+would. While Claude does not answer, the last list stands; who asks right after a failure is told the same, and Claude
+is left alone.
 """
 
+import asyncio
 import time
 from datetime import datetime
 from typing import Any, Final
@@ -11,6 +14,8 @@ from service.claude import Claude
 from service.errors import BatonError
 
 _FRESH_S: Final = 300.0
+_DEADLINE_S: Final = 10.0
+_FAILED_S: Final = 5.0  # a failure is told again for this long
 
 
 class Models:
@@ -25,7 +30,9 @@ class Models:
         self._claude = claude
         self._aliases = aliases
         self._listed: list[dict[str, Any]] = []
-        self._asked_at = float("-inf")
+        self._ask_at = float("-inf")
+        self._failure: BatonError | None = None
+        self._asking = asyncio.Lock()
 
     async def list(self) -> list[dict[str, Any]]:
         """``{id, object, created, owned_by}`` a model, newest first, aliases last.
@@ -33,15 +40,25 @@ class Models:
         Raises:
             BatonError: upstream_*, if Claude never answered yet.
         """
-        if time.monotonic() - self._asked_at > _FRESH_S:
-            try:
-                self._listed = [_openai(model) for model in await self._claude.models()]
-                self._asked_at = time.monotonic()
-            except BatonError:
-                if not self._listed:
-                    raise
+        async with self._asking:
+            if time.monotonic() >= self._ask_at:
+                await self._ask()
+            if self._failure is not None and not self._listed:
+                raise self._failure.with_traceback(None)  # raised again and again, it must not grow
         aliased = [{**self._named(model), "id": alias} for alias, model in self._aliases.items()]
         return [*self._listed, *aliased]
+
+    async def _ask(self) -> None:
+        """Asks Claude, and decides when it is asked next. If the caller goes away meanwhile, nothing was decided."""
+        try:
+            async with asyncio.timeout(_DEADLINE_S):
+                self._listed = [_openai(model) for model in await self._claude.models()]
+            self._failure = None
+        except TimeoutError:
+            self._failure = BatonError("upstream_timeout", "Claude did not answer in time.")
+        except BatonError as error:
+            self._failure = error
+        self._ask_at = time.monotonic() + (_FRESH_S if self._failure is None else _FAILED_S)
 
     def _named(self, model: str) -> dict[str, Any]:
         unlisted = {"id": model, "object": "model", "created": 0, "owned_by": "anthropic"}

@@ -10,13 +10,13 @@ from typing import Any, Final
 
 import orjson
 
+from service import model_name
 from service.errors import BatonError
 
 METADATA_PAIRS_MAX: Final = 16
 METADATA_KEY_CHARS_MAX: Final = 64
 METADATA_VALUE_CHARS_MAX: Final = 512
 TITLE_CHARS_MAX: Final = 512
-MODEL_CHARS_MAX: Final = 200
 TTL_S_MAX: Final = 31_536_000
 TURNS_MAX: Final = 1_000_000
 
@@ -157,10 +157,9 @@ def _text(value: Any, where: str) -> str:
 
 
 def _model(value: Any, aliases: dict[str, str]) -> str:
-    model = _text(value, "model")
-    if len(model) > MODEL_CHARS_MAX:
-        raise _invalid("model", f"may have at most {MODEL_CHARS_MAX} characters")
-    return aliases.get(model, model)
+    if not model_name.sound(value):
+        raise _invalid("model", model_name.PROBLEM)
+    return aliases.get(value, value)
 
 
 def _system(value: Any) -> bytes:

@@ -5,6 +5,9 @@ re-modelled, and what is stored is what Claude will read again. Two things are d
 prefix never changes afterwards: empty text blocks are dropped (Claude sends some and refuses all), and an answer that
 did not reach its end keeps text as far as it came, whole signed thinking and whole tool calls.
 
+Whatever of an answer is read later, by whoever shows or counts it, has its form checked here as it comes: what is not
+as documented is found before the turn is stored, never after.
+
 The events from the one that carries the stop reason onward are *terminal*: whoever shows them says that the answer is
 complete, so they are held back until the turn is stored.
 """
@@ -26,6 +29,8 @@ _DELTAS: Final = {
     "input_json_delta": "partial_json",
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
+_COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_COUNT_MAX: Final = 2**53 - 1  # the largest that every reader of JSON, and the store's Lua, keeps exactly
 
 
 class _Block:
@@ -117,22 +122,36 @@ class Answer:
         elif kind == "message_start":
             if self.message:
                 raise ValueError("a second message_start")
-            self.message = data["message"]
-            self._usage.update(self.message.get("usage") or {})
+            self._start(data["message"])
         elif kind == "message_delta":
             delta = data["delta"]
-            self.stop_reason = delta.get("stop_reason") or self.stop_reason
-            self.stop_sequence = delta.get("stop_sequence")
-            self.stop_details = delta.get("stop_details")
-            self._usage.update({k: v for k, v in (data.get("usage") or {}).items() if v is not None})
+            self.stop_reason = _text_or_none(delta, "stop_reason") or self.stop_reason
+            self.stop_sequence = _text_or_none(delta, "stop_sequence")
+            self.stop_details = _object_or_none(delta, "stop_details")
+            _text_or_none(self.stop_details or {}, "explanation")
+            self._count(data)
         elif kind == "message_stop":
             if self.stop_reason is None:
                 raise KeyError("stop_reason")
             self.complete = True
 
+    def _start(self, message: dict[str, Any]) -> None:
+        if not all(isinstance(message.get(field, ""), str) for field in ("id", "model")):
+            raise TypeError("a message's id or model is not text")
+        self.message = message
+        self._count(message)
+
+    def _count(self, holder: dict[str, Any]) -> None:
+        """Takes over the usage of an event; what it does not count, or counts as null, stands."""
+        usage = _object_or_none(holder, "usage") or {}
+        for field in _COUNTS:
+            _check_count(usage, field)
+        _check_count(_object_or_none(usage, "output_tokens_details") or {}, "thinking_tokens")
+        self._usage.update({field: value for field, value in usage.items() if value is not None})
+
     def _start_block(self, index: int, block: dict[str, Any]) -> None:
-        if not self.message or index in self._blocks or "type" not in block:
-            raise ValueError("a block outside a message, twice, or without a type")
+        if not self.message or not isinstance(index, int) or index in self._blocks or "type" not in block:
+            raise ValueError("a block outside a message, without a place, twice, or without a type")
         self._blocks[index] = _Block(block)
 
     @property
@@ -168,6 +187,28 @@ class Answer:
     def text(self) -> str:
         """The visible text of all text blocks."""
         return "".join(block["text"] for block in self.content() if block.get("type") == "text")
+
+
+def _text_or_none(holder: dict[str, Any], field: str) -> str | None:
+    value = holder.get(field)
+    if value is None or isinstance(value, str):
+        return value
+    raise TypeError(f"{field} is not text")
+
+
+def _object_or_none(holder: dict[str, Any], field: str) -> dict[str, Any] | None:
+    value = holder.get(field)
+    if value is None or isinstance(value, dict):
+        return value
+    raise TypeError(f"{field} is not an object")
+
+
+def _check_count(usage: dict[str, Any], field: str) -> None:
+    count = usage.get(field)
+    if count is None:
+        return
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= _COUNT_MAX:
+        raise ValueError(f"{field} is not a count")
 
 
 def visible(message: dict[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -49,6 +50,31 @@ class StoreRefused(Exception):
     def __init__(self, problems: list[str]) -> None:
         super().__init__(" ".join(problems))
         self.problems = problems
+
+
+def check_url(url: str) -> str | None:
+    """What is wrong with a URL for `connect`: a sentence without the URL, which holds a password; None if it is sound.
+
+    redis-py passes over what it does not understand (another database than meant, for one), and takes options from a
+    URL that would go before the deadlines here.
+    """
+    if any(not "!" <= char <= "~" for char in url):
+        return "it holds white space or other characters that a URL cannot have; percent-encode them."
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        return "its host or port cannot be read; percent-encode special characters of a password."
+    if parts.scheme not in ("redis", "rediss"):
+        return "it must begin with redis:// or rediss://."
+    if "?" in url or "#" in url:
+        return "it cannot have options (?…) or a fragment (#…); percent-encode these characters in a password."
+    if not parts.hostname or port == 0:
+        return "it must name a host, and its port is 1 to 65535: redis://:password@host:6379/0"
+    number = parts.path.removeprefix("/")
+    if parts.path not in ("", "/") and not (number.isdecimal() and len(number) < 6):
+        return "its path must be the number of a database: redis://:password@host:6379/0"
+    return None
 
 
 def connect(url: str, *, connections_max: int, deadlines: Deadlines) -> Redis:

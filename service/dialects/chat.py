@@ -1,17 +1,30 @@
 """OpenAI chat completions, the request: from its JSON to an `Ask`; pure. Source: OpenAI API reference, "Chat".
 
 Every parameter is mapped, told or refused. Losing tuning is told (``X-Baton-Ignored``); losing meaning is refused by
-name; a field that the API does not have is refused too. ``null`` is absent everywhere.
+name; a field that the API does not have is refused too. ``null`` is absent everywhere. What is ignored must still have
+its form: a caller who sends something else means something else.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
+from service import model_name
 from service.errors import BatonError
 from service.prefix import Ask
 
 MAPPED: Final = frozenset(
-    {"model", "messages", "stream", "stream_options", "stop", "max_tokens", "max_completion_tokens", "session_id"}
+    {
+        "max_completion_tokens",
+        "max_tokens",
+        "messages",
+        "model",
+        "session_id",
+        "session_input",
+        "stop",
+        "stream",
+        "stream_options",
+    }
 )
 
 TOLD: Final[dict[str, Any]] = {
@@ -34,6 +47,14 @@ TOLD: Final[dict[str, Any]] = {
 }
 """Ignored; listed in the answer unless it has the value here, which asks for nothing."""
 
+TOLD_WITHIN: Final[dict[str, Any]] = {
+    "messages.content.cache_control": None,
+    "messages.content.prompt_cache_breakpoint": None,
+    "messages.name": None,
+    "stream_options.include_obfuscation": False,
+}
+"""As `TOLD`, for fields of parameters; places in lists are left out."""
+
 REFUSED: Final[dict[str, Any]] = {
     "audio": None,
     "function_call": "none",
@@ -52,13 +73,49 @@ REFUSED: Final[dict[str, Any]] = {
 }
 """Refused unless it has the value here, which asks for nothing."""
 
-_RANGES: Final = {
-    "temperature": (0, 2),
-    "top_p": (0, 1),
-    "presence_penalty": (-2, 2),
-    "frequency_penalty": (-2, 2),
+_Form = tuple[str, Callable[[Any], bool]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _between(low: int, high: int) -> _Form:
+    return f"a number between {low} and {high}", lambda value: _is_number(value) and low <= value <= high
+
+
+_TEXT: Final[_Form] = ("a string", lambda value: isinstance(value, str))
+_OBJECT: Final[_Form] = ("an object", lambda value: isinstance(value, dict))
+_YES_OR_NO: Final[_Form] = ("true or false", lambda value: isinstance(value, bool))
+_WHOLE: Final[_Form] = ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool))
+
+FORMS: Final[dict[str, _Form]] = {
+    "temperature": _between(0, 2),
+    "top_p": _between(0, 1),
+    "presence_penalty": _between(-2, 2),
+    "frequency_penalty": _between(-2, 2),
+    "seed": _WHOLE,
+    "verbosity": _TEXT,
+    "store": _YES_OR_NO,
+    "user": _TEXT,
+    "safety_identifier": _TEXT,
+    "metadata": _OBJECT,
+    "prompt_cache_key": _TEXT,
+    "prompt_cache_options": _OBJECT,
+    "prompt_cache_retention": _TEXT,
+    "reasoning_effort": _TEXT,
+    "service_tier": _TEXT,
+    "parallel_tool_calls": _YES_OR_NO,
+    "messages.content.cache_control": _OBJECT,
+    "messages.content.prompt_cache_breakpoint": _OBJECT,
+    "messages.name": _TEXT,
+    "stream_options.include_obfuscation": _YES_OR_NO,
 }
+"""What a value of `TOLD` or `TOLD_WITHIN` must be, in words and as a test."""
+
 _STOP_MAX: Final = 4
+_MESSAGES_MAX: Final = 100_000  # Claude's own limit
+_PARTS_MAX: Final = 100_000  # in all messages together: looking at more would keep other callers waiting
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
 
 
@@ -70,6 +127,7 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     session: str | None
+    session_input: str | None
     ignored: list[str]
 
 
@@ -83,25 +141,32 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
         raise BatonError("invalid_value", "The body must be a JSON object.")
     fields: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
     ignored = _sort_out(fields)
-    system, messages, names = _messages(fields)
-    named = _text(fields, "model")
-    model = named or default_model
+    system, messages, ignored_within = _messages(fields)
+    named = fields.get("model")
+    if named is not None and not model_name.sound(named):
+        raise _invalid("model", model_name.PROBLEM)
+    model = default_model if named is None else named
     params: dict[str, Any] = {"max_tokens": _max_tokens(fields, max_tokens_default)}
     if stop := _stop(fields):
         params["stop_sequences"] = stop
-    options = fields.get("stream_options", {})
-    if not isinstance(options, dict):
-        raise _invalid("stream_options", "must be an object")
+    include_usage, ignored_options = _stream_options(fields)
     session = fields.get("session_id")
     if session is not None and (not isinstance(session, str) or not session):
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
     return ChatRequest(
-        ask=Ask(aliases.get(model, model), messages, system, params, model_named=bool(named)),
+        ask=Ask(aliases.get(model, model), messages, system, params, model_named=named is not None),
         stream=_flag(fields.get("stream"), "stream"),
-        include_usage=_flag(options.get("include_usage"), "stream_options.include_usage"),
+        include_usage=include_usage,
         session=session,
-        ignored=sorted(ignored + names),
+        session_input=_session_input(fields.get("session_input")),
+        ignored=sorted(ignored + ignored_within + ignored_options),
     )
+
+
+def _session_input(given: Any) -> str | None:
+    if given not in (None, "delta", "full"):
+        raise _invalid("session_input", "must be `delta` or `full`")
+    return cast("str | None", given)
 
 
 def _sort_out(fields: dict[str, Any]) -> list[str]:
@@ -114,9 +179,7 @@ def _sort_out(fields: dict[str, Any]) -> list[str]:
             if not _is_neutral(value, REFUSED[name]):
                 raise BatonError("unsupported", f"`{name}` is not supported.", param=name)
         elif name in TOLD:
-            low, high = _RANGES.get(name, (None, None))
-            if low is not None and (not _is_number(value) or not low <= value <= high):
-                raise _invalid(name, f"must be a number between {low} and {high}")
+            _check_form(value, name, name)
             if not _is_neutral(value, TOLD[name]):
                 ignored.append(name)
         else:
@@ -129,8 +192,11 @@ def _is_neutral(value: Any, neutral: Any) -> bool:
     return bool(value == neutral) and isinstance(value, bool) == isinstance(neutral, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _check_form(value: Any, name: str, place: str) -> None:
+    """Refuses a value that a field of `FORMS` cannot have; ``place`` is where it was found."""
+    words, is_so = FORMS[name]
+    if not is_so(value):
+        raise _invalid(place, f"must be {words}")
 
 
 def _messages(fields: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], list[str]]:
@@ -140,14 +206,14 @@ def _messages(fields: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], list[s
         raise BatonError("missing_value", "`messages` is required.", param="messages")
     if not isinstance(given, list) or not given:
         raise _invalid("messages", "must be a list with at least one message")
+    _check_size(given)
     system: list[str] = []
     messages: list[dict[str, Any]] = []
-    named = False
+    ignored: set[str] = set()
     for index, message in enumerate(given):
         where = f"messages.{index}"
-        role = _role(message, where)
-        named = named or message.get("name") is not None
-        text = _content(message, where)
+        role = _role(message, where, ignored)
+        text = _content(message, where, ignored)
         if role in ("system", "developer"):
             if messages:
                 raise BatonError(
@@ -161,10 +227,20 @@ def _messages(fields: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], list[s
     if messages[0]["role"] != "user":
         raise _invalid("messages", "must begin with a user message, after any system messages")
     prompt = None if not system else system[0] if len(system) == 1 else [{"type": "text", "text": s} for s in system]
-    return prompt, messages, ["messages.name"] if named else []
+    return prompt, messages, list(ignored)
 
 
-def _role(message: Any, where: str) -> str:
+def _check_size(given: list[Any]) -> None:
+    """Refuses more than can be looked at without keeping other callers waiting."""
+    if len(given) > _MESSAGES_MAX:
+        raise _invalid("messages", f"may hold at most {_MESSAGES_MAX} messages")
+    parts = [message.get("content") for message in given if isinstance(message, dict)]
+    if sum(len(content) for content in parts if isinstance(content, list)) > _PARTS_MAX:
+        raise _invalid("messages", f"may hold at most {_PARTS_MAX} parts of content")
+
+
+def _role(message: Any, where: str, ignored: set[str]) -> str:
+    """The role of a message whose other fields are in order; adds to what is ignored."""
     if not isinstance(message, dict):
         raise _invalid(where, "must be an object")
     for name, value in message.items():
@@ -172,6 +248,9 @@ def _role(message: Any, where: str) -> str:
         if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
             field = f"{where}.{name}"[:128]
             raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
+    if message.get("name") is not None:
+        _check_form(message["name"], "messages.name", f"{where}.name")
+        ignored.add("messages.name")
     role = message.get("role")
     if role in ("system", "developer", "user", "assistant"):
         return str(role)
@@ -180,8 +259,8 @@ def _role(message: Any, where: str) -> str:
     raise _invalid(f"{where}.role", "must be one of system, developer, user, assistant")
 
 
-def _content(message: dict[str, Any], where: str) -> Any:
-    """Text, or a list of text blocks; never empty."""
+def _content(message: dict[str, Any], where: str, ignored: set[str]) -> Any:
+    """Text, or a list of text blocks; never empty. Adds to what is ignored."""
     content = message.get("content")
     if isinstance(content, str):
         if not content.strip():
@@ -200,15 +279,40 @@ def _content(message: dict[str, Any], where: str) -> Any:
             )
         if not isinstance(part.get("text"), str) or not part["text"].strip():
             raise _invalid(f"{place}.text", "must be a non-empty string")
+        if len(part) > 2:
+            _sort_out_part(part, place, ignored)
         blocks.append({"type": "text", "text": part["text"]})
     return blocks
 
 
-def _text(fields: dict[str, Any], name: str) -> str:
-    value = fields.get(name, "")
-    if not isinstance(value, str):
-        raise _invalid(name, "must be a string")
-    return value
+def _sort_out_part(part: dict[str, Any], place: str, ignored: set[str]) -> None:
+    """Refuses what else a text part says, unless losing it is no loss of meaning."""
+    for name, value in part.items():
+        if name in ("type", "text") or value is None:
+            continue
+        field, told = f"{place}.{name}"[:128], f"messages.content.{name}"
+        if told not in TOLD_WITHIN:
+            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
+        _check_form(value, told, field)
+        ignored.add(told)
+
+
+def _stream_options(fields: dict[str, Any]) -> tuple[bool, list[str]]:
+    """Whether usage is asked for, and what is ignored."""
+    options = fields.get("stream_options", {})
+    if not isinstance(options, dict):
+        raise _invalid("stream_options", "must be an object")
+    ignored = []
+    for name, value in options.items():
+        field = f"stream_options.{name}"[:128]
+        if name == "include_usage" or value is None:
+            continue
+        if field not in TOLD_WITHIN:
+            raise BatonError("unknown_field", f"There is no parameter `{field}`.", param=field)
+        _check_form(value, field, field)
+        if not _is_neutral(value, TOLD_WITHIN[field]):
+            ignored.append(field)
+    return _flag(options.get("include_usage"), "stream_options.include_usage"), ignored
 
 
 def _flag(value: Any, name: str) -> bool:

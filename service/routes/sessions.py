@@ -25,6 +25,7 @@ from storage.sessions import NewSession, Sessions, Snapshot
 
 _PAGE_MESSAGES_MAX: Final = 100
 _MIB: Final = 1_048_576
+_PAGE_BYTES_MAX: Final = 8 * _MIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +145,15 @@ class SessionRoutes:
         return json_response({"id": ref.id, "object": "session.deleted", "deleted": True})
 
     async def messages(self, request: Request) -> Response:
-        """``GET /v1/sessions/{id}/messages?offset&limit``: stored messages as they are, oldest first."""
+        """``GET /v1/sessions/{id}/messages?offset&limit``: stored messages as they are, oldest first.
+
+        A page ends early where it would grow beyond 8 MiB, though not before its first message.
+        """
         offset = query_number(request, "offset", default=0, low=0, high=10_000_000)
         limit = query_number(request, "limit", default=20, low=1, high=_PAGE_MESSAGES_MAX)
         ref, snapshot = await looked_at(request, self.sessions)
         found = await stored(self.sessions.messages(ref, offset, limit))
-        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in found]
+        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in _bounded(found)]
         body = {
             "object": "list",
             "session_id": snapshot.name or ref.id,
@@ -184,6 +188,16 @@ def _answer(ref: SessionRef, snapshot: Snapshot, *, status: int = 200) -> Respon
     response.headers["etag"] = f'"{snapshot.revision}"'
     response.headers["x-session-id"] = ref.id
     return response
+
+
+def _bounded(found: list[bytes]) -> list[bytes]:
+    """As many of the elements, from the first, as one page may hold."""
+    total = 0
+    for count, element in enumerate(found):
+        total += len(element)
+        if total > _PAGE_BYTES_MAX and count:
+            return found[:count]
+    return found
 
 
 def _revision(if_match: str | None) -> int | None:

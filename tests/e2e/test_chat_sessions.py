@@ -105,7 +105,7 @@ async def test_body_and_header_may_agree(one: Caller, name: str) -> None:
         (UNKNOWN, {"X-Session-Mode": "create"}, 400, "invalid_value"),
         ("a", {"X-Session-On-Conflict": "fight"}, 400, "invalid_value"),
         ("a", {"X-Session-On-Disconnect": "weep"}, 400, "invalid_value"),
-        ("a", {"X-Session-Input": "full"}, 400, "unsupported"),
+        ("a", {"X-Session-Input": "most"}, 400, "invalid_value"),
         ("a", {"X-Expect-Turn": "turn_x"}, 400, "unsupported"),
     ],
 )
@@ -118,6 +118,18 @@ async def test_sessions_that_cannot_be(
         assert (answer.status, answer.code) == (status, code)
         assert answer.headers["x-should-retry"] == "false"
     assert (await keys_of(fleet), await fleet.simulator.stats()) == before
+
+
+async def test_what_is_no_models_name_leaves_nothing_behind(fleet: Fleet, one: Caller, name: str) -> None:
+    await one.chat("My name is Ada.", name)
+    before = await one.session(name), await keys_of(fleet), await fleet.simulator.stats()
+    for model in ("m" * 201, "m" * 500_000, "", "a b"):
+        body = {"messages": [{"role": "user", "content": "Hi"}], "session_id": name, "model": model}
+        answer = await one.request("POST", CHAT, json=body)
+        assert (answer.status, answer.code, answer.json["error"]["param"]) == (400, "invalid_value", "model")
+    found = await one.session(name)
+    seen = {key: found[key] for key in ("last_accessed_at", "expires_at")}
+    assert (found, await keys_of(fleet), await fleet.simulator.stats()) == (before[0] | seen, *before[1:])
 
 
 async def test_null_is_absent(fleet: Fleet, one: Caller) -> None:
@@ -152,18 +164,16 @@ async def test_a_whole_history_may_be_sent_without_a_session(one: Caller) -> Non
     assert (await one.chat("", messages=history)).text == "Your name is Ada."
 
 
-async def test_a_session_takes_a_whole_history_only_if_that_is_said(one: Caller, name: str) -> None:
+async def test_a_new_session_takes_a_whole_history_as_it_is(one: Caller, name: str) -> None:
     history = [
         {"role": "user", "content": "My name is Ada."},
         {"role": "assistant", "content": "Hello Ada."},
         {"role": "user", "content": "What is my name?"},
     ]
-    refused = await one.chat("", name, messages=history)
-    assert (refused.status, refused.code) == (400, "unsupported")
-    assert (await one.get(f"/v1/sessions/{name}")).status == 404
-    answer = await one.chat("", name, messages=history, headers={"X-Session-Input": "delta"})
-    assert answer.text == "Your name is Ada."
-    assert (await one.session(name))["message_count"] == 4
+    for at, way in enumerate((None, "delta", "full")):
+        answer = await one.chat("", f"{name}-{at}", messages=history, session_input=way)
+        assert answer.text == "Your name is Ada."
+        assert (await one.session(f"{name}-{at}"))["message_count"] == 4
 
 
 async def test_modes(one: Caller, two: Caller, name: str) -> None:

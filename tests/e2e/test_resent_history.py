@@ -166,8 +166,10 @@ async def test_full_can_be_said_and_nonsense_cannot(one: Caller, name: str) -> N
     again = await one.chat("How many messages?", name, headers={"X-Session-Input": "full"})
     assert again.text == "This conversation holds 1 messages."
     assert state(again) == "rewound"
-    refused = await one.chat("Hi", name, headers={"X-Session-Input": "most"})
+    refused = await one.chat("Hi", name, headers={"X-Session-Input": "full"}, session_input="delta")
     assert (refused.status, refused.code) == (400, "invalid_value")
+    in_body = await one.chat("How many messages?", name, session_input="full")
+    assert (in_body.text, state(in_body)) == ("This conversation holds 1 messages.", "rewound")
 
 
 async def test_an_answer_anew_that_is_refused_leaves_the_old_one(

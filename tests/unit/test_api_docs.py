@@ -13,7 +13,8 @@ API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 def parameters() -> str:
     rows = [(name, "mapped", "") for name in chat.MAPPED]
-    rows += [(name, "told", orjson.dumps(value).decode()) for name, value in chat.TOLD.items()]
+    told = chat.TOLD | chat.TOLD_WITHIN
+    rows += [(name, "told", orjson.dumps(value).decode()) for name, value in told.items()]
     rows += [(name, "refused", orjson.dumps(value).decode()) for name, value in chat.REFUSED.items()]
     lines = ["| parameter | what becomes of it | asks for nothing |", "|---|---|---|"]
     lines += [f"| `{name}` | {fate} | {f'`{value}`' if value else ''} |" for name, fate, value in sorted(rows)]

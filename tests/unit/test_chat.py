@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from service.dialects import chat
-from service.dialects.chat import MAPPED, REFUSED, TOLD, ChatRequest
+from service.dialects.chat import FORMS, MAPPED, REFUSED, TOLD, TOLD_WITHIN, ChatRequest
 from service.errors import BatonError
 
 HELLO = {"role": "user", "content": "Hello"}
@@ -58,7 +58,7 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stream": True}, {"stream": True}),
     ({"stream": False}, {"stream": False}),
     ({"stream_options": {"include_usage": True}}, {"include_usage": True}),
-    ({"stream_options": {"include_usage": False, "include_obfuscation": True}}, {"include_usage": False}),
+    ({"stream_options": {"include_usage": False, "include_obfuscation": False}}, {"include_usage": False}),
     ({"stop": "END"}, {"params": {"max_tokens": 1000, "stop_sequences": ["END"]}}),
     ({"stop": ["a", "b", "c", "d"]}, {"params": {"max_tokens": 1000, "stop_sequences": ["a", "b", "c", "d"]}}),
     ({"stop": []}, {"params": {"max_tokens": 1000}}),
@@ -67,6 +67,8 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"max_tokens": 7, "max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
     ({"max_tokens": 7, "max_completion_tokens": None}, {"params": {"max_tokens": 7}}),
     ({"session_id": "my-chat"}, {"session": "my-chat"}),
+    ({"session_input": "delta"}, {"session_input": "delta"}),
+    ({"session_input": "full"}, {"session_input": "full"}),
 ]
 
 
@@ -79,6 +81,7 @@ def test_mapped(fields: dict[str, Any], expected: dict[str, Any]) -> None:
         "stream": request.stream,
         "include_usage": request.include_usage,
         "session": request.session,
+        "session_input": request.session_input,
     }
     assert {name: seen[name] for name in expected} == expected
     assert request.ignored == []
@@ -148,6 +151,67 @@ def test_even_ignored_numbers_have_their_bounds(name: str, value: Any) -> None:
     assert (error.code, error.param) == ("invalid_value", name)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("metadata", "blue"),
+        ("metadata", []),
+        ("prompt_cache_options", "explicit"),
+        *((name, 5) for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")),
+        *((name, True) for name in ("service_tier", "verbosity", "reasoning_effort")),
+        *(("seed", value) for value in (1.5, "1", True)),
+        *((name, value) for name in ("store", "parallel_tool_calls") for value in (0, "false")),
+    ],
+)
+def test_what_is_ignored_must_have_its_form(name: str, value: Any) -> None:
+    error = refused(**{name: value})
+    assert (error.code, error.param) == ("invalid_value", name)
+
+
+def test_everything_that_is_ignored_has_a_form_and_passes_it_with_the_value_that_asks_for_nothing() -> None:
+    told = TOLD | TOLD_WITHIN
+    assert FORMS.keys() == told.keys()
+    assert all(value is None or FORMS[name][1](value) for name, value in told.items())
+
+
+def test_a_streams_obfuscation_is_told_and_null_is_absent() -> None:
+    assert ask(stream_options={"include_obfuscation": True}).ignored == ["stream_options.include_obfuscation"]
+    assert ask(stream_options={"include_obfuscation": None, "include_all": None}).ignored == []
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+@pytest.mark.parametrize("name", ["cache_control", "prompt_cache_breakpoint"])
+def test_caching_of_a_part_is_told(name: str, role: str) -> None:
+    part = {"type": "text", "text": "a", name: {"type": "ephemeral"}}
+    request = parse({"messages": [{"role": role, "content": [part, part]}, HELLO]})
+    assert request.ignored == [f"messages.content.{name}"]
+    assert "ephemeral" not in str(request.ask)
+    error = refusal({"messages": [{"role": role, "content": [{**part, name: "yes"}]}, HELLO]})
+    assert (error.code, error.param) == ("invalid_value", f"messages.0.content.0.{name}")
+
+
+@pytest.mark.parametrize("value", [[], {}, "", 0, False, [{"type": "url_citation"}]])
+def test_a_part_that_says_more_than_its_text_is_refused(value: Any) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "annotations": value}]
+    error = refusal({"messages": [HELLO, {"role": "user", "content": parts}]})
+    assert (error.code, error.param) == ("unsupported", "messages.1.content.1.annotations")
+
+
+def test_more_messages_or_parts_than_claude_takes_are_refused_before_they_are_looked_at() -> None:
+    for messages in ([7] * 100_001, [{"content": [7] * 60_000}] * 2):
+        error = refusal({"messages": messages})
+        assert (error.code, error.param) == ("invalid_value", "messages")
+        assert "100000" in error.message
+    assert len(parse({"messages": [HELLO] * 100_000}).ask.messages) == 100_000
+    parts = [{"type": "text", "text": "a"}] * 50_000
+    assert len(parse({"messages": [{"role": "user", "content": parts}] * 2}).ask.messages) == 2
+
+
+def test_the_longest_name_of_a_model() -> None:
+    assert ask(model="m" * 200).ask.model == "m" * 200
+    assert ask(model="~vendor/model:tag@1").ask.model_named
+
+
 REFUSED_VALUES: dict[str, list[Any]] = {
     "audio": [{"voice": "alloy", "format": "wav"}],
     "function_call": ["auto", {"name": "f"}],
@@ -179,7 +243,7 @@ def test_a_value_that_asks_for_nothing_is_not_refused(name: str) -> None:
     assert ask(**{name: REFUSED[name]}) == ask()
 
 
-@pytest.mark.parametrize("name", ["sesion_id", "best_of", "", "X" * 100_000, "session_input"])
+@pytest.mark.parametrize("name", ["sesion_id", "best_of", "", "X" * 100_000, "session_inputs"])
 def test_a_field_that_the_api_does_not_have_is_refused(name: str) -> None:
     error = refused(**{name: 1})
     assert error.code == "unknown_field"
@@ -195,12 +259,16 @@ def test_a_body_that_is_no_object(body: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"model": 5}, "invalid_value", "model"),
-        ({"model": ["claude"]}, "invalid_value", "model"),
+        *(
+            ({"model": model}, "invalid_value", "model")
+            for model in (5, ["claude"], "", " ", "m" * 201, "a b", "claude\n", "modèle", "a\0", False)
+        ),
         ({"stream": "true"}, "invalid_value", "stream"),
         ({"stream": 1}, "invalid_value", "stream"),
         ({"stream_options": []}, "invalid_value", "stream_options"),
         ({"stream_options": {"include_usage": "yes"}}, "invalid_value", "stream_options.include_usage"),
+        ({"stream_options": {"include_obfuscation": 1}}, "invalid_value", "stream_options.include_obfuscation"),
+        ({"stream_options": {"include_all": True}}, "unknown_field", "stream_options.include_all"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"max_tokens": -1}, "invalid_value", "max_tokens"),
         ({"max_tokens": 1.5}, "invalid_value", "max_tokens"),
@@ -215,6 +283,8 @@ def test_a_body_that_is_no_object(body: Any) -> None:
         ({"stop": {"a": 1}}, "invalid_value", "stop"),
         ({"stop": 5}, "invalid_value", "stop"),
         ({"stop": list("abcde")}, "invalid_value", "stop"),
+        ({"session_input": "most"}, "invalid_value", "session_input"),
+        ({"session_input": ["full"]}, "invalid_value", "session_input"),
         ({"session_id": ""}, "invalid_session_id", "session_id"),
         ({"session_id": 5}, "invalid_session_id", "session_id"),
         ({"session_id": ["a"]}, "invalid_session_id", "session_id"),
@@ -281,6 +351,7 @@ def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
         ),
         ([HELLO, {"role": "assistant", "content": "x", "refusal": "no"}, HELLO], "unsupported", "messages.1.refusal"),
         ([{**HELLO, "weight": 0}], "unsupported", "messages.0.weight"),
+        ([HELLO, {**HELLO, "name": 5}], "invalid_value", "messages.1.name"),
     ],
     ids=str,
 )

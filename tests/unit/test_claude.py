@@ -193,7 +193,25 @@ async def test_cancelling_closes_the_connection_before_an_answer() -> None:
         (HEAD + START + END, "upstream_nonsense", 1),
         (HEAD + b"zz\r\n", "upstream_unavailable", 3),
         (b"HTTP/1.1 nonsense\r\n\r\n", "upstream_unavailable", 3),
-        (HEAD + event(b'{"type":"error","error":{"type":"overloaded_error"}}') + END, "upstream_overloaded", 3),
+        *(
+            (HEAD + event(b'{"type":"error","error":%s}' % error) + END, code, requests)
+            for error, code, requests in (
+                (b'{"type":"overloaded_error"}', "upstream_overloaded", 3),
+                (b'{"type":"rate_limit_error"}', "upstream_rate_limited", 3),
+                (b'{"type":"api_error"}', "upstream_unavailable", 3),
+                (b'{"type":"invalid_request_error","message":"no"}', "upstream_invalid_request", 1),
+                (b'{"type":"invalid_request_error","message":"prompt is too long"}', "context_length_exceeded", 1),
+                (b'{"type":"authentication_error"}', "upstream_refused", 1),
+                (b'{"type":"not_found_error"}', "model_not_found", 1),
+                (b'{"type":["odd"],"message":null}', "upstream_unavailable", 3),
+                (b'"odd"', "upstream_unavailable", 3),
+            )
+        ),
+        (
+            HEAD + START + event(b'{"type":"error","error":{"type":"overloaded_error"}}') + STOP + END,
+            "upstream_overloaded",
+            3,
+        ),
     ],
 )
 async def test_what_goes_wrong_is_told_by_its_code(answer: bytes, code: str, requests: int) -> None:
@@ -204,6 +222,20 @@ async def test_what_goes_wrong_is_told_by_its_code(answer: bytes, code: str, req
         assert len(server.requests) == requests
         if b"Retry-After" in answer:
             assert caught.value.retry_after_s == 30
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        event(b'{"type":"from_the_future"}'),
+        event(b'{"type":"error","error":{"type":"overloaded_error"}}'),
+        event(b'{"type":"content_block_delta","index":7,"delta":{}}') + STOP,
+    ],
+)
+async def test_what_comes_behind_the_end_does_not_spoil_the_answer(behind: bytes) -> None:
+    async with reaching(HEAD + START + STOP + behind + END) as (claude, server):
+        assert await types(claude) == ["message_start", "message_stop"]
+        assert len(server.requests) == 1
 
 
 async def test_a_connection_that_breaks_in_mid_answer() -> None:
@@ -233,6 +265,28 @@ async def test_nobody_there() -> None:
         await types(claude)
     assert caught.value.code == "upstream_unavailable"
     await claude.aclose()
+
+
+async def test_proxies_that_are_not_for_claude_are_not_even_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    async with reaching(HEAD + START + STOP + END) as (claude, _):
+        assert await types(claude) == ["message_start", "message_stop"]
+
+
+async def test_a_proxy_is_used_for_streams_and_models_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with reaching(HEAD + START + STOP + END, status(b"200 OK", b'{"data":[]}')) as (_, server):
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("http_proxy", server.url.removeprefix("http://"))
+        claude = Claude("k", "http://claude.example", connections_max=4)
+        assert await types(claude) == ["message_start", "message_stop"]
+        assert await claude.models() == []
+        await claude.aclose()
+        assert [request.split()[1] for request in server.requests] == [
+            b"http://claude.example/v1/messages",
+            b"http://claude.example/v1/models?limit=1000",
+        ]
 
 
 async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:

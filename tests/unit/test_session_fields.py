@@ -63,7 +63,7 @@ def test_a_creation_may_say_everything() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *itertools.product(["model"], [7, "", "  ", "m" * 201]),
+        *itertools.product(["model"], [7, "", "  ", "m" * 201, "a b", "m\n", "modèle"]),
         *itertools.product(["name"], [7, "", []]),
         *itertools.product(["system_prompt"], [7, "", "\n", []]),
         *itertools.product(["max_turns"], [0, -1, 1.5, "3", True, 1_000_001]),
@@ -133,6 +133,11 @@ def test_null_clears_in_a_patch_what_a_session_can_do_without() -> None:
         "metadata": b"{}",
     }
     assert problem(patched, {"ttl_seconds": None}) == ("invalid_value", "ttl_seconds")
+
+
+@pytest.mark.parametrize("model", [7, "", "m" * 201, "a b"])
+def test_a_patch_cannot_set_what_is_no_models_name(model: Any) -> None:
+    assert problem(patched, {"model": model}) == ("invalid_value", "model")
 
 
 @pytest.mark.parametrize("name", ["id", "name", "created_at", "absolute_expires_at", "message_count", "owner", "usage"])

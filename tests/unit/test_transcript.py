@@ -1,5 +1,6 @@
 """From Claude's events to what is stored: kept exactly, or left out whole."""
 
+from dataclasses import astuple
 from typing import Any
 
 import orjson
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.dialects.chat_out import Envelope, completion
 from service.errors import BatonError
 from service.transcript import Answer, pack, visible
 from storage import elements
@@ -230,6 +232,46 @@ def test_what_breaks_the_documented_order_or_form_is_nonsense(case: str) -> None
     assert caught.value.code == "upstream_nonsense"
 
 
+@pytest.mark.parametrize(
+    ("place", "values"),
+    [
+        *(
+            (f"{event}.usage.{count}", (-1, 1.5, "five", True, [], {}, 2**53, 1e30))
+            for event in ("0.message", "1")
+            for count in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        ),
+        ("0.message.usage", (7, "x", [["output_tokens", 1]], True)),
+        ("1.usage", (7, "x", [["output_tokens", 1]], True)),
+        ("1.usage.output_tokens_details", (7, "text", [])),
+        ("1.usage.output_tokens_details", tuple({"thinking_tokens": odd} for odd in (-1, "x", 0.5))),
+        ("1.delta.stop_details", (7, "text", [], {"explanation": 7})),
+        ("1.delta.stop_reason", (7, ["end_turn"], {})),
+        ("1.delta.stop_sequence", (7, [], {})),
+        ("0.message.id", (7, None, [])),
+        ("0.message.model", (7, None, {})),
+        ("0.message", (7, "x", [], None)),
+    ],
+)
+def test_a_value_of_another_form_is_nonsense_before_the_turn_is_stored(place: str, values: tuple[Any, ...]) -> None:
+    *path, last = place.split(".")[1:]
+    for odd in values:
+        events = orjson.loads(orjson.dumps([message_start(), *stop_events()]))
+        target = events[int(place[0])]
+        for name in path:
+            target = target[name]
+        target[last] = odd
+        with pytest.raises(BatonError) as caught:
+            fed(events)
+        assert caught.value.code == "upstream_nonsense", odd
+
+
+def test_null_counts_and_details_are_nothing() -> None:
+    nothing: Json = {"output_tokens": None, "cache_read_input_tokens": None, "output_tokens_details": None}
+    answer = fed(answer_events(text_block(0, "Hi"), usage={**nothing, "service_tier": "standard", "new": [1]}))
+    assert answer.tokens() == Usage(input=3, output=1)
+    assert answer.usage["new"] == [1]
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-5, 5) | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
@@ -267,6 +309,8 @@ def test_whatever_claude_sends_is_kept_or_nonsense_and_never_a_fault_of_ours(eve
     for kept in pack([{"role": "assistant", "content": answer.content()}], elements.FIRST_DIGEST):
         elements.unpack(kept)
     assert isinstance(answer.text(), str)
+    assert all(isinstance(count, int) and count >= 0 for count in astuple(answer.tokens()))
+    orjson.loads(completion(Envelope("chatcmpl-1", 0, None), answer))
 
 
 # What a caller can see, and the digests made of it.
