@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 
 from service import telemetry
 from service.appending import Appending
-from service.asgi import Edge, resource
+from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
 from service.cursor import Cursors
 from service.endpoint import ChatCompletions, Parts
@@ -49,6 +49,7 @@ class Application:
 
     asgi: ASGIApp
     exchanges: Exchanges
+    bodies: Bodies
 
 
 def build(
@@ -69,36 +70,18 @@ def build(
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
-    allowed = settings.redis_eviction_allowed
-    watch = StoreWatch(
-        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
-        on_refused,
-    )
+    watch = _watch(settings, redis, keyspace, on_refused)
     parts = Parts(
         settings=settings,
         claude=claude,
         sessions=store.sessions,
         turns=store.turns,
-        rules=Rules(
-            replica=replica,
-            lease_ms=settings.lease_ms,
-            turns_max=settings.turns_per_session_max,
-            session_ttl_ms=settings.session_ttl_s * 1000,
-            queue_wait_s=settings.queue_wait_s,
-            deadline_s=settings.turn_deadline_s,
-        ),
+        rules=_rules(settings, replica),
         exchanges=exchanges,
         store=watch,
     )
-    ops = OpsRoutes(
-        watch,
-        exchanges,
-        Models(claude, settings.model_aliases),
-        replica=replica,
-        default_model=settings.default_model,
-    )
-
+    models = Models(claude, settings.model_aliases)
+    ops = OpsRoutes(watch, exchanges, models, replica=replica, default_model=settings.default_model)
     sweeper = Sweeper(
         store.capacity,
         store.index,
@@ -120,7 +103,30 @@ def build(
 
     routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica))
     router = Router(routes, redirect_slashes=False, lifespan=life)
-    return Application(Edge(router, lambda: exchanges.draining), exchanges)
+    bodies = Bodies(settings.bodies_bytes_max)
+    return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
+
+
+def _watch(
+    settings: Settings, redis: Client, keyspace: Keyspace, on_refused: Callable[[StoreRefused], None]
+) -> StoreWatch:
+    allowed = settings.redis_eviction_allowed
+    return StoreWatch(
+        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
+        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
+        on_refused,
+    )
+
+
+def _rules(settings: Settings, replica: str) -> Rules:
+    return Rules(
+        replica=replica,
+        lease_ms=settings.lease_ms,
+        turns_max=settings.turns_per_session_max,
+        session_ttl_ms=settings.session_ttl_s * 1000,
+        queue_wait_s=settings.queue_wait_s,
+        deadline_s=settings.turn_deadline_s,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ whoever streams (sse.py ends the stream in its dialect), and the edge only close
 """
 
 import asyncio
+import contextlib
 import functools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import telemetry
 from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
 from service.errors import BatonError
+from service.exchange import draining
 
 _UNREAD = {"connection": "close"}  # what was not read of a request must not be taken for the next one
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
@@ -41,9 +43,14 @@ def header(scope: Scope, name: bytes) -> str | None:
     return str(values.pop(), "latin-1") if values else None
 
 
+def new_request_id() -> str:
+    """For a request that brought none of its own."""
+    return "req_" + secrets.token_hex(12)
+
+
 def _request_id(scope: Scope) -> str:
     given = next((str(value, "latin-1") for key, value in scope["headers"] if key == b"x-request-id"), None)
-    return given if given and _REQUEST_ID.fullmatch(given) else "req_" + secrets.token_hex(12)
+    return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
@@ -162,17 +169,77 @@ class ClientGone(Exception):
     """The caller hung up before there was anything to answer."""
 
 
+class Bodies:
+    """The request bodies that this replica holds: how many bytes in all, and no more waiting once it drains.
+
+    Args:
+        bytes_max: of the bodies of all requests that are being answered.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._held_bytes = 0
+        self._arriving: set[asyncio.Timeout] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """From now on a body is either there or refused."""
+        self._draining = True
+        for scope in self._arriving:
+            scope.reschedule(asyncio.get_running_loop().time())
+
+    @contextlib.contextmanager
+    def counted(self, receive: Receive) -> Iterator[Receive]:
+        """``receive`` for one request, whose body counts until the block ends.
+
+        What it raises: BatonError, draining or overloaded.
+        """
+        held_bytes, whole = 0, False
+
+        async def hear() -> Message:
+            nonlocal held_bytes, whole
+            if whole:
+                return await receive()
+            message = await self._arrived(receive)
+            whole = not message.get("more_body", False)
+            size = len(message.get("body", b""))
+            if self._held_bytes + size > self._bytes_max:
+                full = "This replica holds all the request bodies it may; try again."
+                raise BatonError("overloaded", full, retry_after_s=1, headers=_UNREAD)
+            held_bytes += size
+            self._held_bytes += size
+            return message
+
+        try:
+            yield hear
+        finally:
+            self._held_bytes -= held_bytes
+
+    async def _arrived(self, receive: Receive) -> Message:
+        scope = asyncio.timeout(0 if self._draining else None)
+        try:
+            async with scope:
+                self._arriving.add(scope)
+                return await receive()
+        except TimeoutError:
+            raise draining() from None
+        finally:
+            self._arriving.discard(scope)
+
+
 class Edge:
     """Wraps the application; see the module's docstring.
 
     Args:
         app: what it wraps.
         draining: while true, every response closes its connection, so that clients find another replica.
+        bodies: of all requests.
     """
 
-    def __init__(self, app: ASGIApp, draining: Callable[[], bool]) -> None:
+    def __init__(self, app: ASGIApp, draining: Callable[[], bool], bodies: Bodies) -> None:
         self._app = app
         self._draining = draining
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -198,9 +265,14 @@ class Edge:
         started = time.perf_counter()
         with telemetry.request(request_id):
             try:
-                await self._app(scope, receive, tell)
+                with self._bodies.counted(receive) as hear:
+                    await self._app(scope, hear, tell)
             except ClientGone:
                 status = 499
+            except asyncio.CancelledError:  # by uvicorn, which has no more time for it
+                if status:
+                    raise
+                await _answer(scope, tell, draining(), request_id)
             except Exception as error:
                 told = _as_told(error)
                 if told.code == "internal_error":

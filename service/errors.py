@@ -7,6 +7,7 @@
     409  conflict with another turn         turn_in_progress, turn_superseded, session_exists
     413  request_too_large
     429  limits                             upstream_rate_limited
+    431  headers_too_large
     500  internal_error
     502  Claude refused us or made no sense upstream_refused, upstream_nonsense
     503  try again                          store_unavailable, session_not_saved, session_save_unknown, upstream_…, …
@@ -32,6 +33,7 @@ class Code:
 
 
 CODES: Final[Mapping[str, Code]] = {
+    "invalid_http": Code(400, False, "The request is not valid HTTP/1.1; the connection is closed."),
     "invalid_json": Code(400, False, "The body is not JSON, or not UTF-8."),
     "invalid_value": Code(400, False, "A field or header has a value it cannot have."),
     "missing_value": Code(400, False, "A required field is absent."),
@@ -47,13 +49,15 @@ CODES: Final[Mapping[str, Code]] = {
     "model_not_found": Code(404, False, "Claude knows no such model."),
     "route_not_found": Code(404, False, "No such path."),
     "method_not_allowed": Code(405, False, "The path exists, the method does not."),
-    "body_timeout": Code(408, True, "The body did not arrive in time."),
+    "body_timeout": Code(408, True, "The body, or the headers, did not arrive in time."),
     "session_corrupt": Code(409, False, "Redis has lost a part of the session; it can only be deleted."),
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
+    "history_mismatch": Code(409, False, "The resent conversation does not begin as the stored one does."),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
+    "headers_too_large": Code(431, False, "Request line and headers are larger than BATON_HEADER_BYTES_MAX."),
     "sessions_full": Code(429, True, "A cap on sessions is reached and every session that could go is busy."),
     "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
     "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
@@ -63,7 +67,7 @@ CODES: Final[Mapping[str, Code]] = {
     "session_not_saved": Code(503, True, "The answer could not be stored; the session is as it was before."),
     "session_save_unknown": Code(503, False, "Whether the answer was stored is not known; ask about the turn id."),
     "turn_interrupted": Code(503, True, "The turn was cancelled or the replica is shutting down."),
-    "overloaded": Code(503, True, "This replica has all the turns it can run."),
+    "overloaded": Code(503, True, "This replica has all the turns, or all the request bodies, that it can hold."),
     "draining": Code(503, True, "This replica is shutting down; another will answer."),
     "upstream_overloaded": Code(503, True, "Claude is overloaded."),
     "upstream_unavailable": Code(503, True, "Claude failed or could not be reached."),
@@ -122,6 +126,16 @@ def sessions_full() -> BatonError:
 def session_not_found() -> BatonError:
     """Unknown, expired, deleted or another's: nothing tells them apart."""
     return BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")
+
+
+def history_mismatch() -> BatonError:
+    """Nothing of a resent conversation can be recognised."""
+    return BatonError(
+        "history_mismatch",
+        "The first message is not the session's first: a window of the conversation, or another one. To store the "
+        "messages as new ones, say X-Session-Input: delta.",
+        param="messages",
+    )
 
 
 def session_corrupt() -> BatonError:

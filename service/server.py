@@ -8,6 +8,7 @@ A second signal ends that wait at once. Then uvicorn closes idle connections and
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ import uvicorn
 
 from service import telemetry
 from service.app import Application, build
-from service.exchange import Exchanges
+from service.http_protocol import Limits, http_protocol
 from service.settings import EX_CONFIG, Settings
 from storage.connect import StoreRefused
 from storage.embedded import EmbeddedRefused, EmbeddedValkey
@@ -30,9 +31,9 @@ _CLOSE_S = 5  # connections get this long to take the last bytes, after the drai
 class _Server(uvicorn.Server):
     """uvicorn with a drain before its own shutdown, and signals that do not kill it afterwards."""
 
-    def __init__(self, config: uvicorn.Config, exchanges: Exchanges, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, application: Application, drain_s: float) -> None:
         super().__init__(config)
-        self._exchanges = exchanges
+        self._application = application
         self._drain_s = drain_s
         self._hurry = asyncio.Event()
 
@@ -66,7 +67,8 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drains, then shuts down."""
         telemetry.log.info("draining")
-        await self._exchanges.drain(self._drain_s, self._hurry)
+        self._application.bodies.drain()
+        await self._application.exchanges.drain(self._drain_s, self._hurry)
         await super().shutdown(sockets)
         telemetry.log.info("stopped")
 
@@ -74,6 +76,11 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Runs one replica until it is told to stop; returns the exit code. Call it from the main thread."""
     telemetry.configure(settings.log_format, settings.log_level)
+    try:
+        listening = _bound(settings.host.strip("[]"), settings.port)
+    except OSError as error:
+        print(f"BATON_LISTEN={settings.listen} cannot be listened on: {error.strerror}.", file=sys.stderr)  # noqa: T201
+        return 1
     url, embedded = settings.store_url(), None
     secret = settings.secret.get_secret_value() if settings.secret else ""
     if url == "embedded":
@@ -84,19 +91,51 @@ def serve(settings: Settings) -> int:
             return EX_CONFIG
         url, secret = embedded.url, secret or _kept_secret(settings.data_dir)
     try:
-        return _run(settings, url, secret)
+        return _run(settings, url, secret, listening)
     finally:
         if embedded is not None:
             embedded.stop()
 
 
+def _bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets of all addresses of a host, not listening yet.
+
+    Raises:
+        OSError: an address is taken, or is none of this machine's.
+    """
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            bound.append(socket.socket(family, kind, protocol))
+            bound[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound[-1].setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound[-1].bind(address)
+    except OSError:
+        for taken in bound:
+            taken.close()
+        raise
+    return bound
+
+
 def _kept_secret(data_dir: Path) -> str:
-    """The secret of an embedded store: made once, kept beside its data."""
+    """The secret of an embedded store: made once, kept beside its data.
+
+    It appears whole or not at all. An empty file (of a disk that was full, say) keyed nothing yet and counts as none.
+    """
     path = data_dir / "secret"
-    with contextlib.suppress(FileExistsError):
-        path.touch(mode=0o600, exist_ok=False)
-        path.write_text(token_hex(32), "ascii")
-    return path.read_text("ascii").strip()
+    kept = path.read_text("ascii").strip() if path.exists() else ""
+    if kept:
+        return kept
+    made, fresh = token_hex(32), data_dir / "secret.new"
+    fresh.unlink(missing_ok=True)
+    fresh.touch(mode=0o600, exist_ok=False)
+    with fresh.open("w", encoding="ascii") as file:
+        file.write(made)
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(path)
+    return made
 
 
 def _tune_collector() -> None:
@@ -109,7 +148,7 @@ def _tune_collector() -> None:
     gc.set_threshold(20_000, 10, 50)
 
 
-def _run(settings: Settings, url: str, secret: str) -> int:
+def _run(settings: Settings, url: str, secret: str, listening: list[socket.socket]) -> int:
     refused: list[str] = []
 
     def on_refused(error: StoreRefused) -> None:
@@ -117,12 +156,11 @@ def _run(settings: Settings, url: str, secret: str) -> int:
         server.should_exit = True
 
     application: Application = build(settings, url, secret, on_refused=on_refused)
+    limits = Limits(settings.header_bytes_max, settings.body_wait_s, settings.write_wait_s)
     config = uvicorn.Config(
         application.asgi,
-        host=settings.host.strip("[]"),
-        port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=http_protocol(limits),
         ws="none",
         lifespan="on",
         log_config=None,
@@ -134,9 +172,9 @@ def _run(settings: Settings, url: str, secret: str) -> int:
         timeout_graceful_shutdown=_CLOSE_S,
         backlog=2048,
     )
-    server = _Server(config, application.exchanges, settings.drain_s)
+    server = _Server(config, application, settings.drain_s)
     _tune_collector()
-    server.run()
+    server.run(sockets=listening)
     for problem in refused:
         telemetry.log.error("store_refused", problem=problem)
     if refused:

@@ -9,13 +9,21 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service import model_name
+
 EX_CONFIG = 78
+CLAUDE_URL = "https://api.anthropic.com"
+"""Where Claude is, unless ANTHROPIC_BASE_URL says otherwise."""
+
 _INJECTED = re.compile(r"^BATON_(.*_)?(SERVICE_|PORT)")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_GRAPHIC = re.compile(r"[\x21-\x7e]*")
 
 
 class SettingsProblem(Exception):
@@ -83,14 +91,28 @@ class Settings(BaseSettings):
     turn_deadline_s: float = Field(600.0, gt=0, le=3600, description="A turn may take this long in all, seconds.")
     turns_running_max: int = Field(1000, ge=1, le=100_000, description="Turns of this replica at once; more: 503.")
 
-    default_model: str = Field("claude-sonnet-5-5", min_length=1, description="For requests that name no model.")
+    default_model: str = Field("claude-sonnet-5-5", description="For requests that name no model.")
     model_aliases: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="alias=model, comma-separated: gpt-4o=claude-sonnet-5-5,…"
     )
     max_tokens_default: int = Field(32_000, ge=1, le=128_000, description="Answer length where none is asked for.")
 
+    header_bytes_max: int = Field(
+        65_536, ge=4096, le=16_777_216, description="Request line and headers of a request, bytes."
+    )
     body_bytes_max: int = Field(33_554_432, ge=1024, le=268_435_456, description="Request bodies, bytes.")
-    body_wait_s: float = Field(30.0, gt=0, le=600, description="A body must arrive within this, seconds.")
+    bodies_bytes_max: int = Field(
+        268_435_456,
+        ge=1024,
+        le=1_099_511_627_776,
+        description="Bodies of all requests that this replica is answering, bytes; more: 503.",
+    )
+    body_wait_s: float = Field(
+        30.0, gt=0, le=600, description="Headers must arrive within this, and then the body, seconds."
+    )
+    write_wait_s: float = Field(
+        30.0, gt=0, le=3600, description="A caller that takes nothing of its answer for this long is cut off, seconds."
+    )
     status_wait_s: float = Field(
         10.0, gt=0, le=60, description="A stream's status line waits this long for Claude; then keep-alives as often."
     )
@@ -115,6 +137,14 @@ class Settings(BaseSettings):
         if any(not alias.strip() or not model.strip() for alias, _, model in pairs):
             raise ValueError("write alias=model, comma-separated")
         return {alias.strip(): model.strip() for alias, _, model in pairs}
+
+    @field_validator("default_model", "model_aliases")
+    @classmethod
+    def _check_models(cls, value: Any) -> Any:
+        names = [value] if isinstance(value, str) else [*value, *value.values()]
+        if not all(model_name.sound(name) for name in names):
+            raise ValueError(f"the name of a model {model_name.PROBLEM}")
+        return value
 
     @field_validator("listen")
     @classmethod
@@ -144,8 +174,9 @@ class Settings(BaseSettings):
         except ValueError as problem:
             problems.append(str(problem))
             url = "embedded"
-        if not re.match(r"^(embedded$|rediss?://)", url):
-            problems.append("BATON_REDIS_URL must be `embedded`, redis://… or rediss://….")
+        if problem_of_url := _store_problem(url):
+            problems.append(problem_of_url)
+        problems += self._claude_problems()
         if url != "embedded" and self.secret is None:
             problems.append(
                 "BATON_SECRET is not set: it keys the hashes of names and owners, every replica needs the same one, "
@@ -159,6 +190,22 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _claude_problems(self) -> list[str]:
+        """Of what was given to reach Claude; the SDK would tell them at the first request, or not at all."""
+        problems = []
+        key = self.anthropic_api_key.get_secret_value() if self.anthropic_api_key else ""
+        if not _GRAPHIC.fullmatch(key):
+            problems.append("ANTHROPIC_API_KEY holds white space or other characters that no key has.")
+        base_url = self.anthropic_base_url or CLAUDE_URL
+        if not _is_base_url(base_url):
+            problems.append("ANTHROPIC_BASE_URL must be http://host… or https://host…, without a query.")
+        elif (proxy := proxy_for(base_url)) and not _is_base_url(proxy):
+            problems.append(
+                f"The environment names a proxy for {urlsplit(base_url).hostname} that is no HTTP proxy (SOCKS is not "
+                "supported). Set HTTPS_PROXY (HTTP_PROXY for http://) to http://host:port, or put the host in NO_PROXY."
+            )
+        return problems
 
     def store_url(self) -> str:
         """The store's URL, from the variable or the file.
@@ -184,6 +231,37 @@ class Settings(BaseSettings):
     def port(self) -> int:
         """The port part of ``listen``; 0 for any free one."""
         return int(self.listen.rpartition(":")[2])
+
+
+def _store_problem(url: str) -> str | None:
+    if url == "embedded":
+        return None
+    if not url.startswith(("redis://", "rediss://")):
+        return "BATON_REDIS_URL must be `embedded`, redis://… or rediss://…."
+    from storage.connect import check_url  # redis-py takes long to load, and most commands do without
+
+    problem = check_url(url)
+    return f"BATON_REDIS_URL cannot be used: {problem}" if problem else None
+
+
+def _is_base_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises if it is none
+    except ValueError:
+        return False
+    graphic = _GRAPHIC.fullmatch(url) is not None and "?" not in url and "#" not in url
+    return graphic and parts.scheme in ("http", "https") and bool(parts.hostname)
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a URL with a host, if any: HTTPS_PROXY and its kin, less NO_PROXY."""
+    parts = urlsplit(url)
+    if proxy_bypass(parts.hostname or ""):
+        return None
+    proxies = getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    return f"http://{proxy}" if proxy and "://" not in proxy else proxy
 
 
 def variable(field: str) -> str:

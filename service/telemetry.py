@@ -62,6 +62,17 @@ def request_done(scope: Scope, status: int, duration_s: float) -> None:
     log.debug("request", route=route, status=status, duration_ms=round(duration_s * 1000, 1))
 
 
+class _Libraries(logging.Handler):
+    """What libraries log becomes an event like ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One record, one line."""
+        told = {"logger": record.name, "message": record.getMessage()}
+        if record.exc_info:
+            told["exc_info"] = record.exc_info  # type: ignore[assignment]
+        log.log(record.levelno, "library", **told)
+
+
 def configure(log_format: str, log_level: str) -> None:
     """Sets up logging for the process; `log_format` as in settings."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
@@ -81,3 +92,4 @@ def configure(log_format: str, log_level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    logging.basicConfig(handlers=[_Libraries()], level=logging.WARNING, force=True)

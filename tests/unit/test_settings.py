@@ -18,7 +18,7 @@ PASSWORD_URL = "redis://:TOPSECRET@127.0.0.1:6379/0"
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing of the machine's own settings; a key, which every test but those about it needs."""
     for name in list(os.environ):
-        if name.upper().startswith(("BATON_", "ANTHROPIC_")):
+        if name.upper().startswith(("BATON_", "ANTHROPIC_")) or name.upper().endswith("_PROXY"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("ANTHROPIC_API_KEY", KEY)
 
@@ -116,6 +116,89 @@ def test_a_shared_store_needs_the_secret(problems: Any) -> None:
 def test_urls_that_are_no_store(problems: Any, url: str) -> None:
     (line,) = problems(BATON_REDIS_URL=url, BATON_SECRET=SECRET)
     assert "BATON_REDIS_URL" in line
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://h:abc/0",
+        "redis://h:0/0",
+        "redis://h:65536/0",
+        "redis://:TOPSECRET@h/0?socket_timeout=abc",
+        "redis://:TOPSECRET@h/0?socket_timeout=5",
+        "redis://:TOPSECRET#1@h/0",
+        "redis://:TOPSECRET/1@h/0",
+        "redis://:TOPSECRET@h/zz",
+        "redis://:TOPSECRET@h/0/1",
+        "redis://:TOPSECRET@h/-1",
+        "redis://:TOP SECRET@h/0",
+        "redis://:TOPSECRET\u2100@h/0",
+        "redis://[::1/0",
+        "rediss://",
+        "redis:///0",
+        "redis://:TOPSECRET@:6379/0",
+    ],
+)
+def test_store_urls_that_would_not_do_what_they_say(problems: Any, url: str) -> None:
+    (line,) = problems(BATON_REDIS_URL=url, BATON_SECRET=SECRET)
+    assert line.startswith("BATON_REDIS_URL")
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h/", "rediss://user:p%23%3F%20@h:6380/15", "redis://[::1]:6379/0", PASSWORD_URL]
+)
+def test_store_urls(read: Any, url: str) -> None:
+    assert read(BATON_REDIS_URL=url, BATON_SECRET=SECRET).store_url() == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["api.anthropic.com", "ftp://h", "http://", "https://:80", "http://h:x", "http://h h", "http://h/?a=1", "//h"],
+)
+def test_places_that_cannot_be_claude(problems: Any, url: str) -> None:
+    (line,) = problems(ANTHROPIC_BASE_URL=url)
+    assert line.startswith("ANTHROPIC_BASE_URL")
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://gateway.example/claude/", "http://[::1]:8080"])
+def test_places_that_can_be_claude(read: Any, url: str) -> None:
+    assert read(ANTHROPIC_BASE_URL=url).anthropic_base_url == url
+
+
+@pytest.mark.parametrize("key", ["sk-TOPSECRET\n", "sk-TOP SECRET", " sk", "sk-\x7f", "sk-é", "Bearer TOPSECRET"])
+def test_what_is_no_key(problems: Any, key: str) -> None:
+    (line,) = problems(ANTHROPIC_API_KEY=key)
+    assert line.startswith("ANTHROPIC_API_KEY")
+
+
+def test_all_problems_with_claude_are_told_beside_others(problems: Any) -> None:
+    found = problems(ANTHROPIC_API_KEY="a b", ANTHROPIC_BASE_URL="h", BATON_LEASE_MS="5")
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_BASE_URL", "BATON_LEASE_MS"):
+        assert any(line.startswith(name) for line in found), name
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "HTTPS_PROXY", "https_proxy"])
+@pytest.mark.parametrize("url", ["socks5://:TOPSECRET@127.0.0.1:1080", "SOCKS5H://h:1", "ftp://h", "http://"])
+def test_a_proxy_that_cannot_be_used_is_told(problems: Any, read: Any, name: str, url: str) -> None:
+    (line,) = problems(**{name: url})
+    assert "proxy" in line
+    assert read(NO_PROXY="api.anthropic.com").anthropic_base_url is None
+
+
+def test_a_proxy_that_is_not_for_claude_does_not_matter(read: Any) -> None:
+    read(ALL_PROXY="socks5://h:1", HTTPS_PROXY="http://h:2")
+    assert settings.proxy_for(settings.CLAUDE_URL) == "http://h:2"
+    read(HTTPS_PROXY="socks5://h:1", HTTP_PROXY="h:3", ANTHROPIC_BASE_URL="http://elsewhere.example")
+    assert settings.proxy_for("http://elsewhere.example") == "http://h:3"
+
+
+@pytest.mark.parametrize("model", ["", "a b", "m" * 201, "modèle"])
+def test_what_is_no_models_name(problems: Any, model: str) -> None:
+    (line,) = problems(BATON_DEFAULT_MODEL=model)
+    assert line.startswith("BATON_DEFAULT_MODEL")
+    for aliases in (f"a={model}", f"{model}=a"):
+        (line,) = problems(BATON_DEFAULT_MODEL="m", BATON_MODEL_ALIASES=aliases)
+        assert line.startswith("BATON_MODEL_ALIASES")
 
 
 def test_secrets_are_not_shown(read: Any) -> None:
