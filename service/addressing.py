@@ -9,13 +9,14 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.errors import BatonError
+from service.errors import BatonError, chosen
 from storage.keys import Keyspace, SessionRef
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
 _RESERVED: Final = frozenset({"new", "stats", "import"})
 
 Mode = Literal["any", "continue", "create"]
+_OFFERED: Final[tuple[Mode, ...]] = ("continue", "create")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def of_request(
             "session_id_conflict", "The body's session_id and the header X-Session-Id differ.", param="session_id"
         )
     session = in_body if in_body is not None else in_header
-    wanted = _mode(mode)
+    wanted = chosen("X-Session-Mode", mode, _OFFERED, "any")
     if session is None:
         if mode is not None:
             raise BatonError("invalid_value", "X-Session-Mode needs a session.", param="X-Session-Mode")
@@ -95,13 +96,3 @@ def of_request(
             "invalid_value", "An issued id cannot be created; use `new` or a name.", param="X-Session-Mode"
         )
     return address
-
-
-def _mode(given: str | None) -> Mode:
-    if given is None:
-        return "any"
-    if given == "continue":
-        return "continue"
-    if given == "create":
-        return "create"
-    raise BatonError("invalid_value", "X-Session-Mode is `continue` or `create`.", param="X-Session-Mode")

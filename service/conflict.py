@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from service import telemetry
 from service.errors import BatonError
@@ -12,22 +12,7 @@ from storage.results import Busy
 _POLL_S: Final = (0.05, 0.1, 0.2, 0.25)
 
 OnConflict = Literal["queue", "reject"]
-
-
-def on_conflict(given: str | None, default: OnConflict) -> OnConflict:
-    """The header X-Session-On-Conflict.
-
-    Raises:
-        BatonError: invalid_value.
-    """
-    match given:
-        case None:
-            return default
-        case "queue":
-            return "queue"
-        case "reject":
-            return "reject"
-    raise BatonError("invalid_value", "X-Session-On-Conflict is `queue` or `reject`.", param="X-Session-On-Conflict")
+ON_CONFLICT: Final[tuple[OnConflict, ...]] = get_args(OnConflict)
 
 
 class Patience:

@@ -291,8 +291,8 @@ def run(environment: Mapping[str, str], *, once: bool) -> int:
         click.echo("The demo's client is the openai SDK, which is not installed here. Install it with:", err=True)
         click.echo(f"  {shlex.quote(sys.executable)} -m pip install 'baton-sessions[demo]'", err=True)
         return EX_UNAVAILABLE
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)  # as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # Ctrl-C, even where a shell made us ignore it
     directory = Path(tempfile.mkdtemp(prefix="baton-demo-")).resolve()
     cast = Cast(directory, {name: environment[name] for name in INHERITED if name in environment})
     code = 1

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, conflict, sse
+from service import access, addressing, sse
 from service.addressing import Address
 from service.asgi import header, parse_json, read_body, send_json
 from service.claude import Claude
+from service.conflict import ON_CONFLICT
 from service.dialects import chat, chat_out
-from service.errors import BatonError
-from service.exchange import Exchange, Exchanges, OnDisconnect
+from service.errors import BatonError, chosen
+from service.exchange import ON_DISCONNECT, Exchange, Exchanges
 from service.prefix import stateless
 from service.settings import Settings
 from service.store_watch import StoreWatch
@@ -81,8 +82,10 @@ class ChatCompletions:
 
     def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None) -> Exchange:
         parts = self._parts
-        on_disconnect = _on_disconnect(scope, parts.settings.on_disconnect)
-        on_conflict = conflict.on_conflict(header(scope, b"x-session-on-conflict"), parts.settings.on_conflict)
+        given = header(scope, b"x-session-on-disconnect")
+        on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, parts.settings.on_disconnect)
+        given = header(scope, b"x-session-on-conflict")
+        on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
         if address is None:
             return Exchange(
                 parts.claude,
@@ -130,19 +133,6 @@ class ChatCompletions:
         if exchange.error is not None:
             raise exchange.error
         await send_json(send, chat_out.completion(envelope, exchange.answer), headers=exchange.headers)
-
-
-def _on_disconnect(scope: Scope, default: OnDisconnect) -> OnDisconnect:
-    match header(scope, b"x-session-on-disconnect"):
-        case None:
-            return default
-        case "cancel":
-            return "cancel"
-        case "continue":
-            return "continue"
-    raise BatonError(
-        "invalid_value", "X-Session-On-Disconnect is `cancel` or `continue`.", param="X-Session-On-Disconnect"
-    )
 
 
 def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:

@@ -18,9 +18,11 @@ parameter and what to do, and never hold a cause, a key or another's content. Th
 ``x-should-retry`` tells the SDKs what the status alone cannot.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+Choice = TypeVar("Choice", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,21 @@ class BatonError(Exception):
         if self.retry_after_s is not None:
             headers["retry-after"] = str(max(1, round(self.retry_after_s)))
         return headers
+
+
+def chosen(header: str, given: str | None, choices: Sequence[Choice], default: Choice) -> Choice:
+    """The value of a header that offers a choice; ``default`` if it is absent.
+
+    Raises:
+        BatonError: invalid_value, naming the header and the choices.
+    """
+    if given is None:
+        return default
+    for choice in choices:
+        if choice == given:
+            return choice
+    offered = " or ".join(f"`{choice}`" for choice in choices)
+    raise BatonError("invalid_value", f"{header} is {offered}.", param=header)
 
 
 def sessions_full() -> BatonError:

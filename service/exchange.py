@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from contextlib import aclosing
 from enum import Enum
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from service import telemetry
 from service.claude import Claude
@@ -27,6 +27,7 @@ _HANDOVER_BYTES_MAX: Final = 256 * 1024
 _SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
 
 OnDisconnect = Literal["cancel", "continue"]
+ON_DISCONNECT: Final[tuple[OnDisconnect, ...]] = get_args(OnDisconnect)
 
 
 class Interrupt(Enum):

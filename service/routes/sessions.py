@@ -8,11 +8,12 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import access, addressing, conflict, session_fields, telemetry
+from service import access, addressing, session_fields, telemetry
 from service.appending import Appending
 from service.asgi import header, json_response, parse_json, query_number, read_body
+from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
-from service.errors import BatonError, session_not_found, sessions_full
+from service.errors import BatonError, chosen, session_not_found, sessions_full
 from service.routes import listing
 from service.routes.visible import looked_at, named_by, snapshot_of, stored
 from service.session_view import session_object
@@ -166,7 +167,8 @@ class SessionRoutes:
     async def append(self, request: Request) -> Response:
         """``POST /v1/sessions/{id}/messages``: messages become history without asking Claude."""
         ref = named_by(request, self.sessions)
-        policy = conflict.on_conflict(header(request.scope, b"x-session-on-conflict"), self.settings.on_conflict)
+        given = header(request.scope, b"x-session-on-conflict")
+        policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         messages = session_fields.messages(await self._body(request))
         appended = await self.appending.append(ref, messages, policy)
         body = {

@@ -89,7 +89,12 @@ def test_a_killed_demo_takes_everything_with_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 def test_without_once_it_stays_and_its_curls_work_until_ctrl_c(tmp_path: Path) -> None:
     running = subprocess.Popen(
-        DEMO, cwd=tmp_path, env=scrubbed(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["bash", "-c", 'trap "" INT; exec "$@"', "as-a-background-job", *DEMO],
+        cwd=tmp_path,
+        env=scrubbed(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         assert running.stdout is not None

@@ -170,7 +170,7 @@ async def test_settings_that_cannot_be_are_told_together(tmp_path: Path) -> None
     assert "baton simulate" in keyless.log()
     assert "BATON_PORT" not in keyless.log()
     assert codes[2] not in (0, EX_CONFIG)
-    assert "address already in use" in no_port.log()
+    assert "cannot be listened on: Address already in use" in no_port.log()
     for child in (all_wrong, keyless, no_port):
         assert "TOPSECRET" not in child.log()
         assert "Traceback" not in child.log()
