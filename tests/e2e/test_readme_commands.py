@@ -124,7 +124,11 @@ def test_every_block_that_is_marked_is_known() -> None:
 
 @pytest.mark.timeout(120)
 def test_the_demo_as_the_readme_starts_it(tmp_path: Path) -> None:
-    assert "What this proves" in Reader(tmp_path).runs("demo", timeout_s=100)
+    said = Reader(tmp_path).runs("demo", timeout_s=100)
+    proof = said.partition("What this proves")[2]
+    assert proof.count("✓") == 9, said
+    assert "✗" not in proof
+    assert "\x1b" not in said, "colours without a terminal"
 
 
 @pytest.mark.timeout(120)

@@ -272,7 +272,7 @@ class Machine(RuleBasedStateMachine):
 
 def drive(url: str, buckets: int) -> None:
     quick = settings(
-        max_examples=25,
+        max_examples=12,
         stateful_step_count=30,
         deadline=None,
         database=None,
