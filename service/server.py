@@ -145,7 +145,6 @@ def _tune_collector() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 10, 50)
 
 
 def _run(settings: Settings, url: str, secret: str, listening: list[socket.socket]) -> int:
