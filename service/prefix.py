@@ -50,7 +50,6 @@ class Prepared:
     epoch_hash: str
     epoch_start: int
     system_json: bytes
-    last_digest: bytes
 
 
 def stateless(ask: Ask) -> bytes:
@@ -78,7 +77,6 @@ def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Pre
         epoch_hash=epoch_hash,
         epoch_start=epoch_start,
         system_json=b"" if system == history.system_json else system,
-        last_digest=last_digest(history),
     )
 
 

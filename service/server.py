@@ -139,10 +139,7 @@ def _kept_secret(data_dir: Path) -> str:
 
 
 def _tune_collector() -> None:
-    """Keeps the garbage collector away from what lives for ever (the modules: most of the heap).
-
-    Measured: a sixth of the CPU of a burst of events was spent on looking at it again and again.
-    """
+    """Keeps the garbage collector away from what lives for ever: the modules, most of the heap."""
     gc.collect()
     gc.freeze()
 
