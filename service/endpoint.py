@@ -3,8 +3,8 @@
 Written for chat completions; everything dialect-specific is behind `dialects/chat.py` and `dialects/chat_out.py`.
 """
 
-import time
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
@@ -64,19 +64,10 @@ class ChatCompletions:
         exchange = self._exchange(scope, request, address)
         if ignored := _ignored(scope, request):
             exchange.headers["x-baton-ignored"] = ", ".join(ignored)
-        envelope = chat_out.Envelope(
-            id="chatcmpl-" + exchange.id.removeprefix("turn_"),
-            created=int(time.time()),
-            session=address.public if address else None,
-        )
         self._parts.exchanges.start(exchange)
         try:
             async with sse.watching(receive, exchange.hang_up):
-                if request.stream:
-                    chunks = chat_out.Chunks(envelope, exchange.answer, include_usage=request.include_usage)
-                    await self._stream(send, exchange, chunks)
-                else:
-                    await self._json(send, exchange, envelope)
+                await (self._stream if request.stream else _whole)(send, exchange)
         finally:
             exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
@@ -86,10 +77,14 @@ class ChatCompletions:
         on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, parts.settings.on_disconnect)
         given = header(scope, b"x-session-on-conflict")
         on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
+        render = partial(
+            chat_out.rendering, session=address.public if address else None, include_usage=request.include_usage
+        )
         if address is None:
             return Exchange(
                 parts.claude,
                 stateless(request.ask),
+                render=render,
                 streamed=request.stream,
                 on_disconnect="cancel",
                 deadline_s=parts.rules.deadline_s,
@@ -103,13 +98,14 @@ class ChatCompletions:
             address=address,
             ask=request.ask,
             dialect="chat",
+            render=render,
             resent=_is_resent(scope, request),
             on_conflict=on_conflict,
             streamed=request.stream,
             on_disconnect=on_disconnect,
         )
 
-    async def _stream(self, send: Send, exchange: Exchange, chunks: chat_out.Chunks) -> None:
+    async def _stream(self, send: Send, exchange: Exchange) -> None:
         stream = sse.EventStream(
             send,
             lambda: exchange.headers,
@@ -118,21 +114,21 @@ class ChatCompletions:
             keepalive=sse.COMMENT_KEEPALIVE,
         )
         async with stream:
-            while (batch := await exchange.batches()) is not None:
-                if frames := chunks.frames(batch):
-                    await stream.write(frames)
+            while (frames := await exchange.frames()) is not None:
+                await stream.write(frames)
             if exchange.error is None:
                 await stream.end()
             elif stream.begun:
-                await stream.end(chunks.error(exchange.error))
+                await stream.end(exchange.failed(exchange.error))
             else:
                 raise exchange.error
 
-    async def _json(self, send: Send, exchange: Exchange, envelope: chat_out.Envelope) -> None:
-        await exchange.end()
-        if exchange.error is not None:
-            raise exchange.error
-        await send_json(send, chat_out.completion(envelope, exchange.answer), headers=exchange.headers)
+
+async def _whole(send: Send, exchange: Exchange) -> None:
+    await exchange.end()
+    if exchange.error is not None:
+        raise exchange.error
+    await send_json(send, exchange.whole(), headers=exchange.headers)
 
 
 def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:

@@ -7,14 +7,17 @@ events, to the answer and to the caller), *settling* (what must be certain befor
 While it opens and relays, one thing can interrupt it: the first of its deadline, the caller hanging up, a cancel, the
 loss of its lease, the replica's drain. Settling is never interrupted; it has its own time limits.
 
-The caller's side takes batches of events from a hand-over of bounded size: a slow reader slows Claude down, not us.
+What the caller is shown is rendered here, in the caller's dialect, and handed over as frames. The hand-over has a
+bounded size: a slow reader slows Claude down, not us.
 """
 
 import asyncio
+import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from enum import Enum
-from typing import Final, Literal, get_args
+from typing import Final, Literal, Protocol, get_args
 
 from service import telemetry
 from service.claude import Claude
@@ -66,36 +69,58 @@ def draining() -> BatonError:
     )
 
 
+class Rendering(Protocol):
+    """One answer in a caller's dialect; made of an `Answer` that grows meanwhile."""
+
+    def frames(self, events: Sequence[Event]) -> list[bytes]:
+        """The server-sent events, whole, that show these events of Claude's; possibly none."""
+
+    def failed(self, error: BatonError) -> bytes:
+        """The last server-sent event of a stream that fails."""
+
+    def whole(self) -> bytes:
+        """The whole answer as one JSON body."""
+
+
+Render = Callable[[str, int, Answer], Rendering]
+"""Makes the rendering of an answer: turn id, time of creation (seconds since 1970), the answer."""
+
+
 class HandOver:
-    """Batches of events from the exchange to whoever answers the caller; at most one taker."""
+    """Frames from the exchange to whoever answers the caller; at most one taker."""
 
     def __init__(self) -> None:
-        self._batches: deque[list[Event]] = deque()
+        self._frames: deque[bytes] = deque()
         self._size_bytes = 0
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
         self._ended = False
         self._abandoned = False
 
-    async def put(self, batch: list[Event]) -> None:
-        """Hands a batch over; waits while too much is untaken. Nobody takes it any more? Then it is dropped."""
-        if self._abandoned or not batch:
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody takes anything any more."""
+        return self._abandoned
+
+    async def put(self, frames: bytes) -> None:
+        """Hands frames over; waits while too much is untaken. Nobody takes them any more? Then they are dropped."""
+        if self._abandoned or not frames:
             return
-        self._batches.append(batch)
-        self._size_bytes += sum(len(event.raw) for event in batch)
+        self._frames.append(frames)
+        self._size_bytes += len(frames)
         self._changed.set()
         while self._size_bytes > _HANDOVER_BYTES_MAX:
             self._room.clear()
             await self._room.wait()
 
-    async def take(self) -> list[Event] | None:
-        """All that is there, as one batch; None once the exchange has been told its end."""
-        while not self._batches:
+    async def take(self) -> bytes | None:
+        """All that is there; None once the exchange has been told its end."""
+        while not self._frames:
             if self._ended:
                 return None
             self._changed.clear()
             await self._changed.wait()
-        taken = [event for batch in self._batches for event in batch]
+        taken = b"".join(self._frames)
         self._clear()
         return taken
 
@@ -110,7 +135,7 @@ class HandOver:
         self._clear()
 
     def _clear(self) -> None:
-        self._batches.clear()
+        self._frames.clear()
         self._size_bytes = 0
         self._room.set()
 
@@ -121,12 +146,14 @@ class Exchange:
     Args:
         claude: where it goes.
         body: the Messages request, ready to be sent.
+        render: the caller's dialect.
         streamed: whether the caller sees events as they come.
         on_disconnect: what the caller's hanging up means.
         deadline_s: of opening and relaying together.
 
     Attributes:
         id: of the exchange; a turn's is the turn id.
+        created_s: when it was asked for, seconds since 1970.
         answer: Claude's answer as far as it came.
         opened: set once Claude may be asked (or will never be).
         headers: about the exchange, for the response; complete once ``opened`` is set.
@@ -134,10 +161,18 @@ class Exchange:
     """
 
     def __init__(
-        self, claude: Claude, body: bytes, *, streamed: bool, on_disconnect: OnDisconnect, deadline_s: float
+        self,
+        claude: Claude,
+        body: bytes,
+        *,
+        render: Render,
+        streamed: bool,
+        on_disconnect: OnDisconnect,
+        deadline_s: float,
     ) -> None:
         self._claude = claude
         self._body = body
+        self._render = render
         self._streamed = streamed
         self._on_disconnect = on_disconnect
         self._deadline_s = deadline_s
@@ -146,7 +181,9 @@ class Exchange:
         self._settling = False
         self._hand_over = HandOver()
         self._ended = asyncio.Event()
+        self._rendering: Rendering | None = None
         self.id = new_turn_id()
+        self.created_s = int(time.time())
         self.answer = Answer()
         self.opened = asyncio.Event()
         self.headers: dict[str, str] = {}
@@ -156,13 +193,21 @@ class Exchange:
 
     # What the caller's side does.
 
-    async def batches(self) -> list[Event] | None:
-        """The next events to show, all that are there; None at the end, then see ``error``."""
+    async def frames(self) -> bytes | None:
+        """The next frames to show, all that are there; None at the end, then see ``error``."""
         return await self._hand_over.take()
 
     async def end(self) -> None:
         """Waits until everything is settled."""
         await self._ended.wait()
+
+    def whole(self) -> bytes:
+        """The answer as one JSON body; after an end without ``error``."""
+        return self.rendering.whole()
+
+    def failed(self, error: BatonError) -> bytes:
+        """The last frame of a stream that ends with this error."""
+        return self.rendering.failed(error)
 
     def hang_up(self) -> None:
         """The caller has gone."""
@@ -191,16 +236,30 @@ class Exchange:
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
             if self.error is None and self._streamed:
-                await self._hand_over_or_gone(self.answer.held)
+                await self._hand_over_or_gone(self._last_frames())
             elif self.error is not None:
                 self.error.headers = self.headers | self.error.headers
             self._hand_over.end()
             self._ended.set()
 
-    async def _hand_over_or_gone(self, batch: list[Event]) -> None:
+    @property
+    def rendering(self) -> Rendering:
+        """The answer in the caller's dialect; asked for once it is certain whose answer it is."""
+        if self._rendering is None:
+            self._rendering = self._render(self.id, self.created_s, self.answer)
+        return self._rendering
+
+    def _rendered(self, events: Sequence[Event]) -> bytes:
+        return b"".join(self.rendering.frames(events))
+
+    def _last_frames(self) -> bytes:
+        """The frames that say that the answer is complete."""
+        return self._rendered(self.answer.held)
+
+    async def _hand_over_or_gone(self, frames: bytes) -> None:
         try:
             async with asyncio.timeout(self._deadline_s):
-                await self._hand_over.put(batch)
+                await self._hand_over.put(frames)
         except TimeoutError:
             self._hand_over.abandon()
 
@@ -231,7 +290,14 @@ class Exchange:
     async def _relay(self, body: bytes) -> None:
         async with aclosing(self._claude.stream(body)) as batches:
             async for batch in batches:
-                await self._hand_over.put(self.answer.feed(batch))
+                shown = self.answer.feed(batch)
+                if self._streamed:
+                    await self._show(shown)
+
+    async def _show(self, events: list[Event]) -> None:
+        """Events that may be shown at once, of a streamed exchange."""
+        if not self._hand_over.abandoned:
+            await self._hand_over.put(self._rendered(events))
 
     async def _open(self) -> bytes:
         """Whatever must happen before Claude is asked; returns the request."""

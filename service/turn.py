@@ -48,7 +48,7 @@ from service.errors import (
     sessions_full,
     store_unavailable,
 )
-from service.exchange import Exchange, Interrupt, OnDisconnect
+from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.lease import Lease
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
@@ -100,6 +100,7 @@ class Turn(Exchange):
         address: the session.
         ask: what the caller asks.
         dialect: the caller's, for the turn record.
+        render: the same, for the answer.
         resent: the request holds the whole conversation, not only what is new.
         on_conflict: what to do if another turn of the session is running.
         streamed: whether the caller sees events as they come.
@@ -116,12 +117,15 @@ class Turn(Exchange):
         address: Address,
         ask: Ask,
         dialect: str,
+        render: Render,
         resent: bool,
         on_conflict: OnConflict,
         streamed: bool,
         on_disconnect: OnDisconnect,
     ) -> None:
-        super().__init__(claude, b"", streamed=streamed, on_disconnect=on_disconnect, deadline_s=rules.deadline_s)
+        super().__init__(
+            claude, b"", render=render, streamed=streamed, on_disconnect=on_disconnect, deadline_s=rules.deadline_s
+        )
         self._sessions = sessions
         self._turns = turns
         self._rules = rules

@@ -5,6 +5,7 @@ the body and in every chunk. Usage adds up what Claude counts apart: prompt toke
 cache-written input together.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -70,27 +71,20 @@ def _refusal(answer: Answer) -> str | None:
     return (answer.stop_details or {}).get("explanation") or "Claude declined to answer."
 
 
-def completion(envelope: Envelope, answer: Answer) -> bytes:
-    """The whole answer as one JSON body."""
-    refusal = _refusal(answer)
-    text = answer.text()
-    message = {"role": "assistant", "content": text if text or refusal is None else None, "refusal": refusal}
-    choice = {
-        "index": 0,
-        "message": message,
-        "logprobs": None,
-        "finish_reason": finish_reason(answer.stop_reason),
-    }
-    body = envelope.fields("chat.completion", answer.message.get("model", ""))
-    return orjson.dumps({**body, "choices": [choice], "usage": usage(answer)})
+def rendering(
+    turn_id: str, created_s: int, answer: Answer, *, session: str | None, include_usage: bool
+) -> "ChatAnswer":
+    """The answer of a turn; the completion's id is the turn's."""
+    envelope = Envelope("chatcmpl-" + turn_id.removeprefix("turn_"), created_s, session)
+    return ChatAnswer(envelope, answer, include_usage=include_usage)
 
 
-class Chunks:
-    """The frames of one streamed answer.
+class ChatAnswer:
+    """One answer as a completion, or as the chunks of one.
 
     Args:
         envelope: of the answer.
-        answer: read for the model, the end and the usage.
+        answer: what Claude said, as far as it came.
         include_usage: whether a last chunk carries the usage.
     """
 
@@ -100,24 +94,36 @@ class Chunks:
         self._include_usage = include_usage
         self._text_frame = (b"", b"")
 
-    def frames(self, batch: list[Event]) -> bytes:
-        """The frames of a batch of events, possibly none."""
-        return b"".join([self._frame(event) for event in batch])
+    def whole(self) -> bytes:
+        """The whole answer as one JSON body."""
+        answer, refusal = self._answer, _refusal(self._answer)
+        text = answer.text()
+        message = {"role": "assistant", "content": text if text or refusal is None else None, "refusal": refusal}
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": None,
+            "finish_reason": finish_reason(answer.stop_reason),
+        }
+        body = self._envelope.fields("chat.completion", answer.message.get("model", ""))
+        return orjson.dumps({**body, "choices": [choice], "usage": usage(answer)})
 
-    def _frame(self, event: Event) -> bytes:
-        if event.type == "content_block_delta":
-            delta = event.data["delta"]
-            if delta["type"] != "text_delta":
-                return b""
-            # The chunk around the text is the same every time: it was rendered once, at the start.
-            before, after = self._text_frame
-            return before + orjson.dumps(delta["text"]) + after
-        if event.type == "message_start":
-            self._text_frame = self._around_text()
-            return self._chunk({"role": "assistant", "content": "", "refusal": None}, None)
-        if event.type == "message_stop":
-            return self._last()
-        return b""
+    def frames(self, events: Sequence[Event]) -> list[bytes]:
+        """The chunks that show these events, each a whole server-sent event; possibly none."""
+        shown: list[bytes] = []
+        for event in events:
+            if event.type == "content_block_delta":
+                delta = event.data["delta"]
+                if delta["type"] == "text_delta":
+                    # The chunk around the text is the same every time: it was rendered once, at the start.
+                    before, after = self._text_frame
+                    shown.append(before + orjson.dumps(delta["text"]) + after)
+            elif event.type == "message_start":
+                self._text_frame = self._around_text()
+                shown.append(self._chunk({"role": "assistant", "content": "", "refusal": None}, None))
+            elif event.type == "message_stop":
+                shown += self._last()
+        return shown
 
     def _around_text(self) -> tuple[bytes, bytes]:
         mark = "\x00text\x00"
@@ -131,7 +137,7 @@ class Chunks:
             body["usage"] = None
         return data(orjson.dumps(body))
 
-    def _last(self) -> bytes:
+    def _last(self) -> list[bytes]:
         refusal = _refusal(self._answer)
         frames = [self._chunk({"refusal": refusal}, None)] if refusal is not None else []
         frames.append(self._chunk({}, finish_reason(self._answer.stop_reason)))
@@ -139,8 +145,8 @@ class Chunks:
             body = self._envelope.fields("chat.completion.chunk", self._answer.message.get("model", ""))
             frames.append(data(orjson.dumps({**body, "choices": [], "usage": usage(self._answer)})))
         frames.append(_DONE)
-        return b"".join(frames)
+        return frames
 
-    def error(self, error: BatonError) -> bytes:
+    def failed(self, error: BatonError) -> bytes:
         """The last frame of a stream that fails: no ``[DONE]``, nobody may take it for complete."""
         return data(openai_error(error))

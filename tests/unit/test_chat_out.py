@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from service.dialects.chat_out import Chunks, Envelope, completion, finish_reason
+from service.dialects.chat_out import ChatAnswer, Envelope, finish_reason
 from service.errors import BatonError
 from service.transcript import Answer
 from tests.unit.claude_events import answer_events, as_events, message_start, text_block
@@ -22,12 +22,14 @@ def streamed(
 ) -> bytes:
     """What a caller gets of an answer whose events come ``batch`` at a time, the held ones last."""
     answer = Answer()
-    chunks = Chunks(envelope, answer, include_usage=include_usage)
-    out = b""
+    chat = ChatAnswer(envelope, answer, include_usage=include_usage)
+    frames: list[bytes] = []
     for start in range(0, len(events), batch):
-        out += chunks.frames(answer.feed(as_events(events[start : start + batch])))
+        frames += chat.frames(answer.feed(as_events(events[start : start + batch])))
     assert answer.complete
-    return out + chunks.frames(answer.held)
+    frames += chat.frames(answer.held)
+    assert all(frame.endswith(b"\n\n") and frame.count(b"\n\n") == 1 for frame in frames)
+    return b"".join(frames)
 
 
 def payloads(stream: bytes) -> list[Any]:
@@ -47,7 +49,7 @@ def chunks_of(stream: bytes) -> list[ChatCompletionChunk]:
 def whole(events: list[dict[str, Any]], envelope: Envelope = SESSION) -> ChatCompletion:
     answer = Answer()
     answer.feed(as_events(events))
-    return ChatCompletion.model_validate_json(completion(envelope, answer), strict=True)
+    return ChatCompletion.model_validate_json(ChatAnswer(envelope, answer, include_usage=False).whole(), strict=True)
 
 
 def text_of(chunks: list[ChatCompletionChunk]) -> str:
@@ -202,10 +204,10 @@ def test_a_session_or_model_of_any_name_does_not_confuse_the_frames() -> None:
 
 def test_an_error_is_the_last_word_of_a_stream_and_no_success_follows() -> None:
     answer = Answer()
-    chunks = Chunks(SESSION, answer, include_usage=True)
+    chat = ChatAnswer(SESSION, answer, include_usage=True)
     events = answer_events(text_block(0, "Hel", "lo"))
-    out = chunks.frames(answer.feed(as_events(events[:3])))
-    out += chunks.error(BatonError("upstream_nonsense", "Claude's answer stopped before its end."))
+    out = b"".join(chat.frames(answer.feed(as_events(events[:3]))))
+    out += chat.failed(BatonError("upstream_nonsense", "Claude's answer stopped before its end."))
     *before, last = payloads(out)
     assert b"[DONE]" not in out
     assert last == {

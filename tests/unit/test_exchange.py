@@ -1,7 +1,8 @@
 """An exchange: what can interrupt it and when, its hand-over, and the drain. Claude is a generator the test feeds."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+import json
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
 import pytest
@@ -17,6 +18,26 @@ pytestmark = pytest.mark.anyio
 EVENTS = as_events(answer_events(text_block(0, "Hel", "lo")))
 BEGINNING = as_events([message_start(), *text_block(0, "Hel", whole=False)])
 DEADLINE_S = 5.0
+
+
+class Plain:
+    """A dialect of one line an event, Claude's own JSON."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def frames(self, events: Sequence[Event]) -> list[bytes]:
+        return [event.raw + b"\n" for event in events]
+
+    def failed(self, error: BatonError) -> bytes:
+        return b""
+
+    def whole(self) -> bytes:
+        return b""
+
+
+def shown_in(frames: bytes) -> list[Event]:
+    return as_events([json.loads(line) for line in frames.splitlines()])
 
 
 class FakeClaude:
@@ -74,7 +95,14 @@ def exchange_with(
     on_disconnect: OnDisconnect = "cancel",
     deadline_s: float = DEADLINE_S,
 ) -> Settling:
-    return Settling(cast(Claude, claude), b"{}", streamed=streamed, on_disconnect=on_disconnect, deadline_s=deadline_s)
+    return Settling(
+        cast(Claude, claude),
+        b"{}",
+        render=Plain,
+        streamed=streamed,
+        on_disconnect=on_disconnect,
+        deadline_s=deadline_s,
+    )
 
 
 def running(exchange: Exchange) -> asyncio.Task[None]:
@@ -88,8 +116,8 @@ async def soon(what: Awaitable[Any]) -> Any:
 
 async def all_of(exchange: Exchange) -> list[Event]:
     taken = []
-    while (batch := await soon(exchange.batches())) is not None:
-        taken += batch
+    while (frames := await soon(exchange.frames())) is not None:
+        taken += shown_in(frames)
     return taken
 
 
@@ -102,41 +130,41 @@ async def until_idle() -> None:
 # The hand-over.
 
 
-async def test_all_that_is_there_is_taken_as_one_batch() -> None:
+async def test_all_that_is_there_is_taken_at_once() -> None:
     hand_over = HandOver()
-    for event in EVENTS:
-        await soon(hand_over.put([event]))
+    for frame in (b"one ", b"two ", b"three"):
+        await soon(hand_over.put(frame))
     hand_over.end()
-    assert await soon(hand_over.take()) == EVENTS
+    assert await soon(hand_over.take()) == b"one two three"
     assert await soon(hand_over.take()) is None
     assert await soon(hand_over.take()) is None
 
 
-async def test_empty_batches_are_not_handed_over() -> None:
+async def test_nothing_is_not_handed_over() -> None:
     hand_over = HandOver()
-    await hand_over.put([])
+    await hand_over.put(b"")
     hand_over.end()
     assert await soon(hand_over.take()) is None
 
 
-async def test_a_taker_waits_for_the_next_batch() -> None:
+async def test_a_taker_waits_for_the_next_frames() -> None:
     hand_over = HandOver()
     taking = asyncio.create_task(hand_over.take())
     await until_idle()
     assert not taking.done()
-    await hand_over.put(EVENTS[:1])
-    assert await soon(taking) == EVENTS[:1]
+    await hand_over.put(b"one")
+    assert await soon(taking) == b"one"
 
 
 async def test_a_slow_taker_holds_the_giver_up_by_bytes() -> None:
-    """What matters is memory: a few large events weigh as much as many small ones."""
+    """What matters is memory: a few large frames weigh as much as many small ones."""
     for size_bytes in (100, 10_000, _HANDOVER_BYTES_MAX):
         hand_over = HandOver()
         giving = asyncio.create_task(_give(hand_over, size_bytes, in_all_bytes=8 * _HANDOVER_BYTES_MAX))
         await until_idle()
         waits = []
-        while (batch := await soon(hand_over.take())) is not None:
-            waits.append(sum(len(event.raw) for event in batch))
+        while (frames := await soon(hand_over.take())) is not None:
+            waits.append(len(frames))
             await until_idle()
         assert sum(waits) == await soon(giving) >= 8 * _HANDOVER_BYTES_MAX
         assert max(waits) <= _HANDOVER_BYTES_MAX + size_bytes
@@ -161,7 +189,7 @@ async def _give_too_much(hand_over: HandOver) -> None:
 async def _give(hand_over: HandOver, size_bytes: int, *, in_all_bytes: int) -> int:
     given = 0
     while given < in_all_bytes:
-        await hand_over.put([Event("ping", b"x" * size_bytes, {})])
+        await hand_over.put(b"x" * size_bytes)
         given += size_bytes
     hand_over.end()
     return given
@@ -190,13 +218,13 @@ async def test_the_end_is_told_only_after_settling() -> None:
     exchange = exchange_with(FakeClaude(EVENTS))
     exchange.settling = hold
     task = running(exchange)
-    shown = await soon(exchange.batches())
+    shown = shown_in(await soon(exchange.frames()))
     assert [event.type for event in shown][-1] == "content_block_stop"
-    waiting = asyncio.create_task(exchange.batches())
+    waiting = asyncio.create_task(exchange.frames())
     await until_idle()
     assert not waiting.done()
     settle.set()
-    assert [event.type for event in await soon(waiting)] == ["message_delta", "message_stop"]
+    assert [event.type for event in shown_in(await soon(waiting))] == ["message_delta", "message_stop"]
     await soon(task)
 
 
@@ -205,7 +233,7 @@ async def test_what_is_not_streamed_is_only_waited_for() -> None:
     task = running(exchange)
     await soon(exchange.end())
     assert exchange.answer.text() == "Hello"
-    assert await soon(exchange.batches()) is None
+    assert await soon(exchange.frames()) is None
     await soon(task)
 
 

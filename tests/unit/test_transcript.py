@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.dialects.chat_out import Envelope, completion
+from service.dialects.chat_out import ChatAnswer, Envelope
 from service.errors import BatonError
 from service.transcript import Answer, pack, visible
 from storage import elements
@@ -310,7 +310,7 @@ def test_whatever_claude_sends_is_kept_or_nonsense_and_never_a_fault_of_ours(eve
         elements.unpack(kept)
     assert isinstance(answer.text(), str)
     assert all(isinstance(count, int) and count >= 0 for count in astuple(answer.tokens()))
-    orjson.loads(completion(Envelope("chatcmpl-1", 0, None), answer))
+    orjson.loads(ChatAnswer(Envelope("chatcmpl-1", 0, None), answer, include_usage=False).whole())
 
 
 # What a caller can see, and the digests made of it.

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from service.addressing import Address
 from service.claude import Claude
+from service.dialects.chat_out import rendering
 from service.events import Event
 from service.prefix import Ask
 from service.turn import Rules, Turn
@@ -67,6 +69,7 @@ async def settled(store: StoreOfOneTurn) -> Turn:
         address=Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"),
         ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
         dialect="chat",
+        render=partial(rendering, session=None, include_usage=False),
         resent=False,
         on_conflict="reject",
         streamed=False,
