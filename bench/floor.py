@@ -20,10 +20,11 @@ from storage import elements
 from storage.connect import Deadlines, connect
 from storage.keys import Keyspace, new_turn_id
 from storage.results import Begun, Settled
-from storage.turns import Commit, Turns, Usage
+from storage.turns import Commit, Request, Turns, Usage
 
 _LEASE_MS: Final = 20_000
 _TURNS_MAX: Final = 10_000
+_REQUEST: Final = Request("a-fingerprint-of-24-chars")
 _PENDING: Final = {
     "state": "pending",
     "started_at": "2026-01-01T00:00:00.000+00:00",
@@ -102,6 +103,7 @@ class Floor:
             lease_ms=_LEASE_MS,
             record=orjson.dumps({"id": turn_id, **_PENDING}),
             turns_max=_TURNS_MAX,
+            request=_REQUEST,
         )
         assert isinstance(begun, Begun), begun
         history = await self._turns.history(ref, begun.messages)

@@ -12,7 +12,7 @@ from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import Begun, Created, Settled
 from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
-from storage.turns import Commit, Turns, Usage
+from storage.turns import Commit, Request, Turns, Usage
 
 _TTL_MS: Final = 3_600_000
 _TEXT: Final = "A message that is stored is about as long as this one, two hundred and some bytes with its JSON. " * 2
@@ -80,7 +80,7 @@ class Store:
     async def _begin(self, ref: SessionRef) -> tuple[str, Begun]:
         turn = new_turn_id()
         begun = await self._turns.begin(
-            ref, turn, replica="bench", lease_ms=20_000, record=b"r" * 200, turns_max=100_000
+            ref, turn, replica="bench", lease_ms=20_000, record=b"r" * 200, turns_max=100_000, request=Request("bench")
         )
         assert isinstance(begun, Begun), begun
         return turn, begun

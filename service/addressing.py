@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from service.errors import BatonError, chosen
-from storage.keys import Keyspace, SessionRef
+from storage.keys import TURN_ID, Keyspace, SessionRef
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
 _RESERVED: Final = frozenset({"new", "stats", "import"})
@@ -69,9 +69,17 @@ def named(keyspace: Keyspace, owner: str, name: str, *, param: str) -> SessionRe
 
 
 def of_request(
-    keyspace: Keyspace, owner: str, *, in_body: str | None, in_header: str | None, mode: str | None
+    keyspace: Keyspace,
+    owner: str,
+    *,
+    in_body: str | None,
+    in_header: str | None,
+    mode: str | None,
+    idempotency_key: str | None,
 ) -> Address | None:
     """The session of a turn; None for a stateless one.
+
+    ``new`` under an idempotency key gets an id that is derived from the key, so that the same request finds it again.
 
     Raises:
         BatonError: session_id_conflict, invalid_session_id, invalid_value or session_not_found.
@@ -89,10 +97,23 @@ def of_request(
     if session == "new":
         if wanted == "continue":
             raise BatonError("invalid_value", "`new` cannot be continued.", param="X-Session-Mode")
-        return Address(keyspace.session(keyspace.issue(), owner), "", "create")
+        key = idempotency_key
+        session_id = keyspace.issue() if key is None else keyspace.keyed(owner, "turn", key)
+        return Address(keyspace.session(session_id, owner), "", "create")
     address = resolve(keyspace, owner, session, wanted)
     if wanted == "create" and not address.name:
         raise BatonError(
             "invalid_value", "An issued id cannot be created; use `new` or a name.", param="X-Session-Mode"
         )
     return address
+
+
+def expected_turn(given: str | None) -> str:
+    """The turn that ``X-Expect-Turn`` names; "" without one.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    if given is not None and not TURN_ID.fullmatch(given):
+        raise BatonError("invalid_value", "X-Expect-Turn is the id of a turn, turn_….", param="X-Expect-Turn")
+    return given or ""

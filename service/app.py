@@ -21,20 +21,23 @@ from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
 from service.cursor import Cursors
+from service.delivery import Deliveries
 from service.endpoint import ChatCompletions, Parts
 from service.exchange import Exchanges
 from service.models import Models
+from service.opening import Rules
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
-from service.turn import Rules
+from service.turn import Store
 from storage.capacity import Capacity
 from storage.connect import Client, Deadlines, StoreRefused, connect, first_contact, reachable
 from storage.index import Index
 from storage.keys import Keyspace
+from storage.log import Log
 from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.turns import Turns
@@ -70,15 +73,16 @@ def build(
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
+    deliveries = Deliveries(store.turns)
     watch = _watch(settings, redis, keyspace, on_refused)
     parts = Parts(
         settings=settings,
         claude=claude,
-        sessions=store.sessions,
-        turns=store.turns,
+        store=Store(store.sessions, store.turns, store.log),
         rules=_rules(settings, replica),
         exchanges=exchanges,
-        store=watch,
+        watch=watch,
+        deliveries=deliveries,
     )
     models = Models(claude, settings.model_aliases)
     ops = OpsRoutes(watch, exchanges, models, replica=replica, default_model=settings.default_model)
@@ -98,10 +102,11 @@ def build(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await deliveries.aclose()
         await claude.aclose()
         await redis.aclose()
 
-    routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica))
+    routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica, exchanges))
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
@@ -137,6 +142,7 @@ class _Store:
     capacity: Capacity
     sessions: Sessions
     turns: Turns
+    log: Log
 
 
 def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
@@ -153,10 +159,12 @@ def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     )
     sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
     turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s)
-    return _Store(index, capacity, sessions, turns)
+    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s))
 
 
-def _session_routes(settings: Settings, store: _Store, secret: str, replica: str) -> tuple[SessionRoutes, TurnRoutes]:
+def _session_routes(
+    settings: Settings, store: _Store, secret: str, replica: str, exchanges: Exchanges
+) -> tuple[SessionRoutes, TurnRoutes]:
     appending = Appending(
         store.sessions,
         store.turns,
@@ -165,11 +173,19 @@ def _session_routes(settings: Settings, store: _Store, secret: str, replica: str
         queue_wait_s=settings.queue_wait_s,
     )
     routes = SessionRoutes(settings, store.sessions, store.index, appending, Cursors(secret.encode()))
-    return routes, TurnRoutes(store.sessions, store.turns)
+    turns = TurnRoutes(
+        store.sessions,
+        store.turns,
+        store.log,
+        exchanges,
+        followers_max=settings.turns_running_max,
+        status_wait_s=settings.status_wait_s,
+    )
+    return routes, turns
 
 
 def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes) -> list[Route]:
-    admit = parts.store.require
+    admit = parts.watch.require
     return [
         Route("/v1/chat/completions", ChatCompletions(parts), methods=["POST"]),
         *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
@@ -178,6 +194,8 @@ def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRo
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
         *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
+        *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),
+        *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
         Route("/v1/models", ops.models),
         Route("/v1/models/{model}", ops.model),
         Route("/livez", ops.livez),

@@ -12,13 +12,31 @@ import orjson
 
 from service import telemetry
 from service.conflict import OnConflict, Patience
-from service.errors import BatonError, session_corrupt, session_not_found, store_unavailable
+from service.errors import (
+    BatonError,
+    history_moved,
+    key_reused,
+    session_corrupt,
+    session_not_found,
+    store_unavailable,
+)
 from service.transcript import pack
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
-from storage.results import Busy, Corrupt, Fenced, Gone, Settled, StoreUnavailable, TurnsFull
+from storage.results import (
+    Answered,
+    AppendResult,
+    Busy,
+    Corrupt,
+    Fenced,
+    Gone,
+    KeyReused,
+    Settled,
+    StoreUnavailable,
+    TurnsFull,
+)
 from storage.sessions import Sessions, Snapshot
-from storage.turns import Turns
+from storage.turns import Request, Turns
 
 _ATTEMPTS: Final = 64  # each means that somebody else's turn was stored in between
 
@@ -50,8 +68,23 @@ class Appending:
         self._turns_max = turns_max
         self._queue_wait_s = queue_wait_s
 
-    async def append(self, ref: SessionRef, messages: list[dict[str, Any]], on_conflict: OnConflict) -> Appended:
+    async def append(
+        self,
+        ref: SessionRef,
+        messages: list[dict[str, Any]],
+        on_conflict: OnConflict,
+        *,
+        request: Request,
+        expected: str = "",
+    ) -> Appended:
         """Stores messages after the last one; an empty list changes nothing.
+
+        Args:
+            ref: the session.
+            messages: in Claude's form.
+            on_conflict: what to do while a turn runs.
+            request: which one it is; sent again with the same key, it is answered as the first time.
+            expected: the head that the session must have; "" for any.
 
         Raises:
             BatonError: why nothing was stored, or that it is not known.
@@ -69,22 +102,18 @@ class Appending:
                 )
             packed = pack(messages, digest)
             record = self._record(turn_id, started, snapshot.messages, len(packed))
-            match await self._ask(ref, turn_id, snapshot.head, record, packed):
+            match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
                     telemetry.TURNS.labels("appended").inc()
                     return Appended(snapshot, snapshot.messages + len(packed), turn_id)
-                case Settled():
-                    raise BatonError("session_not_saved", "The messages could not be stored; nothing has changed.")
+                case Answered(earlier, number):
+                    return Appended(snapshot, await self._end_of_turn(ref, number), earlier)
                 case Busy() as busy:
                     await patience.wait(busy)
-                case Fenced():
+                case Fenced() if not expected:
                     overtaken += 1
-                case TurnsFull():
-                    raise BatonError("max_turns_reached", "The session has had all the turns it may have.")
-                case Corrupt():
-                    raise session_corrupt()
-                case Gone():
-                    raise session_not_found()
+                case refused:
+                    raise _refusal(refused, snapshot)
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 
     async def _end_of(self, ref: SessionRef) -> tuple[Snapshot, bytes]:
@@ -98,12 +127,22 @@ class Appending:
             raise store_unavailable() from error
         return snapshot, last[0][1 : elements.HEADER_BYTES] if last else elements.FIRST_DIGEST
 
+    async def _end_of_turn(self, ref: SessionRef, number: int) -> int:
+        """How many messages the session had when the turn of this number was stored."""
+        try:
+            found = await self._turns.records(ref, number, number)
+        except StoreUnavailable as error:
+            raise store_unavailable() from error
+        if not found:
+            raise session_not_found()
+        return int(orjson.loads(found[0])["to"])
+
     async def _ask(
-        self, ref: SessionRef, turn_id: str, head: str, record: bytes, packed: list[bytes]
-    ) -> Settled | Busy | Fenced | TurnsFull | Corrupt | Gone:
+        self, ref: SessionRef, turn_id: str, head: str, record: bytes, request: Request, packed: list[bytes]
+    ) -> AppendResult:
         try:
             return await self._turns.append(
-                ref, turn_id, head=head, record=record, turns_max=self._turns_max, elements=packed
+                ref, turn_id, head=head, record=record, turns_max=self._turns_max, request=request, elements=packed
             )
         except StoreUnavailable as error:
             if not error.outcome_unknown:
@@ -130,3 +169,19 @@ class Appending:
                 "to": first + count,
             }
         )
+
+
+def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone, snapshot: Snapshot) -> BatonError:
+    match refused:
+        case Settled():
+            return BatonError("session_not_saved", "The messages could not be stored; nothing has changed.")
+        case KeyReused(turn_id):
+            return key_reused(turn_id)
+        case Fenced():
+            return history_moved(snapshot.head)
+        case TurnsFull():
+            return BatonError("max_turns_reached", "The session has had all the turns it may have.")
+        case Corrupt():
+            return session_corrupt()
+        case Gone():
+            return session_not_found()

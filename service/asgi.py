@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
 from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
-from service.errors import BatonError
+from service.errors import BatonError, internal_error
 from service.exchange import draining
 
 _UNREAD = {"connection": "close"}  # what was not read of a request must not be taken for the next one
@@ -291,7 +291,7 @@ def _as_told(error: Exception) -> BatonError:
         return BatonError("method_not_allowed", "The path exists, but not with this method.", headers=allowed)
     if isinstance(error, HTTPException) and error.status_code == 404:
         return BatonError("route_not_found", "No such path; GET / lists what there is.")
-    return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+    return internal_error()
 
 
 async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str) -> None:

@@ -5,23 +5,24 @@ Written for chat completions; everything dialect-specific is behind `dialects/ch
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, sse
+from service import access, addressing, idempotency, sse
 from service.addressing import Address
 from service.asgi import header, parse_json, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT
+from service.delivery import Deliveries
 from service.dialects import chat, chat_out
 from service.errors import BatonError, chosen
-from service.exchange import ON_DISCONNECT, Exchange, Exchanges
+from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
+from service.opening import Rules, Wish
 from service.prefix import stateless
 from service.settings import Settings
 from service.store_watch import StoreWatch
-from service.turn import Rules, Turn
-from storage.sessions import Sessions
-from storage.turns import Turns
+from service.turn import Store, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +31,11 @@ class Parts:
 
     settings: Settings
     claude: Claude
-    sessions: Sessions
-    turns: Turns
+    store: Store
     rules: Rules
     exchanges: Exchanges
-    store: StoreWatch
+    watch: StoreWatch
+    deliveries: Deliveries
 
 
 class ChatCompletions:
@@ -47,36 +48,46 @@ class ChatCompletions:
         """ASGI."""
         self._parts.exchanges.admit()
         settings = self._parts.settings
-        body = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        body = parse_json(raw)
         request = chat.parse(
-            parse_json(body),
+            body,
             default_model=settings.default_model,
             aliases=settings.model_aliases,
             max_tokens_default=settings.max_tokens_default,
         )
         address = addressing.of_request(
-            self._parts.sessions.keyspace,
+            self._parts.store.sessions.keyspace,
             access.principal(),
             in_body=request.session,
             in_header=header(scope, b"x-session-id"),
             mode=header(scope, b"x-session-mode"),
+            idempotency_key=idempotency.key_of(scope),
         )
-        exchange = self._exchange(scope, request, address)
-        if ignored := _ignored(scope, request):
+        exchange = self._exchange(scope, request, address, body)
+        if ignored := _ignored(scope, request, address):
             exchange.headers["x-baton-ignored"] = ", ".join(ignored)
         self._parts.exchanges.start(exchange)
         try:
             async with sse.watching(receive, exchange.hang_up):
                 await (self._stream if request.stream else _whole)(send, exchange)
+                if address is not None and exchange.error is None:
+                    self._parts.deliveries.sent(scope, address.ref, exchange.id)
         finally:
             exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
-    def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None) -> Exchange:
+    def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None, body: Any) -> Exchange:
         parts = self._parts
-        given = header(scope, b"x-session-on-disconnect")
-        on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, parts.settings.on_disconnect)
+        expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
+        if expected and (address is None or address.mode == "create"):
+            raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
         given = header(scope, b"x-session-on-conflict")
         on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
+        given = header(scope, b"x-session-on-disconnect")
+        # Who gives a request a key means to come back for its answer.
+        kept = address is not None and idempotency.key_of(scope) is not None
+        default: OnDisconnect = "continue" if kept else parts.settings.on_disconnect
+        on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
         render = partial(
             chat_out.rendering, session=address.public if address else None, include_usage=request.include_usage
         )
@@ -89,19 +100,20 @@ class ChatCompletions:
                 on_disconnect="cancel",
                 deadline_s=parts.rules.deadline_s,
             )
-        parts.store.require()
+        parts.watch.require()
+        same = idempotency.request_of(
+            scope, principal=access.principal(), dialect="chat", session_id=address.ref.id, body=body
+        )
         return Turn(
             parts.claude,
-            parts.sessions,
-            parts.turns,
+            parts.store,
             parts.rules,
-            address=address,
+            wish=Wish(address, same, on_conflict, expected),
             ask=request.ask,
             dialect="chat",
+            framing=chat_out.framing(include_usage=request.include_usage) if request.stream else None,
             render=render,
             resent=_is_resent(scope, request),
-            on_conflict=on_conflict,
-            streamed=request.stream,
             on_disconnect=on_disconnect,
         )
 
@@ -133,8 +145,6 @@ async def _whole(send: Send, exchange: Exchange) -> None:
 
 def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
-    if header(scope, b"x-expect-turn") is not None:
-        raise BatonError("unsupported", "X-Expect-Turn is not supported.", param="X-Expect-Turn")
     in_header = header(scope, b"x-session-input")
     if in_header is not None and request.session_input not in (None, in_header):
         raise BatonError("invalid_value", "The body's session_input and X-Session-Input differ.", param="session_input")
@@ -148,7 +158,7 @@ def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
     raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")
 
 
-def _ignored(scope: Scope, request: chat.ChatRequest) -> list[str]:
+def _ignored(scope: Scope, request: chat.ChatRequest, address: Address | None) -> list[str]:
     """What was left out of the request and is worth telling."""
-    key = ["Idempotency-Key"] if header(scope, b"idempotency-key") is not None else []
-    return key + request.ignored
+    keyed = address is None and idempotency.key_of(scope) is not None  # nothing is kept that could be told again
+    return (["Idempotency-Key"] if keyed else []) + request.ignored

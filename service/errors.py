@@ -4,8 +4,10 @@
     404  not there, or not theirs           session_not_found, model_not_found, route_not_found
     405  method_not_allowed
     408  body_timeout
-    409  conflict with another turn         turn_in_progress, turn_superseded, session_exists
+    409  conflict with another turn         turn_in_progress, turn_superseded, history_moved, session_exists, …
+    410  turn_rewound
     413  request_too_large
+    422  idempotency_key_reused
     429  limits                             upstream_rate_limited
     431  headers_too_large
     500  internal_error
@@ -48,6 +50,9 @@ CODES: Final[Mapping[str, Code]] = {
     "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
     "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
     "turn_not_found": Code(404, False, "The session has no such turn."),
+    "events_not_found": Code(
+        404, False, "The turn's events are not kept: it was not streamed, ended over five minutes ago, or was too long."
+    ),
     "model_not_found": Code(404, False, "Claude knows no such model."),
     "route_not_found": Code(404, False, "No such path."),
     "method_not_allowed": Code(405, False, "The path exists, the method does not."),
@@ -56,10 +61,13 @@ CODES: Final[Mapping[str, Code]] = {
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
     "history_mismatch": Code(409, False, "The resent conversation does not begin as the stored one does."),
+    "history_moved": Code(409, False, "The session's last turn is not the one that X-Expect-Turn names."),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
+    "turn_rewound": Code(410, False, "The turn was stored and is no longer part of the history: it was rewound."),
     "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
     "headers_too_large": Code(431, False, "Request line and headers are larger than BATON_HEADER_BYTES_MAX."),
+    "idempotency_key_reused": Code(422, False, "The Idempotency-Key belongs to another request of this session."),
     "sessions_full": Code(429, True, "A cap on sessions is reached and every session that could go is busy."),
     "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
     "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
@@ -133,10 +141,49 @@ def chosen(header: str, given: str | None, choices: Sequence[Choice], default: C
     raise BatonError("invalid_value", f"{header} is {offered}.", param=header)
 
 
+def internal_error() -> BatonError:
+    """A fault of ours; what it was stands in the log."""
+    return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+
+
 def sessions_full() -> BatonError:
     """A session could not be created: the cap is reached, and nothing may go."""
     return BatonError(
         "sessions_full", "There is no room for another session, and all that could go are busy.", retry_after_s=1
+    )
+
+
+def session_exists(*, param: str = "X-Session-Mode") -> BatonError:
+    """A session that must be new is there; ``param`` says who wanted it to be new."""
+    return BatonError("session_exists", "There is a session of this name already.", param=param)
+
+
+def key_reused(turn_id: str) -> BatonError:
+    """The key of an earlier turn came with another request."""
+    return BatonError(
+        "idempotency_key_reused",
+        f"This Idempotency-Key belongs to turn {turn_id}, which another request asked for.",
+        param="Idempotency-Key",
+        headers={"x-turn-id": turn_id},
+    )
+
+
+def history_moved(head: str) -> BatonError:
+    """The session's head is another than the caller expects; a new session's is no turn's."""
+    if not head.startswith("turn_"):
+        return BatonError("history_moved", "The session has no turn.", param="X-Expect-Turn")
+    return BatonError(
+        "history_moved", f"The session's last turn is {head}.", param="X-Expect-Turn", headers={"x-turn-id": head}
+    )
+
+
+def events_not_found() -> BatonError:
+    """The log of a turn does not hold its events any more, or never held them."""
+    return BatonError(
+        "events_not_found",
+        "The events of this turn are not kept: it was not streamed, ended over five minutes ago, or was too long. The "
+        "turn itself tells its answer.",
+        param="turn",
     )
 
 

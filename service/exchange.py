@@ -21,7 +21,7 @@ from typing import Final, Literal, Protocol, get_args
 
 from service import telemetry
 from service.claude import Claude
-from service.errors import BatonError
+from service.errors import BatonError, internal_error
 from service.events import Event
 from service.transcript import Answer
 from storage.keys import new_turn_id
@@ -42,6 +42,7 @@ class Interrupt(Enum):
     DRAINING = "draining"
     LEASE_LOST = "lease_lost"
     SESSION_GONE = "session_gone"
+    REPLICA_LOST = "replica_lost"
 
     def told(self) -> BatonError:
         """The error for a caller who still listens."""
@@ -55,6 +56,10 @@ _TOLD: Final = {
     Interrupt.CANCELLED: ("turn_interrupted", "The turn was cancelled."),
     Interrupt.DRAINING: ("turn_interrupted", "This replica is shutting down."),
     Interrupt.SESSION_GONE: ("session_not_found", "The session was deleted or has expired."),
+    Interrupt.REPLICA_LOST: (
+        "turn_interrupted",
+        "The replica that ran this turn has vanished; nothing of it is stored.",
+    ),
     Interrupt.LEASE_LOST: ("turn_superseded", "Another turn of this session went ahead; this one was not stored."),
 }
 
@@ -158,6 +163,7 @@ class Exchange:
         opened: set once Claude may be asked (or will never be).
         headers: about the exchange, for the response; complete once ``opened`` is set.
         error: what the caller is told instead of the end; None after a complete exchange.
+        first_event_s: how long Claude took to begin; None as long as it has not.
     """
 
     def __init__(
@@ -188,6 +194,7 @@ class Exchange:
         self.opened = asyncio.Event()
         self.headers: dict[str, str] = {}
         self.error: BatonError | None = None
+        self.first_event_s: float | None = None
         if not streamed:
             self._hand_over.abandon()
 
@@ -271,9 +278,7 @@ class Exchange:
                 if self._interrupt is not None:
                     raise TimeoutError
                 try:
-                    body = await self._open()
-                    self.opened.set()
-                    await self._relay(body)
+                    await self._converse()
                 finally:
                     self._settling = True
         except TimeoutError:
@@ -287,9 +292,18 @@ class Exchange:
             return _fault(error)
         return None
 
+    async def _converse(self) -> None:
+        """Opens and relays; sets ``opened`` in between."""
+        self.opened.set()
+        await self._relay(self._body)
+
     async def _relay(self, body: bytes) -> None:
+        asked_at = time.perf_counter()
         async with aclosing(self._claude.stream(body)) as batches:
             async for batch in batches:
+                if self.first_event_s is None:
+                    self.first_event_s = time.perf_counter() - asked_at
+                    telemetry.FIRST_EVENT_SECONDS.observe(self.first_event_s)
                 shown = self.answer.feed(batch)
                 if self._streamed:
                     await self._show(shown)
@@ -299,10 +313,6 @@ class Exchange:
         if not self._hand_over.abandoned:
             await self._hand_over.put(self._rendered(events))
 
-    async def _open(self) -> bytes:
-        """Whatever must happen before Claude is asked; returns the request."""
-        return self._body
-
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         """Whatever must be certain before the caller is told; returns what it is told."""
         return failure
@@ -310,7 +320,7 @@ class Exchange:
 
 def _fault(error: Exception) -> BatonError:
     telemetry.log.error("exchange_failed", exc_info=error)
-    return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+    return internal_error()
 
 
 class Exchanges:

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service import telemetry
 from service.asgi import new_request_id
+from service.delivery import CONNECTION
 from service.dialects.errors import openai_error
 from service.errors import BatonError
 
@@ -105,6 +106,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._in_head = True
             self._head_bytes = self._unfinished_bytes = 0
             super().on_message_begin()
+            self.scope["extensions"] = {CONNECTION: {"is_open": self._is_open}}
+
+    def _is_open(self) -> bool:
+        """Whether the client still holds its end of the connection."""
+        return not self.transport.is_closing()
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""

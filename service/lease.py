@@ -1,17 +1,24 @@
-"""The lease of a running turn: renewed every third of its length, from begin to the verdict.
+"""The lease of a running turn, and its log: renewed every third of the lease's length, from begin to the verdict.
 
-A renewal also asks how the turn stands: whether somebody wants it cancelled, whether it was declared dead meanwhile,
-and whether its session is still there. A store that does not answer is no reason to stop: the lease may run out, but
-commit decides by the session's head.
+A renewal carries what the caller was shown since the last one into the session's log, and asks how the turn stands:
+whether somebody wants it cancelled, whether it was declared dead meanwhile, and whether its session is still there.
+While an answer streams it comes sooner: with the first frame, then once 8 KiB wait or 250 ms have passed. A store that
+does not answer is no reason to stop: the lease may run out, but commit decides by the session's head. What could not be
+logged is tried again with what came since, and at last goes with the commit.
 """
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from service.exchange import Interrupt
 from storage.keys import SessionRef
 from storage.results import Gone, Lost, Renewed, Settled, StoreUnavailable
-from storage.turns import Turns, Usage
+from storage.turns import Shown, Turns, Usage
+
+_BATCH_BYTES: Final = 8 * 1024
+_BATCH_S: Final = 0.25
+_LOG_BYTES_MAX: Final = 8 * 1024 * 1024  # as in scripts/shared/log.lua; what comes behind is not kept here either
 
 
 class Lease:
@@ -45,10 +52,14 @@ class Lease:
         # A timer, and a task only when it fires: most turns end before the first renewal.
         self._timer: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._unlogged: list[bytes] = []
+        self._unlogged_bytes = 0
+        self._shown_bytes = 0
+        self._ordinal = 0  # of the last frame shown
 
     def keep(self) -> None:
         """Begins to renew; the lease was just granted."""
-        self._timer = asyncio.get_running_loop().call_later(self._lease_ms / 3000, self._fire)
+        self._renew_within(self._lease_ms / 3000)
 
     async def stop(self) -> None:
         """Renews no more."""
@@ -58,15 +69,56 @@ class Lease:
         if self._timer is not None:
             self._timer.cancel()
 
+    def shown(self, frames: bytes, ordinal: int) -> None:
+        """Notes frames that the caller is shown, for the log; ``ordinal`` is the last one's."""
+        first = self._ordinal == 0
+        self._ordinal = ordinal
+        if self._shown_bytes > _LOG_BYTES_MAX:
+            return
+        self._shown_bytes += len(frames)
+        self._unlogged.append(frames)
+        self._unlogged_bytes += len(frames)
+        self._renew_within(0 if first else self._due_s())
+
+    def unlogged(self, frames: bytes, ordinal: int) -> Shown:
+        """What the log does not have yet, and the last frames of all."""
+        return Shown(ordinal, b"".join((*self._unlogged, frames)))
+
+    def _due_s(self) -> float:
+        """How long the next renewal may wait."""
+        if not self._unlogged:
+            return self._lease_ms / 3000
+        return 0 if self._unlogged_bytes >= _BATCH_BYTES else _BATCH_S
+
+    def _renew_within(self, wait_s: float) -> None:
+        """Renews after so long, or earlier if that was planned; while a renewal is under way, its end decides."""
+        if self._renewing is not None and not self._renewing.done():
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + wait_s
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._fire)
+
     def _fire(self) -> None:
+        self._timer = None
         self._renewing = asyncio.create_task(self._renew())
 
     async def _renew(self) -> None:
+        batch = len(self._unlogged)
+        shown = Shown(self._ordinal, b"".join(self._unlogged)) if batch else Shown()
         result: Renewed | Settled | Lost | Gone | None
         try:
-            result = await self._turns.renew(self._ref, self._turn_id, lease_ms=self._lease_ms, usage=self._usage())
+            result = await self._turns.renew(
+                self._ref, self._turn_id, lease_ms=self._lease_ms, usage=self._usage(), shown=shown
+            )
         except StoreUnavailable:
             result = None
+        else:
+            del self._unlogged[:batch]
+            self._unlogged_bytes -= len(shown.frames)
         match result:
             case Gone():
                 self._interrupt(Interrupt.SESSION_GONE)
@@ -75,4 +127,5 @@ class Lease:
             case _:
                 if isinstance(result, Renewed) and result.cancel:
                     self._interrupt(Interrupt.CANCELLED)
-                self.keep()
+                self._renewing = None
+                self._renew_within(self._due_s())

@@ -44,12 +44,16 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready to be sent, and what committing its answer must record."""
+    """A request ready to be sent, and what committing its answer must record.
+
+    ``summary`` says for the turn record what was sent, in numbers and plain parameters.
+    """
 
     body: bytes
     epoch_hash: str
     epoch_start: int
     system_json: bytes
+    summary: dict[str, Any]
 
 
 def stateless(ask: Ask) -> bytes:
@@ -72,11 +76,13 @@ def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Pre
     epoch_start = begun.epoch_start if begun.epoch_hash in ("", epoch_hash) else begun.messages
     old = [_sendable(element, index < epoch_start) for index, element in enumerate(history.elements)]
     messages = [json for json in old if json] + [element[elements.HEADER_BYTES :] for element in new]
+    body = _body(ask, system, messages, cached=True)
     return Prepared(
-        body=_body(ask, system, messages, cached=True),
+        body=body,
         epoch_hash=epoch_hash,
         epoch_start=epoch_start,
         system_json=b"" if system == history.system_json else system,
+        summary={**ask.params, "messages": len(messages), "body_bytes": len(body), "epoch": epoch_hash},
     )
 
 

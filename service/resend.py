@@ -157,4 +157,9 @@ async def recognise(
     if planned.kept == len(stored):
         return planned, None
     dropped = sum(span.end > planned.kept and not span.by_hand for span in spans)
-    return planned, Rewind(planned.kept, sum(map(len, stored[: planned.kept])), dropped)
+    return planned, back_to(planned.kept, stored, turns_dropped=dropped)
+
+
+def back_to(kept: int, stored: Sequence[bytes], *, turns_dropped: int) -> Rewind:
+    """A rewind after which so many of the stored messages are left."""
+    return Rewind(kept, sum(map(len, stored[:kept])), turns_dropped)

@@ -7,7 +7,7 @@ from typing import Any, Final
 import orjson
 
 from service.resend import was_rewound
-from storage.results import Verdict
+from storage.results import Fate
 from storage.sessions import Snapshot
 from storage.turns import Cut
 
@@ -59,8 +59,9 @@ def _system_prompt(system_json: bytes) -> str | None:
     return system if isinstance(system, str) else "\n\n".join(block["text"] for block in system)
 
 
-def turn_object(number: int, record: dict[str, Any], verdict: Verdict | None, cuts: Sequence[Cut]) -> dict[str, Any]:
+def turn_object(number: int, record: dict[str, Any], fate: Fate | None, cuts: Sequence[Cut]) -> dict[str, Any]:
     """A turn: its record, and what became of it. Only a turn that is part of the history has a range of messages."""
+    verdict = fate.verdict if fate else None
     stored = verdict == "committed"
     rewound = stored and was_rewound(number, record["to"], cuts)
     return {
@@ -74,8 +75,13 @@ def turn_object(number: int, record: dict[str, Any], verdict: Verdict | None, cu
         "stop_reason": record.get("stop_reason"),
         "replica": record["replica"],
         "dialect": record["dialect"],
+        "streamed": record.get("framing") is not None,
+        "delivered": bool(fate and fate.delivered),
         "started_at": _zulu(record["started_at"]),
         "ended_at": _zulu(record.get("ended_at")),
+        "queue_ms": record.get("queue_ms"),
+        "first_event_ms": record.get("first_event_ms"),
+        "sent": record.get("sent"),
         "message_range": {"from": record["from"], "to": record["to"]} if stored and not rewound else None,
     }
 

@@ -31,7 +31,7 @@ async def wait_for_hang_up(receive: Receive) -> None:
 
 
 @contextlib.asynccontextmanager
-async def watching(receive: Receive, on_hang_up: Callable[[], None]) -> AsyncIterator[None]:
+async def watching(receive: Receive, on_hang_up: Callable[[], object]) -> AsyncIterator[None]:
     """Calls ``on_hang_up`` if the caller closes the connection while the block runs."""
 
     async def watch() -> None:

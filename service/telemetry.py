@@ -30,9 +30,16 @@ PHASE_SECONDS = Histogram(
     "baton_turn_phase_seconds", "Phases of a turn.", ["phase"], buckets=_SECONDS, registry=REGISTRY
 )
 # Children of the hot path, looked up once.
+QUEUE_SECONDS = PHASE_SECONDS.labels("queue")
 BEGIN_SECONDS = PHASE_SECONDS.labels("begin")
 HISTORY_SECONDS = PHASE_SECONDS.labels("history")
+FIRST_EVENT_SECONDS = PHASE_SECONDS.labels("first_event")
 COMMIT_SECONDS = PHASE_SECONDS.labels("commit")
+REPLAYS = Counter(
+    "baton_replays", "Requests that were earlier turns sent again: replayed or followed.", ["how"], registry=REGISTRY
+)
+FOLLOWERS = Gauge("baton_followers", "Callers who follow a turn by its events.", registry=REGISTRY)
+CANCELS = Counter("baton_cancels", "Turns that were asked to stop.", registry=REGISTRY)
 UPSTREAM_RETRIES = Counter("baton_upstream_retries", "Requests to Claude sent again.", registry=REGISTRY)
 TOKENS = Counter("baton_tokens", "Tokens as Claude counted them.", ["kind"], registry=REGISTRY)
 TOKENS_BY_KIND = {kind: TOKENS.labels(kind) for kind in ("input", "output", "cache_read", "cache_written")}

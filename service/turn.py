@@ -23,238 +23,273 @@ the same script. A frozen replica that thaws at lines 2-6 finds, at its next ren
 its commit, either its lease still unclaimed (and goes on: nobody else began) or the verdict `dead`: it stops Claude,
 writes nothing and tells its caller ``turn_superseded``. Thawed at 7-9 it reads the verdict that is already written.
 
-If the store does not answer: a begin is tried within its budget, then aborted so that it cannot take effect later, and
-nothing was asked of Claude. A commit of unknown outcome is sent again; then the turn is aborted. An answered abort says
-for sure what became of the turn; without an answer the caller is told that it is not known, with the turn's id.
+A request that was sent before (idempotency.py) is no new turn. While the earlier one runs its verdict is waited for, or
+its log followed where the caller wants the same stream and said so with a key; once it is committed its answer is told
+again (replay.py). An earlier turn that is incomplete, and is still the last, is replaced: the commit rewinds it. One
+that was aborted or has died is as if it had never been, and the request becomes a turn of its own.
+
+What a streamed caller is shown has ordinals, and goes into the session's log as it is shown (lease.py), so that it can
+be followed from any replica; the last frames go with the commit or the abort, in the same script.
 """
 
 import asyncio
-import contextlib
 import time
+from collections.abc import Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import orjson
 
-from service import resend, telemetry
-from service.addressing import Address
+from service import replay, resend, telemetry
 from service.claude import Claude
-from service.conflict import OnConflict, Patience
-from service.errors import (
-    BatonError,
-    session_corrupt,
-    session_not_found,
-    sessions_full,
-    store_unavailable,
-)
+from service.errors import BatonError, internal_error, store_unavailable
+from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
+from service.following import Following
 from service.lease import Lease
+from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared, continued, last_digest
+from service.settling import Settlement, Status, count
 from service.transcript import pack
 from storage.elements import HEADER_BYTES
-from storage.keys import new_nonce
-from storage.results import (
-    Begun,
-    Busy,
-    Corrupt,
-    Created,
-    Fenced,
-    Full,
-    Gone,
-    Removed,
-    Settled,
-    StoreUnavailable,
-    TurnsFull,
-)
-from storage.sessions import NewSession, Sessions
-from storage.turns import Commit, History, Rewind, Turns
+from storage.log import Log
+from storage.results import Answered, Begun, Running, StoreUnavailable
+from storage.sessions import Sessions
+from storage.turns import NOTHING_SHOWN, Commit, History, Rewind, Shown, Turns
 
-_BEGIN_ATTEMPTS: Final = 8
-_ABORT_WAIT_S: Final = 1.5
-_ABORTING: Final[set[asyncio.Task[None]]] = set()  # what goes on after its exchange; a lost one costs one lease
-
-Status = Literal["complete", "incomplete", "refused"]
+_POLL_S: Final = 0.25  # how often it is asked whether the earlier turn that a request is has its verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """What a replica's settings say about turns."""
+class Store:
+    """The parts of the store that a turn uses."""
 
-    replica: str
-    lease_ms: int
-    turns_max: int
-    session_ttl_ms: int
-    queue_wait_s: float
-    deadline_s: float
+    sessions: Sessions
+    turns: Turns
+    log: Log
 
 
 class Turn(Exchange):
-    """An exchange that becomes part of a session, or leaves it as it was.
+    """An exchange that becomes part of a session, or leaves it as it was; or an earlier one of the session told again.
 
     Args:
         claude: where it goes.
-        sessions: the store.
-        turns: the store's verbs of a turn.
+        store: what it becomes a part of.
         rules: of this replica.
-        address: the session.
+        wish: which session, which request, and what to do about other turns.
         ask: what the caller asks.
         dialect: the caller's, for the turn record.
+        framing: how a stream of it is framed, which a follower must want the same; None if it is not streamed.
         render: the same, for the answer.
         resent: the request holds the whole conversation, not only what is new.
-        on_conflict: what to do if another turn of the session is running.
-        streamed: whether the caller sees events as they come.
         on_disconnect: what the caller's hanging up means.
     """
 
     def __init__(
         self,
         claude: Claude,
-        sessions: Sessions,
-        turns: Turns,
+        store: Store,
         rules: Rules,
         *,
-        address: Address,
+        wish: Wish,
         ask: Ask,
         dialect: str,
+        framing: str | None,
         render: Render,
         resent: bool,
-        on_conflict: OnConflict,
-        streamed: bool,
         on_disconnect: OnDisconnect,
     ) -> None:
         super().__init__(
-            claude, b"", render=render, streamed=streamed, on_disconnect=on_disconnect, deadline_s=rules.deadline_s
+            claude,
+            b"",
+            render=render,
+            streamed=framing is not None,
+            on_disconnect=on_disconnect,
+            deadline_s=rules.deadline_s,
         )
-        self._sessions = sessions
-        self._turns = turns
+        self._sessions, self._turns, self._log = store.sessions, store.turns, store.log
         self._rules = rules
-        self._address = address
-        self._ref = address.ref
+        self._wish = wish
+        self._ref = wish.address.ref
         self._ask = ask
         self._dialect = dialect
-        self._on_conflict = on_conflict
+        self._framing = framing
         self._resent = resent
         self._started = datetime.now(UTC)
-        self._unsettled = False  # the store may know this turn, and it has no verdict that we know of
-        self._created = False  # this turn made the session, or may have
+        self._turn_id = self.id  # ours; `id` is what the caller is told, an earlier turn's if the request is that
+        self._ordinal = 0  # of the last frame shown
         self._new: list[bytes] = []
         self._rewind: Rewind | None = None
         self._begun: Begun | None = None
         self._prepared: Prepared | None = None
+        self._opening = Opening(
+            store.sessions,
+            store.turns,
+            rules,
+            wish,
+            turn_id=self.id,
+            model=ask.model,
+            streamed=self._streamed,
+            pending_record=lambda: orjson.dumps({"id": self._turn_id, "state": "pending", **self._provenance()}),
+        )
         self._lease = Lease(
-            turns,
+            store.turns,
             self._ref,
             self.id,
             lease_ms=rules.lease_ms,
             usage=self.answer.tokens,
             interrupt=self.interrupt,
         )
+        self._settlement = Settlement(
+            store.turns,
+            self._ref,
+            self.id,
+            told=self._told,
+            tokens=self.answer.tokens,
+            abort_later_s=rules.lease_ms / 1000,
+        )
         self.headers["x-turn-id"] = self.id
 
-    # Opening: the lease, the history, the request.
+    # Opening: the lease, the history, the request; or the earlier turn that the request is.
 
-    async def _open(self) -> bytes:
-        began = time.perf_counter()
-        self._begun = begun = await self._begin()
+    async def _converse(self) -> None:
+        replaced: replay.Stored | None = None
+        while True:
+            request = self._wish.request
+            if replaced is not None:
+                request = replace(request, replaces=replaced.record["id"])
+            match await self._opening.begin(request):
+                case Begun() as begun:
+                    body = await self._opened(begun, replaced)
+                    self.opened.set()
+                    await self._relay(body)
+                    return
+                case Answered(turn_id, number):
+                    stored = await self._stored(number)
+                    if not stored.incomplete:
+                        await self._tell_again(turn_id, stored)
+                        return
+                    replaced = stored
+                case Running(turn_id, number):
+                    if await self._follow(turn_id, number):
+                        return
+
+    async def _opened(self, begun: Begun, replaced: replay.Stored | None) -> bytes:
+        """The lease is ours: the history, and with it the request."""
+        self._begun = begun
         if not self._ask.model_named and begun.model:
             self._ask = replace(self._ask, model=begun.model)
         self._lease.keep()
-        self.headers["x-session-id"] = self._ref.id
-        self.headers["x-session-state"] = "continued" if begun.messages or begun.turns else "new"
+        self._tell_session("continued" if begun.messages or begun.turns else "new")
         read = time.perf_counter()
         try:
             history = await self._turns.history(self._ref, begun.messages)
+            if self._resent:
+                plan, self._rewind = await resend.recognise(
+                    self._turns, self._ref, history.elements, self._ask.messages
+                )
+                self._ask = replace(self._ask, messages=plan.new)
+            elif replaced is not None and begun.head == replaced.record["id"]:
+                self._rewind = resend.back_to(replaced.record["from"], history.elements, turns_dropped=1)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        if self._resent:
-            begun, history = await self._recognised(begun, history)
-            self._begun = begun
+        telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
+        if self._rewind is not None:
+            kept = self._rewind.messages
+            self.headers["x-session-state"] = "rewound"
+            self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
+            history = History(history.elements[:kept], history.system_json)
         self._new = pack(self._ask.messages, last_digest(history))
         self._prepared = continued(self._ask, begun, history, self._new)
-        telemetry.BEGIN_SECONDS.observe(read - began)
-        telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         return self._prepared.body
 
-    async def _recognised(self, begun: Begun, history: History) -> tuple[Begun, History]:
-        """A whole conversation sent again: the history as far as it stays, with only what is new left to ask."""
+    def _tell_session(self, state: str) -> None:
+        self.headers["x-session-id"] = self._ref.id
+        self.headers["x-session-state"] = state
+
+    async def _stored(self, number: int) -> replay.Stored:
         try:
-            plan, self._rewind = await resend.recognise(self._turns, self._ref, history.elements, self._ask.messages)
+            return await replay.read(self._turns, self._sessions, self._ref, number)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        if self._rewind is not None:
-            self.headers["x-session-state"] = "rewound"
-        self._ask = replace(self._ask, messages=plan.new)
-        begun = replace(begun, messages=plan.kept, epoch_start=min(begun.epoch_start, plan.kept))
-        return begun, History(history.elements[: plan.kept], history.system_json)
 
-    async def _begin(self) -> Begun:
-        """Takes the lease, creating the session or waiting for another turn where that is wanted."""
-        patience = Patience(self._on_conflict, self._rules.queue_wait_s)
-        if self._address.mode == "create":
-            await self._create(or_error=True)
-        creations = 0
-        while True:
-            match await self._ask_to_begin():
-                case Begun() as begun:
-                    if begun.dead_turn_id:
-                        telemetry.DEAD_TURNS_FOUND.inc()
-                        telemetry.log.warning("dead_turn_found", session=self._ref.id, turn=begun.dead_turn_id)
-                    return begun
-                case Busy() as busy:
-                    await patience.wait(busy)
-                case Gone() if self._address.mode == "any" and creations < _BEGIN_ATTEMPTS:
-                    await self._create(or_error=False)
-                    creations += 1
-                case Gone():
-                    raise session_not_found()
-                case Corrupt():
-                    telemetry.log.error("session_corrupt", session=self._ref.id)
-                    raise session_corrupt()
-                case TurnsFull():
-                    raise BatonError("max_turns_reached", "The session has had all the turns it may have.")
-                case Settled():
-                    raise Interrupt.LEASE_LOST.told()
+    async def _tell_again(self, turn_id: str, stored: replay.Stored) -> None:
+        """The request was answered before: the same answer, under the same id."""
+        self._is_earlier(turn_id, stored.record, "replayed")
+        shown = self.answer.feed(replay.events(stored))
+        if self._streamed:
+            await self._show(shown)
 
-    async def _ask_to_begin(self) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
-        record = orjson.dumps({"id": self.id, "state": "pending", **self._provenance()})
-        self._unsettled = True
+    async def _follow(self, turn_id: str, number: int) -> bool:
+        """The request is a running turn: follows it where it shows what is wanted; whether the caller saw its end.
+
+        If it has a verdict before anything was shown, or shows something else, the next begin tells what to do.
+        """
         try:
-            result = await self._turns.begin(
-                self._ref,
-                self.id,
-                replica=self._rules.replica,
-                lease_ms=self._rules.lease_ms,
-                record=record,
-                turns_max=self._rules.turns_max,
-            )
-        except StoreUnavailable as error:
-            self._unsettled = error.outcome_unknown or self._created
-            raise store_unavailable() from error
-        self._unsettled = isinstance(result, Begun) or self._created
-        return result
-
-    async def _create(self, *, or_error: bool) -> None:
-        new = NewSession(
-            nonce=new_nonce(),
-            ttl_ms=self._rules.session_ttl_ms,
-            name=self._address.name,
-            creating_turn_id=self.id,
-            model=self._ask.model,
-        )
-        self._unsettled = self._created = True
-        try:
-            result = await self._sessions.create(self._ref, new)
+            found = await self._turns.records(self._ref, number, number)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        if isinstance(result, Created):
-            telemetry.SESSIONS_CREATED.inc()
-            return
-        self._unsettled = self._created = False
-        if isinstance(result, Full):
-            raise sessions_full()
-        if or_error:
-            raise BatonError("session_exists", "There is a session of this name already.", param="X-Session-Mode")
+        record = orjson.loads(found[0]) if found else {}
+        if not self._wish.request.key or self._framing is None or record.get("framing") != self._framing:
+            await asyncio.sleep(_POLL_S)
+            return False
+        following = Following(self._log, self._turns, self._ref, turn_id, number)
+        begun = False
+        async with aclosing(following.frames()) as follow:
+            try:
+                async for frames in follow:
+                    if not begun and following.settled:
+                        return False
+                    if not begun:
+                        self._is_earlier(turn_id, record, "followed")
+                        begun = True
+                    self._ordinal = following.ordinal
+                    await self._hand_over.put(frames)
+            except BatonError:
+                if begun:
+                    raise
+                return False
+        return begun
+
+    def _is_earlier(self, turn_id: str, record: dict[str, Any], how: str) -> None:
+        self.id = turn_id
+        self.created_s = int(datetime.fromisoformat(record["started_at"]).timestamp())
+        self.headers["x-turn-id"] = turn_id
+        self._tell_session("continued")
+        telemetry.REPLAYS.labels(how).inc()
+        self.opened.set()
+
+    # Showing: frames with ordinals, to the caller and to the log.
+
+    async def _show(self, events: list[Event]) -> None:
+        frames, ordinal = self._numbered(self.rendering.frames(events))
+        if frames:
+            self._ordinal = ordinal
+            if self._begun is not None:
+                self._lease.shown(frames, ordinal)
+            await self._hand_over.put(frames)
+
+    def _numbered(self, frames: Sequence[bytes]) -> tuple[bytes, int]:
+        """Frames with the ordinals that they get if they are shown next, and the last of these."""
+        numbered = [b"id: %d\n%b" % pair for pair in enumerate(frames, start=self._ordinal + 1)]
+        return b"".join(numbered), self._ordinal + len(numbered)
+
+    def failed(self, error: BatonError) -> bytes:
+        """The last frame of a stream that ends with this error."""
+        return self._numbered([super().failed(error)])[0]
+
+    def _last_frames(self) -> bytes:
+        """The frames that say that the answer is complete; of a followed turn they have been shown."""
+        return self._numbered(self.rendering.frames(self.answer.held))[0]
+
+    def _told(self, failure: BatonError | None) -> Shown:
+        """How a streamed turn ends, for the log: with Claude's end, or with this error."""
+        if not self._streamed:
+            return NOTHING_SHOWN
+        frames = self.rendering.frames(self.answer.held) if failure is None else [self.rendering.failed(failure)]
+        return self._lease.unlogged(*self._numbered(frames))
 
     # Settling: exactly one verdict, then the caller is told.
 
@@ -262,102 +297,33 @@ class Turn(Exchange):
         try:
             return await self._verdict(failure)
         except Exception:
-            await self._abort()  # a fault of ours must not leave the session busy until the lease ends
+            await self._settlement.abort(
+                internal_error()
+            )  # a fault of ours must not leave the session busy until the lease ends
             raise
         finally:
             await self._lease.stop()
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
+        if not self._opening.unsettled:
+            return failure
         if failure is None:
             refused = self.answer.stop_reason == "refusal"
-            return await self._commit("refused" if refused else "complete")
-        if not self._unsettled:
-            return failure
+            return await self._commit("refused" if refused else "complete", None)
         if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
-            _count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
+            count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING)
         if kept and self._streamed and self._prepared is not None and self.answer.content():
-            return await self._commit("incomplete") or failure
-        await self._abort()
+            return await self._commit("incomplete", failure) or failure
+        await self._settlement.abort(failure)
         return failure
 
-    async def _commit(self, status: Status) -> BatonError | None:
-        """None if the turn is stored, else what became of it."""
-        commit = self._as_commit(status)
-        started = time.perf_counter()
-        try:
-            result = await self._turns.commit(self._ref, self.id, commit)
-        except StoreUnavailable as error:
-            return await self._unsaved(error, status)
-        finally:
-            telemetry.COMMIT_SECONDS.observe(time.perf_counter() - started)
-        match result:
-            case Settled("committed"):
-                self._count_stored(status)
-                return None
-            case Fenced():
-                await self._abort()
-                _count("superseded")
-                return Interrupt.LEASE_LOST.told()
-            case Settled():
-                _count("superseded")
-                return Interrupt.LEASE_LOST.told()
-            case Corrupt():
-                await self._abort()
-                telemetry.log.error("session_corrupt", session=self._ref.id)
-                return session_corrupt()
-            case Gone():
-                _count("session_gone")
-                return session_not_found()
+    async def _commit(self, status: Status, failure: BatonError | None) -> BatonError | None:
+        """None if the turn is stored, else what became of it; ``failure`` is what the caller is told if it is."""
+        return await self._settlement.commit(self._as_commit(status, self._told(failure)), status)
 
-    async def _unsaved(self, cause: StoreUnavailable, status: Status) -> BatonError | None:
-        """The commit was not answered: an answered abort tells what became of the turn."""
-        telemetry.log.warning("commit_unanswered", session=self._ref.id, turn=self.id, unknown=cause.outcome_unknown)
-        try:
-            result = await self._turns.abort(self._ref, self.id, "holder")
-        except StoreUnavailable:
-            if cause.outcome_unknown:
-                _count("unknown")
-                return BatonError("session_save_unknown", f"Whether turn {self.id} was stored is not known.")
-        else:
-            match result:
-                case Settled("committed"):
-                    self._count_stored(status)
-                    return None
-                case Gone():
-                    _count("session_gone")
-                    return session_not_found()
-        _count("not_saved")
-        return BatonError("session_not_saved", "The answer could not be stored; the session is as it was before.")
-
-    def _count_stored(self, status: Status) -> None:
-        _count(status)
-        usage = self.answer.tokens()
-        for kind, counter in telemetry.TOKENS_BY_KIND.items():
-            counter.inc(getattr(usage, kind))
-
-    async def _abort(self) -> None:
-        """Tries to settle the turn before its caller is told; if the store is silent, goes on trying behind its back.
-
-        A silent store must not keep the caller waiting: nothing was promised, and the lease is the last resort.
-        """
-        try:
-            result = await self._turns.abort(self._ref, self.id, "holder", budget_s=_ABORT_WAIT_S)
-        except StoreUnavailable:
-            telemetry.log.warning("abort_unanswered", session=self._ref.id, turn=self.id)
-            task = asyncio.create_task(self._abort_later())
-            _ABORTING.add(task)
-            task.add_done_callback(_ABORTING.discard)
-        else:
-            _count("removed" if isinstance(result, Removed) else "aborted")
-
-    async def _abort_later(self) -> None:
-        with contextlib.suppress(StoreUnavailable):
-            await self._turns.abort(self._ref, self.id, "holder", budget_s=self._rules.lease_ms / 1000)
-            telemetry.log.info("aborted_late", session=self._ref.id, turn=self.id)
-
-    def _as_commit(self, status: Status) -> Commit:
+    def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
         assert self._prepared is not None
         content = self.answer.content()
@@ -367,13 +333,18 @@ class Turn(Exchange):
             elements = [*self._new, *pack(reply, self._new[-1][1:HEADER_BYTES])]
         first = self._begun.messages
         record = {
-            "id": self.id,
+            "id": self._turn_id,
             "state": status,
             **self._provenance(),
             "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "queue_ms": round(self._opening.waited_s * 1000),
+            "first_event_ms": round(self.first_event_s * 1000) if self.first_event_s is not None else None,
+            "sent": self._prepared.summary,
             "message_id": self.answer.message.get("id"),
+            "answered_by": self.answer.message.get("model"),
             "stop_reason": self.answer.stop_reason,
             "stop_sequence": self.answer.stop_sequence,
+            "stop_details": self.answer.stop_details,
             "usage": self.answer.usage,
             "from": first,
             "to": first + len(elements),
@@ -392,16 +363,14 @@ class Turn(Exchange):
             elements=elements,
             # A refusal leaves the history as it was, even where it would have rewound it.
             rewind=self._rewind if status != "refused" else None,
+            end=end,
         )
 
     def _provenance(self) -> dict[str, Any]:
         return {
             "started_at": self._started.isoformat(timespec="milliseconds"),
             "dialect": self._dialect,
+            "framing": self._framing,
             "replica": self._rules.replica,
             "model": self._ask.model,
         }
-
-
-def _count(outcome: str) -> None:
-    telemetry.TURNS.labels(outcome).inc()

@@ -23,7 +23,7 @@ TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
 
 
 class SessionRef(NamedTuple):
-    """A session and whose it is; ``keys`` are the thirteen that every script of a session declares."""
+    """A session and whose it is; ``keys`` are the fifteen that every script of a session declares."""
 
     id: str
     owner: str
@@ -100,7 +100,20 @@ class Keyspace:
 
     def named(self, owner: str, name: str) -> str:
         """The session id of the owner's own name for a session."""
-        digest = self._hash(b"baton-name", owner, name, size=24)
+        return self._derived(b"baton-name", owner, name)
+
+    def keyed(self, owner: str, use: str, key: str) -> str:
+        """The session id that a creation under an idempotency key gets, so that its repetition finds the session.
+
+        Args:
+            owner: who creates.
+            use: what kind of request; the same key of two kinds makes two sessions.
+            key: the owner's own.
+        """
+        return self._derived(b"baton-key", owner, use, key)
+
+    def _derived(self, use: bytes, *parts: str) -> str:
+        digest = self._hash(use, *parts, size=24)
         return f"sess_{int.from_bytes(digest[:8], 'big') % self.buckets:02x}{_base32(digest[8:])}"
 
     def owner_tag(self, owner: str) -> str:
@@ -123,11 +136,12 @@ class Keyspace:
         """A session whose owner is known by tag only (``owner`` may then be empty: for evict and sweep).
 
         Order of the keys (named in scripts/shared/keys.lua): s session, m messages, t turns, v verdicts, j texts,
-        x cuts; xx expiry index, xu access index, o owner's access index, ox owner's expiry index; sz size records,
-        cnt counters, oc owner's counters. The first six live and die with the session. All are in one slot.
+        x cuts, i idempotency ring, e log; xx expiry index, xu access index, o owner's access index, ox owner's expiry
+        index; sz size records, cnt counters, oc owner's counters. The first seven live and die with the session, the
+        log has a life of its own. All are in one slot.
         """
         tag = self._tag(int(session_id[5:7], 16))
-        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x")]
+        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x", "i", "e")]
         index = self.index(int(session_id[5:7], 16), owner_tag)
         return SessionRef(session_id, owner, owner_tag, (*own, *index.keys))
 

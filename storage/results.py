@@ -9,7 +9,7 @@ below and to the header of the script; a test compares the two.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Verdict = Literal["committed", "aborted", "dead"]
 _VERDICTS: dict[bytes, Verdict] = {b"C": "committed", b"A": "aborted", b"D": "dead"}
@@ -48,7 +48,9 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The session exists now and is empty; a repeated create with the same nonce answers this too."""
+    """The session exists now; ``repeated`` if a create with the same nonce had been executed before."""
+
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,48 @@ class Busy:
 
 
 @dataclass(frozen=True, slots=True)
+class Running:
+    """The request is an earlier one sent again: that turn runs."""
+
+    turn_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The request is an earlier one sent again: that turn is committed."""
+
+    turn_id: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeyReused:
+    """The idempotency key belongs to this turn, which another request asked for."""
+
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The head is not the one that was expected, but this."""
+
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelling:
+    """The turn runs and was asked to stop."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """The turn's lease is over: nobody is left who could be asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class TurnsFull:
     """The session may have no further turn."""
 
@@ -164,13 +208,21 @@ class UnknownTurn:
     """A finder asked for a turn that is neither running nor settled."""
 
 
-def read_verdict(value: bytes) -> Verdict:
-    """A verdict as the hash of verdicts holds it: letter and number."""
-    return _VERDICTS[value[:1]]
+class Fate(NamedTuple):
+    """What the hash of verdicts holds of a turn: verdict, number, and whether its answer has reached its caller."""
+
+    verdict: Verdict
+    number: int
+    delivered: bool
+
+
+def read_fate(value: bytes) -> Fate:
+    """A value of the hash of verdicts: letter, number, and ``d`` if delivered."""
+    return Fate(_VERDICTS[value[:1]], int(value[1:].removesuffix(b"d")), value.endswith(b"d"))
 
 
 def _settled(value: bytes) -> Settled:
-    return Settled(read_verdict(value), int(value[1:]))
+    return Settled(*read_fate(value)[:2])
 
 
 def read_create(reply: Reply) -> Created | Exists | Stale | Full:
@@ -180,8 +232,10 @@ def read_create(reply: Reply) -> Created | Exists | Stale | Full:
             return Full("owner")
         case [b"FULL", b"all"]:
             return Full("all")
-        case [b"CREATED" | b"DUPLICATE"]:
+        case [b"CREATED"]:
             return Created()
+        case [b"DUPLICATE"]:
+            return Created(repeated=True)
         case [b"EXISTS"]:
             return Exists()
         case [b"STALE"]:
@@ -189,7 +243,10 @@ def read_create(reply: Reply) -> Created | Exists | Stale | Full:
     raise UnknownReply(reply)
 
 
-def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
+BeginResult = Begun | Running | Answered | KeyReused | Busy | Moved | Settled | TurnsFull | Gone | Corrupt
+
+
+def read_begin(reply: Reply) -> BeginResult:
     """Reply of begin.lua."""
     match reply:
         case [b"BEGUN", number, head, messages, size, turns, model, epoch_hash, epoch_start, revision, dead]:
@@ -205,8 +262,16 @@ def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corr
                 int(revision),
                 dead.decode(),
             )
+        case [b"RUNNING", turn_id, number]:
+            return Running(turn_id.decode(), int(number))
+        case [b"ANSWERED", turn_id, number]:
+            return Answered(turn_id.decode(), int(number))
+        case [b"REUSED", turn_id]:
+            return KeyReused(turn_id.decode())
         case [b"BUSY", turn_id, remaining]:
             return Busy(turn_id.decode(), int(remaining))
+        case [b"MOVED", head]:
+            return Moved(head.decode())
         case [b"SETTLED", verdict]:
             return _settled(verdict)
         case [b"TURNS_FULL"]:
@@ -215,6 +280,32 @@ def read_begin(reply: Reply) -> Begun | Busy | Settled | TurnsFull | Gone | Corr
             return Gone()
         case [b"CORRUPT"]:
             return Corrupt()
+    raise UnknownReply(reply)
+
+
+def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Gone:
+    """Reply of cancel.lua."""
+    match reply:
+        case [b"CANCELLING", number]:
+            return Cancelling(int(number))
+        case [b"OVER"]:
+            return Over()
+        case [b"SETTLED", verdict]:
+            return _settled(verdict)
+        case [b"UNKNOWN"]:
+            return UnknownTurn()
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_delivered(reply: Reply) -> bool:
+    """Reply of delivered.lua: whether there is such a committed turn."""
+    match reply:
+        case [b"MARKED"]:
+            return True
+        case [b"GONE"]:
+            return False
     raise UnknownReply(reply)
 
 
@@ -320,9 +411,16 @@ def read_patch(reply: Reply) -> Patched | RevisionConflict | Gone:
     raise UnknownReply(reply)
 
 
-def read_append(reply: Reply) -> Settled | Busy | Fenced | TurnsFull | Corrupt | Gone:
+AppendResult = Settled | Answered | KeyReused | Busy | Fenced | TurnsFull | Corrupt | Gone
+
+
+def read_append(reply: Reply) -> AppendResult:
     """Reply of append.lua; an append that succeeded is ``Settled("committed", number)``, repeated or not."""
     match reply:
+        case [b"ANSWERED", turn_id, number]:
+            return Answered(turn_id.decode(), int(number))
+        case [b"REUSED", turn_id]:
+            return KeyReused(turn_id.decode())
         case [b"BUSY", turn_id, remaining]:
             return Busy(turn_id.decode(), int(remaining))
         case [b"TURNS_FULL"]:

@@ -1,9 +1,12 @@
-"""The verbs of a turn on the store: begin, history, renew, commit, abort.
+"""The verbs of a turn on the store: begin, history, renew, commit, abort, append, cancel, delivered.
 
 States of a turn id, each change one script: unknown → pending (begin) → committed (commit), aborted (abort by its
 holder) or dead (declared by whoever found its lease over: the next begin, or abort as finder). A verdict is written
 once, in the hash of verdicts, and every verb that meets it answers it and writes nothing. An unknown id can be aborted
 too, so that a begin that is still on its way is refused when it arrives.
+
+A request may be an earlier one sent again. begin recognises it, by idempotency key or by fingerprint, and answers with
+the earlier turn instead of beginning another (scripts/shared/ring.lua).
 
 What a crash leaves: between begin and a verdict, a lease that runs out; nothing else.
 """
@@ -18,26 +21,30 @@ from redis.exceptions import RedisError
 
 from storage.keys import SessionRef
 from storage.results import (
-    Begun,
-    Busy,
+    AppendResult,
+    BeginResult,
+    Cancelling,
     Corrupt,
+    Fate,
     Fenced,
     Gone,
     Live,
     Lost,
+    Over,
     Removed,
     Renewed,
     Settled,
     StoreUnavailable,
-    TurnsFull,
     UnknownTurn,
     Verdict,
     read_abort,
     read_append,
     read_begin,
+    read_cancel,
     read_commit,
+    read_delivered,
+    read_fate,
     read_renew,
-    read_verdict,
 )
 from storage.scripts import ScriptRunner
 
@@ -52,6 +59,43 @@ class Usage:
     output: int = 0
     cache_read: int = 0
     cache_written: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What tells one request from another, and what is known of its being sent before.
+
+    Attributes:
+        fingerprint: of who asks and what is asked; no white space.
+        key: digest of its idempotency key and of who chose it; "" without one.
+        retried: a client library says that it sent the same before, and it has no key.
+        replaces: an earlier turn that this one takes the place of: that one is not recognised any more.
+    """
+
+    fingerprint: str
+    key: str = ""
+    retried: bool = False
+    replaces: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the caller of a streamed turn was shown and the log may not have yet.
+
+    Attributes:
+        ordinal: of the last of these frames; 0 for a turn that is not streamed.
+        frames: whole, one after the other, each with its ordinal; may begin with some that are logged already.
+    """
+
+    ordinal: int = 0
+    frames: bytes = b""
+
+    def args(self) -> tuple[int | str, bytes]:
+        """As the scripts take it."""
+        return self.ordinal or "", self.frames
+
+
+NOTHING_SHOWN = Shown()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +124,8 @@ class Commit:
         revision: as `Begun` told it; the model and system prompt of a later patch stand.
         system_json: the system prompt to keep from now on; empty to leave it as stored.
         elements: the new messages, oldest first (see elements.py); may be none.
+        rewind: how much of the history stays; None for all.
+        end: the last frames of a streamed answer.
     """
 
     head: str
@@ -91,7 +137,8 @@ class Commit:
     system_json: bytes
     usage: Usage
     elements: Sequence[bytes]
-    rewind: "Rewind | None" = None
+    rewind: Rewind | None = None
+    end: Shown = NOTHING_SHOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,10 +182,33 @@ class Turns:
         self._settle_budget_s = settle_budget_s
 
     async def begin(
-        self, ref: SessionRef, turn_id: str, *, replica: str, lease_ms: int, record: bytes, turns_max: int
-    ) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
-        """Takes the lease and numbers the turn; see scripts/begin.lua."""
-        args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max)
+        self,
+        ref: SessionRef,
+        turn_id: str,
+        *,
+        replica: str,
+        lease_ms: int,
+        record: bytes,
+        turns_max: int,
+        request: Request,
+        streamed: bool = False,
+        expected: str = "",
+    ) -> BeginResult:
+        """Takes the lease and numbers the turn, or tells which earlier turn the request is; see scripts/begin.lua.
+
+        Args:
+            ref: the session.
+            turn_id: new.
+            replica: who runs it.
+            lease_ms: how long it is ours without a renewal.
+            record: of the pending turn; opaque.
+            turns_max: that the session may have.
+            request: which one it is.
+            streamed: whether its answer will be logged as it comes.
+            expected: the head that the session must have; ``unused`` for one that was created by a turn and holds none.
+        """
+        of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
+        args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
         return read_begin(await self._scripts.run("begin", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def history(self, ref: SessionRef, messages: int) -> History:
@@ -158,11 +228,11 @@ class Turns:
         return History(replies[0] if messages else [], replies[-1] or b"")
 
     async def renew(
-        self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage
+        self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN
     ) -> Renewed | Settled | Lost | Gone:
-        """Keeps the lease and tells whether to cancel; see scripts/renew.lua."""
+        """Keeps the lease, logs what was shown since and tells whether to cancel; see scripts/renew.lua."""
         numbers = f"{usage.input} {usage.output} {usage.cache_read} {usage.cache_written}"
-        args = (ref.id, turn_id, lease_ms, numbers)
+        args = (ref.id, turn_id, lease_ms, numbers, *shown.args())
         return read_renew(await self._scripts.run("renew", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Gone:
@@ -183,6 +253,7 @@ class Turns:
             usage.cache_read,
             usage.cache_written,
             *((rewind.messages, rewind.size_bytes, rewind.turns_dropped) if rewind else ("", 0, 0)),
+            *commit.end.args(),
             sum(map(len, commit.elements)),
             *commit.elements,
         )
@@ -201,7 +272,7 @@ class Turns:
 
         verdict, (running, number) = await self._read(ask)
         if verdict:
-            return int(verdict[1:]) or None
+            return read_fate(verdict).number or None
         return int(number) if running == turn_id.encode() else None
 
     async def records(self, ref: SessionRef, first: int, last: int) -> list[bytes]:
@@ -220,13 +291,13 @@ class Turns:
 
         return await self._read(ask)
 
-    async def verdicts(self, ref: SessionRef, turn_ids: Sequence[str]) -> list[Verdict | None]:
+    async def fates(self, ref: SessionRef, turn_ids: Sequence[str]) -> list[Fate | None]:
         """What became of these turns; None while it is open."""
 
         async def ask() -> list[bytes | None]:
             return await cast("Awaitable[list[bytes | None]]", self._redis.hmget(ref.keys[3], list(turn_ids)))
 
-        return [read_verdict(value) if value else None for value in await self._read(ask)] if turn_ids else []
+        return [read_fate(value) if value else None for value in await self._read(ask)] if turn_ids else []
 
     async def ledger(self, ref: SessionRef) -> Ledger:
         """Everything about the session's turns. Cost: one round trip, O(turns): for rewinds, not for every turn."""
@@ -241,7 +312,7 @@ class Turns:
         records, verdicts, cuts = await self._read(ask)
         return Ledger(
             records,
-            {turn_id.decode(): read_verdict(value) for turn_id, value in verdicts.items()},
+            {turn_id.decode(): read_fate(value).verdict for turn_id, value in verdicts.items()},
             [Cut(*map(int, cut.split())) for cut in cuts],
         )
 
@@ -261,15 +332,39 @@ class Turns:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
 
     async def append(
-        self, ref: SessionRef, turn_id: str, *, head: str, record: bytes, turns_max: int, elements: Sequence[bytes]
-    ) -> Settled | Busy | Fenced | TurnsFull | Corrupt | Gone:
+        self,
+        ref: SessionRef,
+        turn_id: str,
+        *,
+        head: str,
+        record: bytes,
+        turns_max: int,
+        request: Request,
+        elements: Sequence[bytes],
+    ) -> AppendResult:
         """Makes messages history without asking Claude; see scripts/append.lua."""
-        size_bytes = sum(map(len, elements))
-        args = (ref.id, ref.owner, turn_id, head, record, turns_max, size_bytes, *elements)
+        of = (request.fingerprint, request.key, sum(map(len, elements)))
+        args = (ref.id, ref.owner, turn_id, head, record, turns_max, *of, *elements)
         return read_append(await self._scripts.run("append", ref.keys, args, budget_s=self._begin_budget_s))
 
+    async def cancel(self, ref: SessionRef, turn_id: str) -> Cancelling | Over | Settled | UnknownTurn | Gone:
+        """Asks whoever runs a turn to stop; see scripts/cancel.lua."""
+        args = (ref.id, ref.owner, turn_id)
+        return read_cancel(await self._scripts.run("cancel", ref.keys, args, budget_s=self._begin_budget_s))
+
+    async def delivered(self, ref: SessionRef, turn_id: str) -> bool:
+        """Notes that the turn's answer has reached its caller; False if it is not committed."""
+        args = (ref.id, turn_id)
+        return read_delivered(await self._scripts.run("delivered", ref.keys, args, budget_s=self._begin_budget_s))
+
     async def abort(
-        self, ref: SessionRef, turn_id: str, mode: Literal["holder", "finder"], *, budget_s: float | None = None
+        self,
+        ref: SessionRef,
+        turn_id: str,
+        mode: Literal["holder", "finder"],
+        *,
+        end: Shown = NOTHING_SHOWN,
+        budget_s: float | None = None,
     ) -> Settled | Removed | Live | UnknownTurn | Gone:
         """Settles a turn that will not become history; see scripts/abort.lua.
 
@@ -277,10 +372,11 @@ class Turns:
             ref: the session.
             turn_id: the turn.
             mode: who asks.
+            end: the last frames of a streamed answer: what the caller is told.
             budget_s: how long it is tried while no server can be reached, too; by default as a commit's outcome is
                 looked for, and only while a server can be reached.
         """
-        args = (ref.id, turn_id, mode)
+        args = (ref.id, turn_id, mode, *end.args())
         patient = budget_s is not None
         budget_s = self._settle_budget_s if budget_s is None else budget_s
         reply = await self._scripts.run("abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient)

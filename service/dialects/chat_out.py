@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.dialects.errors import openai_error
+from service.dialects.errors import stream_error
 from service.errors import BatonError
 from service.events import Event
 from service.sse import data
@@ -77,6 +77,11 @@ def rendering(
     """The answer of a turn; the completion's id is the turn's."""
     envelope = Envelope("chatcmpl-" + turn_id.removeprefix("turn_"), created_s, session)
     return ChatAnswer(envelope, answer, include_usage=include_usage)
+
+
+def framing(*, include_usage: bool) -> str:
+    """How a stream is framed: whoever follows one must want the same."""
+    return "chat, usage" if include_usage else "chat"
 
 
 class ChatAnswer:
@@ -148,5 +153,5 @@ class ChatAnswer:
         return frames
 
     def failed(self, error: BatonError) -> bytes:
-        """The last frame of a stream that fails: no ``[DONE]``, nobody may take it for complete."""
-        return data(openai_error(error))
+        """The last frame of a stream that fails."""
+        return stream_error(error)

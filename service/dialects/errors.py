@@ -5,6 +5,7 @@ from typing import Final
 import orjson
 
 from service.errors import BatonError
+from service.sse import data
 
 _OPENAI_TYPES: Final = {
     404: "not_found_error",
@@ -36,6 +37,11 @@ def anthropic_error(error: BatonError, request_id: str) -> bytes:
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
     body = {"type": kind, "message": error.message}
     return orjson.dumps({"type": "error", "error": body, "request_id": request_id})
+
+
+def stream_error(error: BatonError) -> bytes:
+    """The last event of a stream that fails after it has begun: no ``[DONE]``, nobody may take it for complete."""
+    return data(openai_error(error))
 
 
 def is_anthropic_path(path: str) -> bool:

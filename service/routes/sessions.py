@@ -8,12 +8,12 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import access, addressing, session_fields, telemetry
+from service import access, addressing, idempotency, session_fields, telemetry
 from service.appending import Appending
 from service.asgi import header, json_response, parse_json, query_number, read_body
 from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
-from service.errors import BatonError, chosen, session_not_found, sessions_full
+from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
 from service.routes import listing
 from service.routes.visible import looked_at, named_by, snapshot_of, stored
 from service.session_view import session_object
@@ -21,7 +21,7 @@ from service.settings import Settings
 from storage import elements
 from storage.index import Index
 from storage.keys import SessionRef, new_nonce
-from storage.results import Exists, Full, Gone, RevisionConflict
+from storage.results import Created, Exists, Full, Gone, RevisionConflict
 from storage.sessions import NewSession, Sessions, Snapshot
 
 _PAGE_MESSAGES_MAX: Final = 100
@@ -47,9 +47,13 @@ class SessionRoutes:
     cursors: Cursors
 
     async def create(self, request: Request) -> Response:
-        """``POST /v1/sessions``: 201 and the session; 409 session_exists if the name is taken."""
+        """``POST /v1/sessions``: 201 and the session, 200 if the same Idempotency-Key made it before.
+
+        409 session_exists if the name is taken.
+        """
+        body, key = await self._body(request), idempotency.key_of(request.scope)
         asked = session_fields.creation(
-            await self._body(request),
+            body,
             aliases=self.settings.model_aliases,
             ttl_default_s=self.settings.session_ttl_s,
             now_ms=int(time.time() * 1000),
@@ -58,9 +62,10 @@ class SessionRoutes:
         if asked.name:
             ref = addressing.named(keyspace, owner, asked.name, param="name")
         else:
-            ref = keyspace.session(keyspace.issue(), owner)
+            session_id = keyspace.issue() if key is None else keyspace.keyed(owner, "session", key)
+            ref = keyspace.session(session_id, owner)
         new = NewSession(
-            nonce=new_nonce(),
+            nonce=new_nonce() if key is None else idempotency.nonce_of(owner, key, body),
             ttl_ms=asked.ttl_ms,
             absolute_end_ms=asked.absolute_end_ms,
             name=asked.name,
@@ -73,10 +78,14 @@ class SessionRoutes:
         match await stored(self.sessions.create(ref, new)):
             case Full():
                 raise sessions_full()
+            case Exists() if asked.name:
+                raise session_exists(param="name")
             case Exists():
-                raise BatonError("session_exists", "There is a session of this name already.", param="name")
-        telemetry.SESSIONS_CREATED.inc()
-        return _answer(ref, await snapshot_of(ref, self.sessions), status=201)
+                other = "This Idempotency-Key created another session."
+                raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
+            case Created(repeated):
+                telemetry.SESSIONS_CREATED.inc(0 if repeated else 1)
+        return _answer(ref, await snapshot_of(ref, self.sessions), status=200 if repeated else 201)
 
     async def listed(self, request: Request) -> Response:
         """``GET /v1/sessions?limit&cursor&title_prefix&metadata[key]``: the caller's, last accessed first."""
@@ -169,8 +178,13 @@ class SessionRoutes:
         ref = named_by(request, self.sessions)
         given = header(request.scope, b"x-session-on-conflict")
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
-        messages = session_fields.messages(await self._body(request))
-        appended = await self.appending.append(ref, messages, policy)
+        expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
+        raw = await self._body(request)
+        messages = session_fields.messages(raw)
+        same = idempotency.request_of(
+            request.scope, principal=access.principal(), dialect="append", session_id=ref.id, body=raw
+        )
+        appended = await self.appending.append(ref, messages, policy, request=same, expected=expected)
         body = {
             "session_id": appended.snapshot.name or ref.id,
             "message_count": appended.messages,

@@ -4,20 +4,23 @@
 -- Guarantees: the verdict is written before anybody is told. Mode 'holder' (who ran the turn, or tried to begin it)
 --   needs no live lease and settles even a turn id never seen here, so that a late begin of it is refused. Mode
 --   'finder' (anybody else) answers LIVE while the lease holds. A turn with a verdict is told it, nothing is written.
---   If the turn had created the session and nothing was stored since, the session goes with it.
--- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
--- ARGV: 1 session id, 2 turn id, 3 mode: holder | finder
+--   If the turn had created the session and nothing was stored since, the session goes with it. The log of a streamed
+--   turn gets its end in the same script.
+-- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- ARGV: 1 session id, 2 turn id, 3 mode: holder | finder, 4 ordinal of the last frame, 5 the frames that the log does not
+--   have yet: what the caller is told ('' for both of a finder, or of a turn that is not streamed)
 -- Replies: ABORTED verdict+number | REMOVED | SETTLED verdict+number | LIVE remaining_ms | UNKNOWN | GONE
 -- Complexity: O(log sessions). Caller: storage/turns.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include lease
 -- @include life
 -- @include size
 
 local turn_id, mode = ARGV[2], ARGV[3]
 
-local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax', 'eo')
 if not s[1] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -37,10 +40,12 @@ end
 local settled = 'A0'
 if mode == 'finder' then
   settled = 'D' .. s[3]
-elseif holds then
-  settled = 'A' .. s[3]
+  declare_dead(turn_id, s[3], s[9])
+else
+  if holds then settled = 'A' .. s[3] end
+  redis.call('HSET', VERDICTS, turn_id, settled)
+  if holds then log_end(s[3], s[9], ARGV[4], ARGV[5], 'told') end
 end
-redis.call('HSET', VERDICTS, turn_id, settled)
 if holds then redis.call('HSET', SESSION, 'lt', '', 'lx', '0', 'cx', '0', 'us', '') end
 live_until(end_of_life(now, tonumber(s[7]), tonumber(s[8]), holds and 0 or tonumber(s[4])))
 return { 'ABORTED', settled }

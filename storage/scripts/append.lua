@@ -2,25 +2,38 @@
 -- append: a turn without Claude: messages become history as they are.
 --
 -- Guarantees: a compare-and-set on head like commit's, and only while no turn runs; the turn is numbered and has its
---   verdict at once. Repeatable by turn id.
--- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
--- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max, 7 bytes of the messages,
---   8… the messages (1 or more, opaque)
--- Replies: COMMITTED number | SETTLED verdict+number | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT | GONE
+--   verdict at once. Repeatable by turn id, and by idempotency key while that is one of the last 128 turns'.
+-- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max,
+--   7 fingerprint of the request, 8 digest of its idempotency key ('' none), 9 bytes of the messages,
+--   10… the messages (1 or more, opaque)
+-- Replies: COMMITTED number | ANSWERED turn_id number | REUSED turn_id | SETTLED verdict+number
+--   | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include lease
 -- @include life
+-- @include ring
 -- @include size
 
-local turn_id, bytes, first = ARGV[3], tonumber(ARGV[7]), 8
+local turn_id, fingerprint, key, bytes, first = ARGV[3], ARGV[7], ARGV[8], tonumber(ARGV[9]), 10
 local added = #ARGV - first + 1
 
-local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'ttl', 'ax')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'ttl', 'ax', 'eo')
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
+local known = key ~= '' and keyed_turn(key, tonumber(s[3]))
+if known then
+  local became = redis.call('HGET', VERDICTS, known.id)
+  local running = not became and s[2] == known.id
+  if running or (became and string.sub(became, 1, 1) == 'C') then
+    if known.fingerprint ~= fingerprint then return { 'REUSED', known.id } end
+    return { 'ANSWERED', known.id, known.number }
+  end
+end
 local now = now_ms()
 local remaining = lease_remaining_ms(s[4], now)
 if s[2] ~= '' and remaining > 0 then return { 'BUSY', s[2], text(remaining) } end
@@ -33,14 +46,15 @@ if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) ~= tonu
 end
 size.messages, size.bytes = size.messages + added, size.bytes + bytes
 
-if s[2] ~= '' then declare_dead(s[2], s[3]) end
+if s[2] ~= '' then declare_dead(s[2], s[3], s[10]) end
 for from = first, #ARGV, 500 do
   redis.call('RPUSH', MESSAGES, unpack(ARGV, from, math.min(from + 499, #ARGV)))
 end
 local number = text(redis.call('RPUSH', TURNS, ARGV[5]))
 redis.call('HSET', VERDICTS, turn_id, 'C' .. number)
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(messages + added), 'b', text(tonumber(s[7]) + bytes),
-  'ln', number, 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '')
+  'ln', number, 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '', 'li', turn_id, 'lf', '', 'eo', '')
+if key ~= '' then remember(key, number, fingerprint, turn_id) end
 write_size(size)
 count('messages', added)
 count('bytes', bytes)

@@ -1,24 +1,34 @@
 #!lua
--- begin: take the lease of a session for one turn and number that turn.
+-- begin: take the lease of a session for one turn and number that turn, unless the request is an earlier turn sent again.
 --
 -- Guarantees: at most one live lease a session; a turn id that has its verdict is told it and nothing is written;
 --   the same turn id again, while it still holds the lease, gets the same answer (lease renewed, not renumbered);
 --   a lease found over belongs to a turn that is declared dead here, in the same script, before the next begins.
+--   A request that names the key of one of the last 128 turns is that turn, if that runs or is committed; a request that
+--   a client library sends again is the last begun turn if it is the same request, was sent within ten minutes and its
+--   answer did not reach anybody. Nothing is written then.
 --   The answer's head is what commit must present. A full server refuses the script before its first write.
--- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
--- ARGV: 1 session id, 2 owner, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max
+-- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's, of the log five minutes.
+-- ARGV: 1 session id, 2 owner, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max,
+--   8 1 if the turn is streamed ('' not), 9 fingerprint of the request, 10 digest of its idempotency key ('' none),
+--   11 1 if it was sent before without a key ('' not), 12 earlier turn that this one takes the place of ('' none),
+--   13 expected head ('' any; unused: no turn was ever stored, and it was a turn that created the session)
 -- Replies: BEGUN number head messages bytes turns model epoch_hash epoch_start revision dead_turn_id
---   | BUSY turn_id remaining_ms | SETTLED verdict+number | GONE | TURNS_FULL | CORRUPT
+--   | RUNNING turn_id number | ANSWERED turn_id number | REUSED turn_id | BUSY turn_id remaining_ms | MOVED head
+--   | SETTLED verdict+number | GONE | TURNS_FULL | CORRUPT
 -- Complexity: O(log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include lease
 -- @include life
+-- @include ring
 
 local owner, turn_id, replica, lease_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local fingerprint, key, replaced, expected = ARGV[9], ARGV[10], ARGV[12], ARGV[13]
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'tn', 'mt', 'ttl', 'ax', 'md',
-  'eh', 'es', 'rev')
+  'eh', 'es', 'rev', 'li', 'lf', 'lb', 'eo', 'nonce', 'ct')
 if not s[1] or s[1] ~= owner then return { 'GONE' } end
 local holder, holder_number, lease_ends, head, messages, turns = s[2], s[3], s[4], s[5], s[6], tonumber(s[8])
 local max_turns, ttl_ms, absolute_ms = tonumber(s[9]), tonumber(s[10]), tonumber(s[11])
@@ -28,8 +38,30 @@ if verdict then return { 'SETTLED', verdict } end
 
 local now = now_ms()
 local again = holder == turn_id
+local remaining = lease_remaining_ms(lease_ends, now)
+
+local function earlier()
+  if key ~= '' then return keyed_turn(key, tonumber(holder_number)) end
+  if ARGV[11] == '' or s[17] ~= fingerprint or now - tonumber(s[18]) > RETRY_MS then return nil end
+  return { number = holder_number, fingerprint = fingerprint, id = s[16], unkeyed = true }
+end
+
 if not again then
-  local remaining = lease_remaining_ms(lease_ends, now)
+  local known = earlier()
+  if known and known.id ~= replaced then
+    local became = redis.call('HGET', VERDICTS, known.id)
+    local running = not became and holder == known.id and remaining > 0
+    local answered = became and string.match(became, '^C%d+(d?)$')
+    if answered == 'd' and known.unkeyed then answered = nil end
+    if (running or answered) and known.fingerprint ~= fingerprint then return { 'REUSED', known.id } end
+    if running then return { 'RUNNING', known.id, known.number } end
+    if answered then return { 'ANSWERED', known.id, known.number } end
+  end
+  if expected == 'unused' then
+    if head ~= s[20] or s[21] == '' then return { 'MOVED', head } end
+  elseif expected ~= '' and expected ~= head then
+    return { 'MOVED', head }
+  end
   if holder ~= '' and remaining > 0 then return { 'BUSY', holder, text(remaining) } end
   if absolute_ms > 0 and now >= absolute_ms then return { 'GONE' } end
   if redis.call('HLEN', VERDICTS) >= tonumber(ARGV[7]) then return { 'TURNS_FULL' } end
@@ -42,11 +74,14 @@ end
 local number, dead = holder_number, ''
 if not again then
   if holder ~= '' then
-    declare_dead(holder, holder_number)
+    declare_dead(holder, holder_number, s[19])
     dead = holder
   end
   number = text(redis.call('RPUSH', TURNS, ARGV[6]))
-  redis.call('HSET', SESSION, 'lt', turn_id, 'ln', number, 'cx', '0', 'us', '')
+  redis.call('HSET', SESSION, 'lt', turn_id, 'ln', number, 'cx', '0', 'us', '', 'li', turn_id, 'lf', fingerprint,
+    'lb', text(now), 'eo', ARGV[8] == '1' and '0' or '', 'eb', '0')
+  if key ~= '' then remember(key, number, fingerprint, turn_id) end
+  redis.call('XTRIM', LOG, 'MINID', text(tonumber(number) - 1))
 end
 local ends = now + lease_ms
 redis.call('HSET', SESSION, 'lx', text(ends), 'lr', replica)

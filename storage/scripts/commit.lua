@@ -3,26 +3,30 @@
 --
 -- Guarantees: correctness is this compare-and-set, not the lease: an expired lease that nobody declared dead still
 --   commits, a turn declared dead never does. Repeatable by turn id: a second commit is told the verdict and writes
---   nothing. Messages, turn record, verdict, head, usage, size, counters and end of life change together or not at all.
--- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
+--   nothing. Messages, turn record, verdict, head, usage, size, counters, the end of the log and the end of life change
+--   together or not at all: whoever reads the end of a turn in the log can rely on its being stored.
+-- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 expected head, 4 turn record (opaque), 5 model, 6 epoch hash, 7 epoch start
 --   (index of the epoch's first message), 8 system prompt as JSON ('' = as stored), 9 revision as begin answered it
 --   (model and system prompt of a later patch stand; where this turn changes them the revision moves on), 10 input,
---   11 output, 12 cache read, 13 cache written tokens, 14 messages kept of the history ('' all; fewer: a rewind), 15 their bytes, 16 committed turns that the rewind drops,
---   17 bytes of the new messages, 18… the new messages (0 or more, opaque)
+--   11 output, 12 cache read, 13 cache written tokens, 14 messages kept of the history ('' all; fewer: a rewind),
+--   15 their bytes, 16 committed turns that the rewind drops, 17 ordinal of the last frame of the answer, 18 the frames
+--   that the log does not have yet, the last one included ('' for both of a turn that is not streamed),
+--   19 bytes of the new messages, 20… the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include life
 -- @include size
 
 local turn_id, expected_head = ARGV[2], ARGV[3]
-local bytes, first = tonumber(ARGV[17]), 18
+local bytes, first = tonumber(ARGV[19]), 20
 local added = #ARGV - first + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
-  'rev', 'md')
+  'rev', 'md', 'eo')
 if not s[1] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -52,6 +56,7 @@ for from = first, #ARGV, 500 do
 end
 redis.call('LSET', TURNS, number - 1, ARGV[4])
 redis.call('HSET', VERDICTS, turn_id, 'C' .. s[3])
+log_end(s[3], s[16], ARGV[17], ARGV[18], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',

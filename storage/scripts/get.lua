@@ -3,12 +3,13 @@
 --
 -- Guarantees: fields, end of life and the lease are read at the same instant, by the server's clock. Unknown, expired
 --   and foreign look alike.
--- KEYS 1-13: the session's keys, named in shared/keys.lua.
+-- KEYS 1-15: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner
 -- Replies: FOUND now_ms expires_at_ms lease_remaining_ms fields texts (the last two flat lists field, value, …) | GONE
 -- Complexity: O(1). Caller: storage/sessions.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include lease
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'lx')

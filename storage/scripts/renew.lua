@@ -1,20 +1,22 @@
 #!lua flags=allow-oom
--- renew: keep the lease, say how much was used so far, learn whether somebody asked to cancel.
+-- renew: keep the lease, log what was shown since, say how much was used so far, learn whether somebody asked to cancel.
 --
 -- Guarantees: only the holder renews; a turn with a verdict is told it and nothing is written. An expired lease
---   that nobody declared dead is taken up again. The session cannot expire under a running turn.
--- KEYS 1-13: the session's keys, named in shared/keys.lua; TTL of 1-6 is the session's.
--- ARGV: 1 session id, 2 turn id, 3 lease ms, 4 usage so far, four numbers (short: the
---   session hash stays a listpack while no value exceeds 64 bytes)
+--   that nobody declared dead is taken up again. The session cannot expire under a running turn. Frames that the log has
+--   already are not logged again. Of one turn 8 MiB are logged; then the log says overflow, and no more.
+-- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- ARGV: 1 session id, 2 turn id, 3 lease ms, 4 usage so far, four numbers (short: the session hash stays a listpack while
+--   no value exceeds 64 bytes), 5 ordinal of the last frame shown, 6 the frames since the last renewal ('' for both: none)
 -- Replies: RENEWED cancel_flag | SETTLED verdict+number | LOST | GONE
 -- Complexity: O(log sessions). Caller: storage/turns.py.
 -- @include keys
 -- @include clock
+-- @include log
 -- @include life
 
 local turn_id, lease_ms = ARGV[2], tonumber(ARGV[3])
 
-local s = redis.call('HMGET', SESSION, 'lt', 'cx', 'ttl', 'ax', 'own')
+local s = redis.call('HMGET', SESSION, 'lt', 'cx', 'ttl', 'ax', 'own', 'ln', 'eo', 'eb')
 if not s[5] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -23,6 +25,19 @@ if s[1] ~= turn_id then return { 'LOST' } end
 local now = now_ms()
 local ends = now + lease_ms
 redis.call('HSET', SESSION, 'lx', text(ends), 'us', ARGV[4])
+local logged, ordinal, frames = tonumber(s[7]), tonumber(ARGV[5]), ARGV[6]
+if logged and ordinal and ordinal > logged then
+  local bytes = tonumber(s[8]) + #frames
+  if bytes > LOG_BYTES_MAX then
+    log_end(s[6], s[7], '', '', 'overflow')
+    redis.call('HSET', SESSION, 'eo', 'over')
+  else
+    log(s[6], ARGV[5], 'f', frames)
+    redis.call('HSET', SESSION, 'eo', ARGV[5], 'eb', text(bytes))
+  end
+elseif logged then
+  redis.call('PEXPIRE', LOG, LOG_LIFE_MS)
+end
 if redis.call('PEXPIRETIME', SESSION) < ends + LEASE_GRACE_MS then
   live_until(end_of_life(now, tonumber(s[3]), tonumber(s[4]), ends))
 end

@@ -51,7 +51,12 @@ class Answer:
 
 
 class Stream:
-    """A streamed response while it is read, frame by frame."""
+    """A streamed response while it is read, frame by frame; ids are taken off and must leave no gap.
+
+    Attributes:
+        frames: all so far, without their ids.
+        last_id: of the last event that had one; 0 before.
+    """
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -59,6 +64,7 @@ class Stream:
         self.status = response.status
         self.headers = response.headers
         self.frames: list[bytes] = []
+        self.last_id = 0
 
     async def frame(self) -> bytes | None:
         """The next frame without its blank line; None at the end of the response."""
@@ -69,6 +75,10 @@ class Stream:
                 return None
             self._rest += chunk
         frame, _, self._rest = self._rest.partition(b"\n\n")
+        if frame.startswith(b"id: "):
+            ordinal, _, frame = frame.removeprefix(b"id: ").partition(b"\n")
+            assert int(ordinal) == self.last_id + 1, (self.last_id, ordinal)
+            self.last_id += 1
         self.frames.append(frame)
         return frame
 

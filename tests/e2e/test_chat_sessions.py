@@ -106,7 +106,11 @@ async def test_body_and_header_may_agree(one: Caller, name: str) -> None:
         ("a", {"X-Session-On-Conflict": "fight"}, 400, "invalid_value"),
         ("a", {"X-Session-On-Disconnect": "weep"}, 400, "invalid_value"),
         ("a", {"X-Session-Input": "most"}, 400, "invalid_value"),
-        ("a", {"X-Expect-Turn": "turn_x"}, 400, "unsupported"),
+        ("a", {"X-Expect-Turn": "turn_x"}, 400, "invalid_value"),
+        (None, {"X-Expect-Turn": "turn_" + 26 * "a"}, 400, "invalid_value"),
+        ("new", {"X-Expect-Turn": "turn_" + 26 * "a"}, 400, "invalid_value"),
+        ("a", {"Idempotency-Key": ""}, 400, "invalid_value"),
+        ("a", {"Idempotency-Key": 256 * "k"}, 400, "invalid_value"),
     ],
 )
 async def test_sessions_that_cannot_be(
@@ -199,8 +203,9 @@ async def test_ids_in_headers(one: Caller, name: str) -> None:
 
 
 async def test_what_is_ignored_is_told(one: Caller, name: str) -> None:
-    answer = await one.chat("Hi", name, temperature=0.3, top_p=1, headers={"Idempotency-Key": "k"})
+    answer = await one.chat("Hi", temperature=0.3, top_p=1, headers={"Idempotency-Key": "k"})
     assert answer.headers["x-baton-ignored"] == "Idempotency-Key, temperature"
+    assert "x-session-id" not in answer.headers
     async with one.stream("Hi", name, seed=7) as stream:
         await stream.rest()
     assert stream.headers["x-baton-ignored"] == "seed"

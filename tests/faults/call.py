@@ -143,7 +143,8 @@ class Call:
             body, whole = rest, len(rest) == int(headers.get("content-length", "-1"))
         if headers.get("content-type", "").startswith("text/event-stream"):
             *events, _ = body.split(b"\n\n")
-            said = [event.removeprefix(b"data: ") for event in events if event.startswith(b"data: ")]
+            lines_of = [event.partition(b"\n")[2] if event.startswith(b"id: ") else event for event in events]
+            said = [event.removeprefix(b"data: ") for event in lines_of if event.startswith(b"data: ")]
         else:
             said = [body] if whole else []
         frames = tuple(json.loads(one) for one in said if one != b"[DONE]")

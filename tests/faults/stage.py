@@ -81,7 +81,9 @@ class Books:
             assert record["state"] == ("complete" if verdict[0] == "C" else "pending")
         kept = [record for record in self.records if record["state"] == "complete"]
         assert [(one["from"], one["to"]) for one in kept] == [(2 * n, 2 * n + 2) for n in range(len(marks))]
-        numbers = [int(self.verdicts[one["id"]][1:]) for one in self.records if one["id"] in self.verdicts]
+        numbers = [
+            int(self.verdicts[one["id"]][1:].removesuffix("d")) for one in self.records if one["id"] in self.verdicts
+        ]
         assert numbers == [n for n, one in enumerate(self.records, 1) if one["id"] in self.verdicts]
 
 

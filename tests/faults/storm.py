@@ -204,7 +204,7 @@ class StoreView:
             verdict = verdicts.get(record["id"].encode(), b"")
             state = _VERDICT_STATES.get(verdict[:1], "pending")
             if verdict:
-                assert int(verdict[1:]) == number, f"verdict {verdict!r} of turn {number}"
+                assert int(verdict[1:].removesuffix(b"d")) == number, f"verdict {verdict!r} of turn {number}"
             records.append(TurnRecord(record["id"], number, state, record.get("from", 0), record.get("to", 0)))
         return records
 
@@ -216,12 +216,12 @@ class StoreView:
         broken = []
         if int(session[b"n"]) != listed:
             broken.append(f"{name}: n={session[b'n']!r}, {listed} messages listed")
-        size = (await self.client.hget(keys[10], self.ref(name).id)).split()
+        size = (await self.client.hget(keys[12], self.ref(name).id)).split()
         stored_bytes = sum(map(len, await self.client.lrange(keys[1], 0, -1)))
         if [int(size[1]), int(size[2])] != [stored_bytes, listed] or int(session[b"b"]) != stored_bytes:
             broken.append(f"{name}: size record {size}, really {stored_bytes} bytes in {listed} messages")
-        expires = {await self.client.pexpiretime(key) for key in keys[:6]} - {-2}
-        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[6], keys[9])}
+        expires = {await self.client.pexpiretime(key) for key in keys[:7]} - {-2}
+        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[8], keys[11])}
         if expires != scores or len(expires) != 1:
             broken.append(f"{name}: native expiry {expires}, indexes {scores}")
         committed = [one for one in await self.records(name) if one.state == "committed"]

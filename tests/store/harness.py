@@ -11,8 +11,8 @@ from storage.elements import FIRST_DIGEST, pack
 from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import (
+    BeginResult,
     Begun,
-    Busy,
     Corrupt,
     Created,
     Exists,
@@ -24,12 +24,11 @@ from storage.results import (
     Removed,
     Renewed,
     Settled,
-    TurnsFull,
     UnknownTurn,
 )
 from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
-from storage.turns import Commit, Turns, Usage
+from storage.turns import Commit, Request, Turns, Usage
 
 OWNER = "alice"
 SECRET = b"0123456789abcdef"
@@ -117,15 +116,20 @@ class Store:
         return ref
 
     async def begin(
-        self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS, turns_max: int = 1_000
-    ) -> Begun | Busy | Settled | TurnsFull | Gone | Corrupt:
+        self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS, turns_max: int = 1_000, **asked: Any
+    ) -> BeginResult:
         record = f"pending {turn}".encode()
-        return await self.turns.begin(ref, turn, replica="r1", lease_ms=lease_ms, record=record, turns_max=turns_max)
+        fields = {"request": Request("print")} | asked
+        return await self.turns.begin(
+            ref, turn, replica="r1", lease_ms=lease_ms, record=record, turns_max=turns_max, **fields
+        )
 
-    async def begun(self, ref: SessionRef, turn: str = "", *, lease_ms: int = LEASE_MS) -> tuple[str, Begun]:
+    async def begun(
+        self, ref: SessionRef, turn: str = "", *, lease_ms: int = LEASE_MS, **asked: Any
+    ) -> tuple[str, Begun]:
         """A turn that has just begun: its id and the answer."""
         turn = turn or new_turn_id()
-        begun = await self.begin(ref, turn, lease_ms=lease_ms)
+        begun = await self.begin(ref, turn, lease_ms=lease_ms, **asked)
         assert isinstance(begun, Begun)
         return turn, begun
 
@@ -166,7 +170,7 @@ class Store:
 
     async def counters(self, ref: SessionRef) -> dict[str, int]:
         """The bucket's counters that are not zero, after checking that the owner's are the same."""
-        whole, own = [await self.redis.hgetall(key) for key in ref.keys[11:13]]
+        whole, own = [await self.redis.hgetall(key) for key in ref.keys[13:15]]
         assert whole == own
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
@@ -203,19 +207,19 @@ class Store:
         """Waits for the server to let every key of the session go."""
 
         async def expired() -> bool:
-            return [await self.redis.pttl(key) for key in ref.keys[:6]] == [-2] * 6
+            return [await self.redis.pttl(key) for key in ref.keys[:7]] == [-2] * 7
 
         await until(expired)
 
     async def assert_consistent(self, ref: SessionRef) -> None:
         """One end of life, one time of access, one size: in the session's keys, the indexes and the size record."""
-        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:6]]
-        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[6], ref.keys[9])]
+        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:7]]
+        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[8], ref.keys[11])]
         assert {end for end in ends if end != -2} == set(scores)
-        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[7:9]]
+        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[9:11]]
         assert set(accessed) == {int(await self.field(ref, "la"))}
         stored = await self.redis.lrange(ref.keys[1], 0, -1)
-        record = (await self.redis.hget(ref.keys[10], ref.id)).decode().split(" ")
+        record = (await self.redis.hget(ref.keys[12], ref.id)).decode().split(" ")
         assert record[:3] == [ref.owner_tag, str(sum(map(len, stored))), str(len(stored))]
         assert (await self.field(ref, "b"), await self.field(ref, "n")) == (record[1], record[2])
 

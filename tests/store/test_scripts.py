@@ -23,12 +23,12 @@ from storage.keys import new_nonce, new_turn_id
 from storage.results import LEASE_MS_MAX, Begun, Created, Removed, Renewed, Settled, StoreUnavailable
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
 from storage.sessions import Sessions, Snapshot
-from storage.turns import Rewind
+from storage.turns import Request, Rewind
 from tests.instruments.child import freeze_process
 from tests.store.harness import Store, elements, real_redis
 
 PACKAGE = Path(storage.__file__).parent
-FREEING = ("abort", "commit", "delete", "evict", "renew", "sweep", "sweep_lock", "touch")
+FREEING = ("abort", "cancel", "commit", "delete", "delivered", "evict", "renew", "sweep", "sweep_lock", "touch")
 FLAGS = dict.fromkeys(VERBS, "") | dict.fromkeys(FREEING, "allow-oom") | {"get": "no-writes"}
 SECTIONS = ["Guarantees", "KEYS", "ARGV", "Replies", "Complexity", "Caller"]
 WORD = r"\b[A-Z][A-Z_]+\b"
@@ -48,7 +48,7 @@ def header(verb: str) -> dict[str, str]:
         line.removeprefix("--").strip()
         for line in itertools.takewhile(lambda line: line.startswith("--") and "@include" not in line, lines)
     ]
-    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-13|: 1 )|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
+    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-15|: 1 )|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
     return {"Purpose": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -167,7 +167,9 @@ async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
         await store.sessions.get(ref)
         await store.sessions.touch(ref)
         await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=1)
-        await store.turns.append(ref, new_turn_id(), head=turn, record=b"r", turns_max=99, elements=elements(2))
+        await store.turns.append(
+            ref, new_turn_id(), head=turn, record=b"r", turns_max=99, request=Request("a", "key"), elements=elements(2)
+        )
         rewinding, begun = await store.begun(ref)
         await store.commit(ref, rewinding, begun.head, elements(1), rewind=Rewind(2, sum(map(len, elements(2))), 0))
         deleted, evicted = await store.created(), await store.created()
@@ -177,10 +179,10 @@ async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
         assert await runner.run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]
         await store.capacity.sweep_bucket(0, interval_ms=60_000)
         await store.capacity.sweep(ref)
-        await store.redis.unlink(*ref.keys[:6])
+        await store.redis.unlink(*ref.keys[:7])
         assert await store.capacity.sweep(ref) is True
     declared = {*ref.keys, *removed.keys, *deleted.keys, *evicted.keys, store.keyspace.index(0, "").sweep_lock}
-    assert set(ref.keys[:6]) <= {key for words in commands for key in words[1:2]}, "and every key of a session is used"
+    assert set(ref.keys[:7]) <= {key for words in commands for key in words[1:2]}, "and every key of a session is used"
     for name, *arguments in commands:
         if name.upper() == "TIME":
             continue
@@ -216,7 +218,7 @@ async def test_a_server_that_forgot_the_scripts_is_sent_them_again(store: Store)
 
 @pytest.mark.anyio
 async def test_a_call_on_keys_of_two_slots_is_a_bug(store: Store) -> None:
-    keys = (*store.ref().keys[:11], "{elsewhere}:oc")
+    keys = (*store.ref().keys[:13], "{elsewhere}:oc")
     with pytest.raises(AssertionError, match="several slots"):
         await ScriptRunner(store.redis).run("get", keys, ["s", "o"], budget_s=1)
 

@@ -10,6 +10,7 @@ from storage.results import (
     Begun,
     Busy,
     Corrupt,
+    Fate,
     Fenced,
     Gone,
     Lost,
@@ -19,7 +20,7 @@ from storage.results import (
     TurnsFull,
 )
 from storage.sessions import Snapshot
-from storage.turns import History
+from storage.turns import History, Request
 from tests.store.harness import TTL_MS, Store, elements
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,7 @@ async def snapshot(store: Store, ref: SessionRef) -> Snapshot:
 
 
 async def append(store: Store, ref: SessionRef, messages: list[bytes], **changes: Any) -> Any:
-    fields: dict[str, Any] = {"turn_id": new_turn_id(), "turns_max": 1_000} | changes
+    fields: dict[str, Any] = {"turn_id": new_turn_id(), "turns_max": 1_000, "request": Request("append")} | changes
     if "head" not in fields:
         fields["head"] = await store.field(ref, "head")
     turn_id = fields.pop("turn_id")
@@ -49,7 +50,7 @@ async def test_a_deleted_session_leaves_only_the_count_of_its_end(store: Store) 
     assert await store.sessions.get(ref) == Gone()
     assert await store.sessions.delete(ref) is False
     assert await store.counters(ref) == {"deleted": 1}
-    assert sorted(await store.everything()) == sorted(ref.keys[11:13])
+    assert sorted(await store.everything()) == sorted(ref.keys[13:15])
 
 
 async def test_unknown_expired_and_foreign_sessions_cannot_be_changed(store: Store) -> None:
@@ -191,7 +192,11 @@ async def test_appended_messages_are_history_and_no_turn_of_the_callers(store: S
     counted = await store.counters(ref)
     assert (counted["messages"], counted["bytes"]) == (5, after.size_bytes)
     assert await store.turns.records(ref, 1, 2) == [f"record {first}".encode(), f"record {turn}".encode()]
-    assert await store.turns.verdicts(ref, [first, turn, "turn_x"]) == ["committed", "committed", None]
+    assert await store.turns.fates(ref, [first, turn, "turn_x"]) == [
+        Fate("committed", 1, delivered=False),
+        Fate("committed", 2, delivered=False),
+        None,
+    ]
     await store.assert_consistent(ref)
 
 
@@ -286,8 +291,12 @@ async def test_turns_are_found_by_number_and_by_id(store: Store) -> None:
     assert await store.turns.count(ref) == 3
     assert [await store.turns.number(ref, turn) for turn in (done, failed, running)] == [1, 2, 3]
     assert [await store.turns.number(ref, turn) for turn in (never, "turn_x", "")] == [None] * 3
-    assert await store.turns.verdicts(ref, [done, failed, running]) == ["committed", "aborted", None]
+    assert await store.turns.fates(ref, [done, failed, running]) == [
+        Fate("committed", 1, delivered=False),
+        Fate("aborted", 2, delivered=False),
+        None,
+    ]
     assert await store.turns.records(ref, 2, 3) == [f"pending {failed}".encode(), f"pending {running}".encode()]
     assert await store.turns.records(ref, 3, 2) == []
-    assert await store.turns.verdicts(ref, []) == []
+    assert await store.turns.fates(ref, []) == []
     assert (await snapshot(store, ref)).ttl_ms == TTL_MS

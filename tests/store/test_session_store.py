@@ -59,14 +59,14 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
     )
     await store.assert_consistent(ref)
     age_s = snapshot.created_ms // 1_000 - SERVICE_EPOCH_S
-    assert await store.redis.hget(ref.keys[10], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
+    assert await store.redis.hget(ref.keys[12], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
     assert await store.counters(ref) == {"age_s": age_s}
 
 
 async def test_a_repeated_create_of_one_nonce_writes_nothing(store: Store) -> None:
     ref = await store.created(nonce="head_1", title="first")
     before = await store.everything()
-    assert await store.create(ref, "head_1", title="second") == Created()
+    assert await store.create(ref, "head_1", title="second") == Created(repeated=True)
     assert await store.everything() == before
 
 
@@ -181,7 +181,7 @@ async def test_a_swept_session_leaves_only_the_count_of_its_end(store: Store) ->
     assert await store.capacity.sweep(ref) is True
     assert await store.counters(ref) == {"expired": 1}
     left = await store.everything()
-    assert sorted(left) == sorted(ref.keys[11:13])
+    assert sorted(left) == sorted(ref.keys[13:15])
     assert await store.capacity.sweep(ref) is True
     assert await store.everything() == left
 
@@ -189,7 +189,7 @@ async def test_a_swept_session_leaves_only_the_count_of_its_end(store: Store) ->
 async def test_sweep_spares_a_session_that_lives_and_repairs_its_scores(store: Store) -> None:
     ref = await store.created()
     before = await store.everything()
-    for index in (ref.keys[6], ref.keys[9]):
+    for index in (ref.keys[8], ref.keys[11]):
         await store.redis.zadd(index, {ref.id: 1})
     assert await store.capacity.sweep(ref) is False
     assert await store.everything() == before

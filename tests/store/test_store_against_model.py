@@ -27,7 +27,7 @@ from storage.results import (
     Settled,
 )
 from storage.sessions import Snapshot
-from storage.turns import Rewind
+from storage.turns import Request, Rewind
 from tests.store.harness import Store, elements, real_redis
 
 T = TypeVar("T")
@@ -170,7 +170,9 @@ class Machine(RuleBasedStateMachine):
         head = known.head if known and not wrong_head else "head_x"
         new = elements(count, turn)
         settled = self.wait(
-            self.store.turns.append(self.ref(session), turn, head=head, record=b"{}", turns_max=999, elements=new)
+            self.store.turns.append(
+                self.ref(session), turn, head=head, record=b"{}", turns_max=999, request=Request("append"), elements=new
+            )
         )
         if known is None:
             assert settled == Gone()

@@ -11,9 +11,13 @@ OWNER = "ada"
 
 
 def addressed(
-    in_body: str | None = None, in_header: str | None = None, mode: str | None = None, owner: str = OWNER
+    in_body: str | None = None,
+    in_header: str | None = None,
+    mode: str | None = None,
+    owner: str = OWNER,
+    key: str | None = None,
 ) -> Address | None:
-    return of_request(KEYSPACE, owner, in_body=in_body, in_header=in_header, mode=mode)
+    return of_request(KEYSPACE, owner, in_body=in_body, in_header=in_header, mode=mode, idempotency_key=key)
 
 
 def session(in_body: str, mode: str | None = None, owner: str = OWNER) -> Address:
@@ -48,6 +52,16 @@ def test_new_is_another_session_each_time() -> None:
     assert one.ref.id != two.ref.id
     assert KEYSPACE.is_session_id(one.ref.id)
     assert (one.name, one.mode, one.public) == ("", "create", one.ref.id)
+
+
+def test_new_under_a_key_is_the_same_session_each_time() -> None:
+    one, two = addressed("new", key="k"), addressed("new", key="k")
+    assert one is not None
+    assert one == two
+    assert KEYSPACE.is_session_id(one.ref.id)
+    assert (one.name, one.mode, one.public) == ("", "create", one.ref.id)
+    others = [addressed("new", key="l"), addressed("new", key="k", owner="eve"), addressed("k")]
+    assert len({one.ref.id, *(other.ref.id for other in others if other)}) == 4
 
 
 def test_a_name_belongs_to_its_owner_and_is_always_the_same_session() -> None:

@@ -10,7 +10,7 @@ from storage.elements import FIRST_DIGEST, pack
 from storage.keys import Keyspace
 from storage.results import Busy, Corrupt, Fenced, Gone, Settled, StoreUnavailable, TurnsFull
 from storage.sessions import Sessions, Snapshot
-from storage.turns import Turns
+from storage.turns import Request, Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +53,7 @@ class Scripted:
 async def append(store: Scripted, wait_s: float = 5.0) -> int:
     sessions, turns = cast(Sessions, store), cast(Turns, store)
     appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=wait_s)
-    return (await appending.append(REF, [USER], "queue")).messages
+    return (await appending.append(REF, [USER], "queue", request=Request("print"))).messages
 
 
 async def code_of(store: Scripted, wait_s: float = 5.0) -> str:

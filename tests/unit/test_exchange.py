@@ -27,7 +27,7 @@ class Plain:
         pass
 
     def frames(self, events: Sequence[Event]) -> list[bytes]:
-        return [event.raw + b"\n" for event in events]
+        return [b"%b\n" % event.raw for event in events]
 
     def failed(self, error: BatonError) -> bytes:
         return b""
@@ -76,10 +76,10 @@ class Settling(Exchange):
     settling: Callable[[], Awaitable[None]] | None = None
     failures: list[BatonError | None]
 
-    async def _open(self) -> bytes:
+    async def _converse(self) -> None:
         if self.opening is not None:
             await self.opening()
-        return await super()._open()
+        await super()._converse()
 
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         self.failures = [*getattr(self, "failures", []), failure]

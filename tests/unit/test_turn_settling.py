@@ -11,12 +11,14 @@ from service.addressing import Address
 from service.claude import Claude
 from service.dialects.chat_out import rendering
 from service.events import Event
+from service.opening import Rules, Wish
 from service.prefix import Ask
-from service.turn import Rules, Turn
+from service.turn import Store, Turn
 from storage.keys import Keyspace
+from storage.log import Log
 from storage.results import Begun, Corrupt, Gone, Settled, StoreUnavailable, UnknownReply
 from storage.sessions import Sessions
-from storage.turns import History, Turns
+from storage.turns import History, Request, Turns
 from tests.unit.claude_events import answer_events, as_events, text_block
 
 pytestmark = pytest.mark.anyio
@@ -44,7 +46,7 @@ class StoreOfOneTurn:
     async def commit(self, *_: Any) -> Any:
         return self._answer("commit")
 
-    async def abort(self, *_: Any, budget_s: float | None = None) -> Any:
+    async def abort(self, *_: Any, **__: Any) -> Any:
         return self._answer("abort")
 
     def _answer(self, verb: str) -> Any:
@@ -63,16 +65,16 @@ class WholeAnswer:
 async def settled(store: StoreOfOneTurn) -> Turn:
     turn = Turn(
         cast(Claude, WholeAnswer()),
-        cast(Sessions, None),
-        cast(Turns, store),
+        Store(cast(Sessions, None), cast(Turns, store), cast(Log, None)),
         RULES,
-        address=Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"),
+        wish=Wish(
+            Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"), Request("print"), on_conflict="reject"
+        ),
         ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
         dialect="chat",
         render=partial(rendering, session=None, include_usage=False),
         resent=False,
-        on_conflict="reject",
-        streamed=False,
+        framing=None,
         on_disconnect="cancel",
     )
     async with asyncio.timeout(5):

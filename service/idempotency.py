@@ -1,0 +1,90 @@
+"""Whether two requests are one and the same: the request as the store knows it again.
+
+A caller who may send a request twice says so with ``Idempotency-Key``. Client libraries that send a request again by
+themselves do not: the openai and anthropic SDKs send the same body and only raise the header
+``x-stainless-retry-count``. So every request has a *fingerprint*: of who asks, in which dialect, of which session, and
+of the body with its keys sorted and without ``stream`` and ``stream_options``, which do not change what is asked.
+Headers do not count. What the store makes of it is in storage/scripts/shared/ring.lua.
+"""
+
+import base64
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, Final
+
+import orjson
+from starlette.types import Scope
+
+from service.asgi import header
+from service.errors import BatonError
+from storage.turns import Request
+
+_KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")
+_NOT_ASKED: Final = ("stream", "stream_options")
+
+
+def key_of(scope: Scope) -> str | None:
+    """The idempotency key of a request; None without one.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    key = header(scope, b"idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        raise BatonError(
+            "invalid_value", "Idempotency-Key has 1 to 255 printable ASCII characters.", param="Idempotency-Key"
+        )
+    return key
+
+
+def request_of(scope: Scope, *, principal: str, dialect: str, session_id: str, body: Mapping[str, Any]) -> Request:
+    """The request as the store knows it again.
+
+    Args:
+        scope: for its headers.
+        principal: who asks.
+        dialect: in which form, or which native verb.
+        session_id: the issued id.
+        body: as it came, parsed.
+
+    Raises:
+        BatonError: invalid_value, for a key that cannot be one.
+    """
+    key = key_of(scope)
+    return Request(
+        fingerprint=_digest(principal.encode(), dialect.encode(), session_id.encode(), canonical(body)),
+        key=_digest(principal.encode(), key.encode()) if key is not None else "",
+        retried=key is None and _was_sent_before(scope),
+    )
+
+
+def nonce_of(owner: str, key: str, body: Mapping[str, Any]) -> str:
+    """The nonce of a session's creation under a key: the same for the same request, so that it creates once."""
+    return "head_" + _digest(owner.encode(), key.encode(), canonical(body))
+
+
+def canonical(body: Mapping[str, Any]) -> bytes:
+    """What a body asks for, in one form.
+
+    Raises:
+        BatonError: invalid_value, for a body nested deeper than JSON can be written.
+    """
+    asked = {name: value for name, value in body.items() if name not in _NOT_ASKED}
+    try:
+        return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError:
+        raise BatonError("invalid_value", "The body is nested too deeply.") from None
+
+
+def _was_sent_before(scope: Scope) -> bool:
+    """Whether an SDK says that it has sent this before; a count that is none counts as zero."""
+    count = next((value for name, value in scope["headers"] if name == b"x-stainless-retry-count"), b"0")
+    return len(count) < 5 and count.isdigit() and int(count) > 0
+
+
+def _digest(*parts: bytes) -> str:
+    digest = blake2b(digest_size=15, person=b"baton-request")
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return base64.b32encode(digest.digest()).decode("ascii").lower()

@@ -1,0 +1,94 @@
+"""The log of a session's streamed turns, as it is read; renew.lua, commit.lua and whoever ends a turn write it.
+
+An entry holds frames as the turn's caller was shown them, each beginning with its ordinal (``id: 7``), and its own id
+tells the turn's number and the ordinal of its last frame. Entries may overlap, where a renewal was sent again with
+more: whoever reads cuts off what it has. The last entry of a turn says how it ended, and was written by the script that
+gave the turn its verdict. So a verdict without an end in the log means that the log has expired, if the verdict was
+read first.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from storage.keys import SessionRef
+from storage.results import Fate, StoreUnavailable, read_fate
+
+End = Literal["told", "dead", "overflow"]
+_ENTRIES: Final = 64  # read at once
+_ORDINAL_MAX: Final = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What the log holds of a turn after some frame.
+
+    Attributes:
+        fate: of the turn, None while it is open.
+        frames: those after that frame, as far as they were read; may be none.
+        ordinal: of the last of them, or the one asked for.
+        end: how the turn ended, if this is the end of the log: the frames say it (told), its replica vanished (dead),
+            or no more was logged (overflow).
+    """
+
+    fate: Fate | None
+    frames: bytes
+    ordinal: int
+    end: End | None
+
+
+class Log:
+    """The logs of one namespace.
+
+    Args:
+        redis: see connect.py.
+        budget_s: how long one read may take in all.
+    """
+
+    def __init__(self, redis: Redis, *, budget_s: float) -> None:
+        self._redis = redis
+        self._budget_s = budget_s
+
+    async def tail(self, ref: SessionRef, turn_id: str, number: int, after: int) -> Tail:
+        """What comes after the frame of ordinal ``after`` (0: all of it). Ask `Sessions.get` for permission first.
+
+        Cost: one round trip, up to 64 entries; there may be more behind them.
+        """
+        key, last = ref.keys[7], f"{number}-{_ORDINAL_MAX}"
+        try:
+            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=False) as batch:
+                batch.hget(ref.keys[3], turn_id)  # before the log, see the module's docstring
+                batch.xrange(key, f"({number}-{after}", last, count=_ENTRIES)
+                batch.xrevrange(key, last, f"{number}-0", count=1)
+                fate, entries, newest = await batch.execute()
+        except (RedisError, TimeoutError) as error:
+            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        frames, ordinal = _frames(entries, after)
+        end: End | None = None
+        if newest and b"e" in newest[0][1] and (not entries or entries[-1][0] == newest[0][0]):
+            end = newest[0][1][b"e"].decode()
+        return Tail(read_fate(fate) if fate else None, frames, ordinal, end)
+
+
+def _frames(entries: Sequence[Any], after: int) -> tuple[bytes, int]:
+    """The frames of entries that come after an ordinal, and the ordinal of the last."""
+    found = []
+    for entry_id, fields in entries:
+        frames: bytes = fields.get(b"f", b"")
+        if frames:
+            found.append(_cut(frames, after))
+            after = int(entry_id.partition(b"-")[2])
+    return b"".join(found), after
+
+
+def _cut(frames: bytes, after: int) -> bytes:
+    """Without those up to an ordinal. A line break within a frame is never followed by ``id:``; JSON has none."""
+    next_frame = b"id: %d\n" % (after + 1)
+    if frames.startswith(next_frame):
+        return frames
+    at = frames.find(b"\n\n" + next_frame)
+    return frames[at + 2 :] if at >= 0 else frames
