@@ -60,6 +60,7 @@ CODES: Final[Mapping[str, Code]] = {
     "session_corrupt": Code(409, False, "Redis has lost a part of the session; it can only be deleted."),
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
+    "turn_cut_short": Code(409, False, "The request was sent before, stored incomplete, and other turns followed."),
     "history_mismatch": Code(409, False, "The resent conversation does not begin as the stored one does."),
     "history_moved": Code(409, False, "The session's last turn is not the one that X-Expect-Turn names."),
     "session_exists": Code(409, False, "The session exists already."),

@@ -159,6 +159,13 @@ class Opening:
                 case Gone() if mode == "any" and not self._expected and creations < _CREATIONS_MAX:
                     await self._create(must_be_new=False)
                     creations += 1
+                case Moved() if request.replaces:
+                    raise BatonError(
+                        "turn_cut_short",
+                        f"The answer to this request was cut short (turn {request.replaces}), and the conversation has "
+                        "gone on since. Ask again in a request of its own.",
+                        headers={"x-turn-id": request.replaces},
+                    )
                 case refused:
                     raise self._refusal(refused)
 
@@ -191,8 +198,8 @@ class Opening:
                 turns_max=self._rules.turns_max,
                 request=request,
                 streamed=self._streamed,
-                # A turn whose place this one takes stands where the expected one stood when it was asked for.
-                expected=request.replaces if self._expected and request.replaces else self._expected,
+                # A turn can take the place of the last one only; that stands where the expected one stood.
+                expected=request.replaces or self._expected,
             )
         except StoreUnavailable as error:
             self.unsettled = error.outcome_unknown or self._created

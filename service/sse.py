@@ -102,17 +102,19 @@ class EventStream:
 
     async def write(self, frames: bytes) -> None:
         """Sends whole frames in one write, beginning the response if need be."""
+        await self._write(frames, more=True)
+
+    async def end(self, frames: bytes = b"") -> None:
+        """Sends the last frames, if any, and ends the response."""
+        if frames:
+            await self._write(frames, more=True)
+        await self._write(b"", more=False)
+
+    async def _write(self, frames: bytes, *, more: bool) -> None:
         self._spoke_at = self._now()
         async with self._writing:
             if not self.begun:
                 self.begun = True
                 pairs = [(k.encode(), v.encode("latin-1")) for k, v in {**HEADERS, **self._headers()}.items()]
                 await self._send({"type": "http.response.start", "status": 200, "headers": pairs})
-            await self._send({"type": "http.response.body", "body": frames, "more_body": True})
-
-    async def end(self, frames: bytes = b"") -> None:
-        """Sends the last frames and ends the response."""
-        if frames:
-            await self.write(frames)
-        async with self._writing:
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self._send({"type": "http.response.body", "body": frames, "more_body": more})

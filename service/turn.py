@@ -25,8 +25,8 @@ writes nothing and tells its caller ``turn_superseded``. Thawed at 7-9 it reads 
 
 A request that was sent before (idempotency.py) is no new turn. While the earlier one runs its verdict is waited for, or
 its log followed where the caller wants the same stream and said so with a key; once it is committed its answer is told
-again (replay.py). An earlier turn that is incomplete, and is still the last, is replaced: the commit rewinds it. One
-that was aborted or has died is as if it had never been, and the request becomes a turn of its own.
+again (replay.py). An earlier turn that is incomplete is replaced while it is the last: the commit rewinds it. One that
+was aborted or has died is as if it had never been, and the request becomes a turn of its own.
 
 What a streamed caller is shown has ordinals, and goes into the session's log as it is shown (lease.py), so that it can
 be followed from any replica; the last frames go with the commit or the abort, in the same script.
@@ -191,7 +191,7 @@ class Turn(Exchange):
                     self._turns, self._ref, history.elements, self._ask.messages
                 )
                 self._ask = replace(self._ask, messages=plan.new)
-            elif replaced is not None and begun.head == replaced.record["id"]:
+            elif replaced is not None:
                 self._rewind = resend.back_to(replaced.record["from"], history.elements, turns_dropped=1)
         except StoreUnavailable as error:
             raise store_unavailable() from error

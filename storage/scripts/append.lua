@@ -25,7 +25,7 @@ local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b'
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
-local known = key ~= '' and keyed_turn(key, tonumber(s[3]))
+local known = key ~= '' and earlier_turn(key, fingerprint, tonumber(s[3]))
 if known then
   local became = redis.call('HGET', VERDICTS, known.id)
   local running = not became and s[2] == known.id
@@ -53,8 +53,8 @@ end
 local number = text(redis.call('RPUSH', TURNS, ARGV[5]))
 redis.call('HSET', VERDICTS, turn_id, 'C' .. number)
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(messages + added), 'b', text(tonumber(s[7]) + bytes),
-  'ln', number, 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '', 'li', turn_id, 'lf', '', 'eo', '')
-if key ~= '' then remember(key, number, fingerprint, turn_id) end
+  'ln', number, 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '', 'eo', '')
+if key ~= '' then remember(key, fingerprint, number, turn_id, now) end
 write_size(size)
 count('messages', added)
 count('bytes', bytes)

@@ -5,8 +5,8 @@
 --   the same turn id again, while it still holds the lease, gets the same answer (lease renewed, not renumbered);
 --   a lease found over belongs to a turn that is declared dead here, in the same script, before the next begins.
 --   A request that names the key of one of the last 128 turns is that turn, if that runs or is committed; a request that
---   a client library sends again is the last begun turn if it is the same request, was sent within ten minutes and its
---   answer did not reach anybody. Nothing is written then.
+--   a client library sends again is the last turn of the same request, among the last 16 of the session, if that was sent
+--   within ten minutes and its answer did not reach anybody. Nothing is written then.
 --   The answer's head is what commit must present. A full server refuses the script before its first write.
 -- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's, of the log five minutes.
 -- ARGV: 1 session id, 2 owner, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max,
@@ -25,10 +25,10 @@
 -- @include ring
 
 local owner, turn_id, replica, lease_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local fingerprint, key, replaced, expected = ARGV[9], ARGV[10], ARGV[12], ARGV[13]
+local fingerprint, key, retried, replaced, expected = ARGV[9], ARGV[10], ARGV[11] == '1', ARGV[12], ARGV[13]
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'tn', 'mt', 'ttl', 'ax', 'md',
-  'eh', 'es', 'rev', 'li', 'lf', 'lb', 'eo', 'nonce', 'ct')
+  'eh', 'es', 'rev', 'eo', 'nonce', 'ct')
 if not s[1] or s[1] ~= owner then return { 'GONE' } end
 local holder, holder_number, lease_ends, head, messages, turns = s[2], s[3], s[4], s[5], s[6], tonumber(s[8])
 local max_turns, ttl_ms, absolute_ms = tonumber(s[9]), tonumber(s[10]), tonumber(s[11])
@@ -40,25 +40,19 @@ local now = now_ms()
 local again = holder == turn_id
 local remaining = lease_remaining_ms(lease_ends, now)
 
-local function earlier()
-  if key ~= '' then return keyed_turn(key, tonumber(holder_number)) end
-  if ARGV[11] == '' or s[17] ~= fingerprint or now - tonumber(s[18]) > RETRY_MS then return nil end
-  return { number = holder_number, fingerprint = fingerprint, id = s[16], unkeyed = true }
-end
-
 if not again then
-  local known = earlier()
-  if known and known.id ~= replaced then
+  local known = (key ~= '' or retried) and earlier_turn(key, fingerprint, tonumber(holder_number))
+  if known and known.id ~= replaced and (key ~= '' or now / 1000 - known.began <= RETRY_S) then
     local became = redis.call('HGET', VERDICTS, known.id)
     local running = not became and holder == known.id and remaining > 0
     local answered = became and string.match(became, '^C%d+(d?)$')
-    if answered == 'd' and known.unkeyed then answered = nil end
+    if answered == 'd' and key == '' then answered = nil end
     if (running or answered) and known.fingerprint ~= fingerprint then return { 'REUSED', known.id } end
     if running then return { 'RUNNING', known.id, known.number } end
     if answered then return { 'ANSWERED', known.id, known.number } end
   end
   if expected == 'unused' then
-    if head ~= s[20] or s[21] == '' then return { 'MOVED', head } end
+    if head ~= s[17] or s[18] == '' then return { 'MOVED', head } end
   elseif expected ~= '' and expected ~= head then
     return { 'MOVED', head }
   end
@@ -74,13 +68,13 @@ end
 local number, dead = holder_number, ''
 if not again then
   if holder ~= '' then
-    declare_dead(holder, holder_number, s[19])
+    declare_dead(holder, holder_number, s[16])
     dead = holder
   end
   number = text(redis.call('RPUSH', TURNS, ARGV[6]))
-  redis.call('HSET', SESSION, 'lt', turn_id, 'ln', number, 'cx', '0', 'us', '', 'li', turn_id, 'lf', fingerprint,
-    'lb', text(now), 'eo', ARGV[8] == '1' and '0' or '', 'eb', '0')
-  if key ~= '' then remember(key, number, fingerprint, turn_id) end
+  redis.call('HSET', SESSION, 'lt', turn_id, 'ln', number, 'cx', '0', 'us', '',
+    'eo', ARGV[8] == '1' and '0' or '', 'eb', '0')
+  remember(key, fingerprint, number, turn_id, now)
   redis.call('XTRIM', LOG, 'MINID', text(tonumber(number) - 1))
 end
 local ends = now + lease_ms

@@ -58,13 +58,13 @@ class Stream:
         last_id: of the last event that had one; 0 before.
     """
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, last_id: int = 0) -> None:
         self._response = response
         self._rest = b""
         self.status = response.status
         self.headers = response.headers
         self.frames: list[bytes] = []
-        self.last_id = 0
+        self.last_id = last_id
 
     async def frame(self) -> bytes | None:
         """The next frame without its blank line; None at the end of the response."""

@@ -199,8 +199,10 @@ async def test_an_incomplete_turn_that_others_stand_on_is_not_rewound(
     await eventually(lambda: has_turns(two, name, ["incomplete"]), "an incomplete turn")
     await two.chat("My name is Ada.", name)
     again = await one.chat(f"count to 200 {name}", name, headers=headers)
-    assert (again.status, again.headers["x-session-state"]) == (200, "continued")
-    assert (await one.session(name))["message_count"] == 6
+    assert (again.status, again.code, again.headers["x-should-retry"]) == (409, "turn_cut_short", "false")
+    assert again.headers["x-turn-id"] == stream.headers["x-turn-id"]
+    assert (await one.session(name))["message_count"] == 4
+    assert (await one.chat(f"count to 3 {name}", name)).status == 200
 
 
 async def test_who_gives_a_key_may_leave_and_come_back(
@@ -373,9 +375,15 @@ async def test_what_is_sent_for_the_first_time_is_a_new_turn(one: Caller, two: C
     first = await lost_answer(one, "Hi", name)
     answer = await two.chat("Hi", name, headers=retry(0))
     assert answer.headers["x-turn-id"] != first
+    assert await turns_of(one, name) == ["committed"] * 2
+
+
+async def test_a_retry_is_recognised_though_others_came_in_between(one: Caller, two: Caller, name: str) -> None:
+    first = await lost_answer(one, "Hi", name)
     other = await lost_answer(one, "Hi again", name)
-    assert (await two.chat("Hi", name, headers=retry())).headers["x-turn-id"] not in (first, other)
-    assert await turns_of(one, name) == ["committed"] * 4
+    assert (await two.chat("Hi", name, headers=retry())).headers["x-turn-id"] == first
+    assert (await two.chat("Hi again", name, headers=retry(2))).headers["x-turn-id"] == other
+    assert await turns_of(one, name) == ["committed"] * 2
 
 
 async def test_a_retry_waits_for_its_own_turn(one: Caller, two: Caller, simulator: Simulator, name: str) -> None:

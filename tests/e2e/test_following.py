@@ -1,4 +1,4 @@
-"""A running turn seen and stopped from anywhere: followed by its events, resumed where a connection broke, cancelled."""
+"""A running turn seen and stopped from anywhere: followed, resumed where a connection broke, cancelled."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.by_hand import append, create, unused, user
 from tests.e2e.caller import Caller, Stream, eventually, text_of
-from tests.instruments.processes import Simulator
+from tests.instruments.processes import Fleet, Simulator
 
 pytestmark = pytest.mark.anyio
 
@@ -124,6 +124,7 @@ async def test_a_failed_stream_fails_for_its_followers_too(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
     await one.chat("Hi", name)
+    await simulator.pace(delta_ms=5)  # so that something was shown before it fails
     await simulator.fault("error_mid_stream", error_type="overloaded_error", after_deltas=5, match=name)
     async with one.stream(f"count to 30 {name}", name) as first:
         await first.rest()
@@ -180,10 +181,17 @@ async def test_a_stream_is_cancelled_from_the_other_replica(
         assert await follower.rest() == first.frames
 
 
+@pytest.fixture
+async def short_leases(fleet: Fleet, http: aiohttp.ClientSession) -> tuple[Caller, Caller]:
+    """Two more replicas, whose turns learn soon that they are cancelled."""
+    replicas = [await fleet.add_replica(env={"BATON_LEASE_MS": "1500"}) for _ in range(2)]
+    return Caller(http, replicas[0].url), Caller(http, replicas[1].url)
+
+
 async def test_an_answer_that_is_not_streamed_is_cancelled_and_not_stored(
-    fleet_of_short_leases: tuple[Caller, Caller], simulator: Simulator, name: str
+    short_leases: tuple[Caller, Caller], simulator: Simulator, name: str
 ) -> None:
-    one, two = fleet_of_short_leases
+    one, two = short_leases
     await one.chat("Hi", name)
     await simulator.fault("hang", match=name)
     running = asyncio.create_task(one.chat(f"Never {name}", name))
@@ -213,12 +221,3 @@ async def test_what_cannot_be_cancelled(one: Caller, two: Caller, name: str) -> 
     assert (answer.status, answer.code) == (404, "session_not_found")
     await create(one, name=unused())
     assert (await two.get(f"/v1/sessions/{name}/turns/{turn}/cancel")).status == 405
-
-
-@pytest.fixture
-async def fleet_of_short_leases(fleet: object, http: aiohttp.ClientSession) -> tuple[Caller, Caller]:
-    from tests.instruments.processes import Fleet
-
-    assert isinstance(fleet, Fleet)
-    replicas = [await fleet.add_replica(env={"BATON_LEASE_MS": "1500"}) for _ in range(2)]
-    return Caller(http, replicas[0].url), Caller(http, replicas[1].url)

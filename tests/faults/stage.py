@@ -39,7 +39,7 @@ _QUESTIONS = {
     "first": "My name is Ada.",
     "victim": "Please count to 20.",
     "other": "Count to 3.",
-    "long": "Count to 2800.",
+    "long": "Count to 1000.",
 }
 _QUESTION = "What is my name?"
 
@@ -94,7 +94,7 @@ def question(mark: str) -> str:
 
 def answer(mark: str, before: str) -> str:
     """What the simulator answers to a turn of this mark, if the turn in front of it is ``before``."""
-    counts = {"victim": 20, "other": 3, "long": 2800}
+    counts = {"victim": 20, "other": 3, "long": 1000}
     if mark == "first":
         said = 'You said: "My name is Ada. [mark:first]". I received 1 message.'
     elif mark in counts:

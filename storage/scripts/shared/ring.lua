@@ -1,23 +1,31 @@
 -- Purpose: which turn a request is, if it was sent before: by its idempotency key, or, where a client library sends it
 -- again by itself, by its fingerprint.
--- RING: key digest → '<number> <fingerprint> <turn id>', and '#<number mod 128>' → the key digest of that turn, so that
--- it never holds more than the last 128 turns.
+-- RING: key digest → '<number> <began, s> <fingerprint> <turn id>', and '#<number mod 128>' → the key digest of that turn,
+-- so that it holds no more than the last 128 turns' keys. For turns without a key '~<fingerprint>' stands for the key, and
+-- '~<number mod 16>' for its place: of those the last 16 turns are enough, a retry comes within seconds.
 -- Needs: keys.lua, clock.lua.
 
-local RING_TURNS = 128
-local RETRY_MS = 600000
+local KEYED_TURNS, UNKEYED_TURNS = 128, 16
+local RETRY_S = 600
 
-local function keyed_turn(key, last_number)
-  local known = redis.call('HGET', RING, key)
+-- What the ring knows of a request; `last_number` is that of the session's last turn.
+local function earlier_turn(key, fingerprint, last_number)
+  local known = redis.call('HGET', RING, key ~= '' and key or '~' .. fingerprint)
   if not known then return nil end
-  local number, fingerprint, id = string.match(known, '^(%d+) (%S+) (%S+)$')
-  if tonumber(number) <= last_number - RING_TURNS then return nil end
-  return { number = number, fingerprint = fingerprint, id = id }
+  local number, began, print, id = string.match(known, '^(%d+) (%d+) (%S+) (%S+)$')
+  if tonumber(number) <= last_number - (key ~= '' and KEYED_TURNS or UNKEYED_TURNS) then return nil end
+  return { number = number, began = tonumber(began), fingerprint = print, id = id }
 end
 
-local function remember(key, number, fingerprint, turn_id)
-  local slot = '#' .. text(tonumber(number) % RING_TURNS)
+local function remember(key, fingerprint, number, turn_id, now)
+  local turns, mark, name = KEYED_TURNS, '#', key
+  if key == '' then turns, mark, name = UNKEYED_TURNS, '~', '~' .. fingerprint end
+  local slot = mark .. text(tonumber(number) % turns)
   local old = redis.call('HGET', RING, slot)
-  if old and old ~= key and not keyed_turn(old, tonumber(number)) then redis.call('HDEL', RING, old) end
-  redis.call('HSET', RING, key, number .. ' ' .. fingerprint .. ' ' .. turn_id, slot, key)
+  if old and old ~= name then
+    local known = redis.call('HGET', RING, old)
+    if known and tonumber(string.match(known, '^%d+')) <= tonumber(number) - turns then redis.call('HDEL', RING, old) end
+  end
+  redis.call('HSET', RING, slot, name,
+    name, number .. ' ' .. text(math.floor(now / 1000)) .. ' ' .. fingerprint .. ' ' .. turn_id)
 end
