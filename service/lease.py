@@ -5,6 +5,8 @@ whether somebody wants it cancelled, whether it was declared dead meanwhile, and
 While an answer streams it comes sooner: with the first frame, then once 8 KiB wait or 250 ms have passed. A store that
 does not answer is no reason to stop: the lease may run out, but commit decides by the session's head. What could not be
 logged is tried again with what came since, and at last goes with the commit.
+
+A renewal under way is never cancelled: that would cost its connection to the store.
 """
 
 import asyncio
@@ -19,6 +21,7 @@ from storage.turns import Shown, Turns, Usage
 _BATCH_BYTES: Final = 8 * 1024
 _BATCH_S: Final = 0.25
 _LOG_BYTES_MAX: Final = 8 * 1024 * 1024  # as in scripts/shared/log.lua; what comes behind is not kept here either
+_RENEWING: Final[set[asyncio.Task[None]]] = set()  # so that one which is the last of its turn is not lost
 
 
 class Lease:
@@ -52,6 +55,8 @@ class Lease:
         # A timer, and a task only when it fires: most turns end before the first renewal.
         self._timer: asyncio.TimerHandle | None = None
         self._renewing: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._handed_on = False  # what is not logged goes with the verdict
         self._unlogged: list[bytes] = []
         self._unlogged_bytes = 0
         self._shown_bytes = 0
@@ -61,11 +66,9 @@ class Lease:
         """Begins to renew; the lease was just granted."""
         self._renew_within(self._lease_ms / 3000)
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Renews no more."""
-        if self._renewing is not None and not self._renewing.done():
-            self._renewing.cancel()
-            await asyncio.wait([self._renewing])
+        self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -81,18 +84,23 @@ class Lease:
         self._renew_within(0 if first else self._due_s())
 
     def unlogged(self, frames: bytes, ordinal: int) -> Shown:
-        """What the log does not have yet, and the last frames of all."""
+        """What the log does not have yet and the last frames of all, to go with the verdict; the lease goes on."""
+        self._handed_on = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._renew_within(self._due_s())
         return Shown(ordinal, b"".join((*self._unlogged, frames)))
 
     def _due_s(self) -> float:
         """How long the next renewal may wait."""
-        if not self._unlogged:
+        if self._handed_on or not self._unlogged:
             return self._lease_ms / 3000
         return 0 if self._unlogged_bytes >= _BATCH_BYTES else _BATCH_S
 
     def _renew_within(self, wait_s: float) -> None:
         """Renews after so long, or earlier if that was planned; while a renewal is under way, its end decides."""
-        if self._renewing is not None and not self._renewing.done():
+        if self._stopped or self._renewing is not None:
             return
         loop = asyncio.get_running_loop()
         due = loop.time() + wait_s
@@ -105,10 +113,12 @@ class Lease:
     def _fire(self) -> None:
         self._timer = None
         self._renewing = asyncio.create_task(self._renew())
+        _RENEWING.add(self._renewing)
+        self._renewing.add_done_callback(_RENEWING.discard)
 
     async def _renew(self) -> None:
-        batch = len(self._unlogged)
-        shown = Shown(self._ordinal, b"".join(self._unlogged)) if batch else Shown()
+        batch = 0 if self._handed_on else len(self._unlogged)
+        shown = Shown(self._ordinal, b"".join(self._unlogged[:batch])) if batch else Shown()
         result: Renewed | Settled | Lost | Gone | None
         try:
             result = await self._turns.renew(
@@ -119,6 +129,7 @@ class Lease:
         else:
             del self._unlogged[:batch]
             self._unlogged_bytes -= len(shown.frames)
+        self._renewing = None
         match result:
             case Gone():
                 self._interrupt(Interrupt.SESSION_GONE)
@@ -127,5 +138,4 @@ class Lease:
             case _:
                 if isinstance(result, Renewed) and result.cancel:
                     self._interrupt(Interrupt.CANCELLED)
-                self._renewing = None
                 self._renew_within(self._due_s())

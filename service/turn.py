@@ -302,7 +302,7 @@ class Turn(Exchange):
             )  # a fault of ours must not leave the session busy until the lease ends
             raise
         finally:
-            await self._lease.stop()
+            self._lease.stop()
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         if not self._opening.unsettled:
