@@ -28,6 +28,12 @@ CONNECTION: Final = "baton.connection"
 """The ASGI extension whose ``is_open`` tells whether the client still holds its connection (http_protocol.py)."""
 
 
+def connection_of(scope: Scope) -> Callable[[], bool]:
+    """Whether the client of a request is still there; where the server does not tell, it is taken to be."""
+    is_open: Callable[[], bool] = scope.get("extensions", {}).get(CONNECTION, {}).get("is_open", lambda: True)
+    return is_open
+
+
 class _Answer(NamedTuple):
     due: float
     is_open: Callable[[], bool]
@@ -46,8 +52,8 @@ class Deliveries:
 
     def sent(self, scope: Scope, ref: SessionRef, turn_id: str) -> None:
         """The whole answer of a turn was written."""
-        is_open = scope.get("extensions", {}).get(CONNECTION, {}).get("is_open")
-        if is_open is None or not is_open():
+        is_open = connection_of(scope)
+        if not is_open():
             return
         loop = asyncio.get_running_loop()
         self._waiting.append(_Answer(loop.time() + _GRACE_S, is_open, ref, turn_id))

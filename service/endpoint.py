@@ -14,7 +14,7 @@ from service.addressing import Address
 from service.asgi import header, parse_json, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT
-from service.delivery import Deliveries
+from service.delivery import Deliveries, connection_of
 from service.dialects import chat, chat_out
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
@@ -108,7 +108,13 @@ class ChatCompletions:
             parts.claude,
             parts.store,
             parts.rules,
-            wish=Wish(address, same, on_conflict, expected),
+            wish=Wish(
+                address,
+                same,
+                on_conflict,
+                expected,
+                connection_of(scope) if idempotency.comes_again(scope) else lambda: True,
+            ),
             ask=request.ask,
             dialect="chat",
             framing=chat_out.framing(include_usage=request.include_usage) if request.stream else None,

@@ -14,6 +14,7 @@ so the connection goes on with a fresh one that is told the same framing.
 """
 
 import asyncio
+import select
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -27,6 +28,7 @@ from service.dialects.errors import openai_error
 from service.errors import BatonError
 
 _LINGER_S: Final = 1.0  # a refused client has this long to read why
+_HANG_UP: Final[int] = getattr(select, "POLLRDHUP", 0)  # Linux has it; elsewhere the event is waited for
 _FRAMING: Final = (b"content-length", b"transfer-encoding")
 
 
@@ -109,8 +111,14 @@ class HttpProtocol(HttpToolsProtocol):
             self.scope["extensions"] = {CONNECTION: {"is_open": self._is_open}}
 
     def _is_open(self) -> bool:
-        """Whether the client still holds its end of the connection."""
-        return not self.transport.is_closing()
+        """Whether the client still holds its end; asked of the kernel, for the event may be on its way."""
+        if self.transport.is_closing():
+            return False
+        if not _HANG_UP:
+            return True
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket").fileno(), _HANG_UP)
+        return not poll.poll(0)
 
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""

@@ -74,12 +74,15 @@ class Wish:
         request: which request it is.
         on_conflict: what to do if another turn of the session is running.
         expected: the head that the session must have; "" for any.
+        wanted: asked before each begin: False if its caller has gone and will send it again. Then it must not begin:
+            its repetition may have begun before it, and nothing would tell that the two are one.
     """
 
     address: Address
     request: Request
     on_conflict: OnConflict
     expected: str = ""
+    wanted: Callable[[], bool] = lambda: True
 
 
 class Opening:
@@ -117,6 +120,7 @@ class Opening:
         self._address = wish.address
         self._ref = wish.address.ref
         self._expected = wish.expected
+        self._wanted = wish.wanted
         self._turn_id = turn_id
         self._model = model
         self._streamed = streamed
@@ -186,6 +190,8 @@ class Opening:
                 return Interrupt.LEASE_LOST.told()
 
     async def _ask(self, request: Request) -> BeginResult:
+        if not self._wanted():
+            raise Interrupt.HUNG_UP.told()
         self.unsettled = True
         started = time.perf_counter()
         try:

@@ -13,13 +13,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
+from service.resend import was_rewound
 from storage.elements import HEADER_BYTES
 from storage.keys import Keyspace, SessionRef
 from storage.scripts import SCRIPTS
+from storage.turns import Cut
+from tests.faults.sdk_client import SdkClient
+from tests.instruments.balancer import Balancer
 from tests.instruments.history import ClientTurn, Message, Outcome, TurnRecord, marked, text_of
 from tests.instruments.processes import SECRET, Fleet, Replica
 
@@ -32,7 +37,11 @@ _UNKNOWN_CODES = {"session_save_unknown", "internal_error"}
 
 @dataclass
 class Plan:
-    """How hard it blows: at least this many turns, kills and freezes; it goes on until it had them all."""
+    """How hard it blows: at least this many turns, kills and freezes; it goes on until it had them all.
+
+    With ``sdk`` the clients are stock SDKs behind a balancer, impatient, with their own retries; without, they ask a
+    replica themselves, once.
+    """
 
     turns: int
     seed: int
@@ -42,6 +51,8 @@ class Plan:
     sessions: int = 6
     hang_up_share: float = 0.05
     lost_replies_share: float = 0.03
+    sdk: bool = False
+    on_disconnect: str = "cancel"
 
 
 @dataclass
@@ -75,23 +86,41 @@ class Storm:
 
     async def run(self) -> None:
         """Until there was enough of everything and every replica stands again."""
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
+        names = [f"client-{number}" for number in range(self.plan.clients)]
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http,
+            Balancer(lambda: [port_of(replica) for replica in self._standing]) as balancer,
+        ):
             trouble = [asyncio.create_task(self._kill_and_freeze()), asyncio.create_task(self._lose_replies())]
-            clients = [self._client(f"client-{number}", http) for number in range(self.plan.clients)]
-            await asyncio.gather(*clients)
+            if self.plan.sdk:
+                await asyncio.gather(*(self._sdk_client(name, balancer.port) for name in names))
+            else:
+                await asyncio.gather(*(self._client(name, http) for name in names))
             self._over.set()
             await asyncio.gather(*trouble)
         await self._calm()
 
     # Clients.
 
+    def _next(self) -> tuple[str, str, str, bool]:
+        """What a client says next: session, mark, text, and whether streamed."""
+        number = next(self._numbers)
+        session = self._random.choice(self.sessions)
+        mark = f"{session}/{number}"
+        text = marked(mark, "count to 12" if self._random.random() < 0.5 else f"Note {number}.")
+        return session, mark, text, self._random.random() < 0.6
+
+    async def _sdk_client(self, name: str, port: int) -> None:
+        client = SdkClient(name, f"http://127.0.0.1:{port}", self.plan.on_disconnect)
+        while not self._enough():
+            session, mark, text, stream = self._next()
+            self.log.turns.append(await client.ask(session, mark, text, model=MODEL, stream=stream))
+        await client.aclose()
+
     async def _client(self, name: str, http: aiohttp.ClientSession) -> None:
         while not self._enough():
-            number = next(self._numbers)
-            session = self._random.choice(self.sessions)
-            mark = f"{session}/{number}"
-            text = marked(mark, "count to 12" if self._random.random() < 0.5 else f"Note {number}.")
-            turn = _Turn(name, session, mark, text, stream=self._random.random() < 0.6)
+            session, mark, text, stream = self._next()
+            turn = _Turn(name, session, mark, text, stream=stream)
             turn.hangs_up = turn.stream and self._random.random() < self.plan.hang_up_share
             for _ in range(3000):
                 if await turn.send(http, self._random.choice(self._standing).url):
@@ -138,7 +167,7 @@ class Storm:
 
     async def _lose_replies(self) -> None:
         """Cuts connections to the store after a script ran and before its reply arrived: it will be sent again."""
-        shas = {SCRIPTS[verb].sha.encode() for verb in ("begin", "renew", "commit", "abort", "create")}
+        shas = {SCRIPTS[verb].sha.encode() for verb in ("begin", "renew", "commit", "abort", "create", "delivered")}
         while await self._pause(0.05, 0.3):
             victim = self._random.choice(self._standing)
             if victim.redis_stall is not None and self._random.random() < self.plan.lost_replies_share * 10:
@@ -195,17 +224,24 @@ class StoreView:
         return [Message(one["role"], text_of(one["content"])) for one in parsed]
 
     async def records(self, name: str) -> list[TurnRecord]:
-        """Turn records with the verdict that the store holds for each; a turn id never begun has no record."""
+        """Turn records with the verdict that the store holds for each; a turn id never begun has no record.
+
+        A turn that a later one took the place of is ``rewound`` and holds no messages any more.
+        """
         keys = self.ref(name).keys
         raw = [orjson.loads(record) for record in await self.client.lrange(keys[2], 0, -1)]
         verdicts = await self.client.hgetall(keys[3])
+        cuts = [Cut(*map(int, cut.split())) for cut in await self.client.lrange(keys[5], 0, -1)]
         records = []
         for number, record in enumerate(raw, start=1):
             verdict = verdicts.get(record["id"].encode(), b"")
             state = _VERDICT_STATES.get(verdict[:1], "pending")
             if verdict:
                 assert int(verdict[1:].removesuffix(b"d")) == number, f"verdict {verdict!r} of turn {number}"
-            records.append(TurnRecord(record["id"], number, state, record.get("from", 0), record.get("to", 0)))
+            start, end = record.get("from", 0), record.get("to", 0)
+            if state == "committed" and was_rewound(number, end, cuts):
+                state, start, end = "rewound", 0, 0
+            records.append(TurnRecord(record["id"], number, state, start, end))
         return records
 
     async def invariants(self, name: str) -> list[str]:
@@ -224,11 +260,18 @@ class StoreView:
         scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[8], keys[11])}
         if expires != scores or len(expires) != 1:
             broken.append(f"{name}: native expiry {expires}, indexes {scores}")
-        committed = [one for one in await self.records(name) if one.state == "committed"]
+        committed = [one for one in await self.records(name) if one.state in ("committed", "rewound")]
         head = committed[-1].turn_id if committed else session[b"nonce"].decode()
         if session[b"head"].decode() != head:
             broken.append(f"{name}: head {session[b'head']!r}, last committed {head}")
         return broken
+
+
+def port_of(replica: Replica) -> int:
+    """Where it listens."""
+    port = urlsplit(replica.url).port
+    assert port is not None
+    return port
 
 
 class _Turn:
