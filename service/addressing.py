@@ -12,11 +12,11 @@ from typing import Final, Literal
 from service.errors import BatonError, chosen
 from storage.keys import TURN_ID, Keyspace, SessionRef
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
-_RESERVED: Final = frozenset({"new", "stats", "import"})
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
+RESERVED: Final = frozenset({"new", "stats", "import"})
 
 Mode = Literal["any", "continue", "create"]
-_OFFERED: Final[tuple[Mode, ...]] = ("continue", "create")
+MODES: Final[tuple[Mode, ...]] = ("continue", "create")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def named(keyspace: Keyspace, owner: str, name: str, *, param: str) -> SessionRe
     Raises:
         BatonError: invalid_session_id, if it may not be one; ``param`` says where it came from.
     """
-    if not _NAME.fullmatch(name) or name in _RESERVED or name.startswith("sess_"):
+    if not NAME.fullmatch(name) or name in RESERVED or name.startswith("sess_"):
         raise BatonError(
             "invalid_session_id",
             "A session is named by its issued id (sess_…), by `new`, or by a name of your own: 1-200 characters out of "
@@ -89,7 +89,7 @@ def of_request(
             "session_id_conflict", "The body's session_id and the header X-Session-Id differ.", param="session_id"
         )
     session = in_body if in_body is not None else in_header
-    wanted = chosen("X-Session-Mode", mode, _OFFERED, "any")
+    wanted = chosen("X-Session-Mode", mode, MODES, "any")
     if session is None:
         if mode is not None:
             raise BatonError("invalid_value", "X-Session-Mode needs a session.", param="X-Session-Mode")

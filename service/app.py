@@ -25,6 +25,7 @@ from service.delivery import Deliveries
 from service.endpoint import ChatCompletions, Parts
 from service.exchange import Exchanges
 from service.models import Models
+from service.openapi import document
 from service.opening import Rules
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
@@ -85,7 +86,14 @@ def build(
         deliveries=deliveries,
     )
     models = Models(claude, settings.model_aliases)
-    ops = OpsRoutes(watch, exchanges, models, replica=replica, default_model=settings.default_model)
+    ops = OpsRoutes(
+        watch,
+        exchanges,
+        models,
+        replica=replica,
+        default_model=settings.default_model,
+        document=document.rendered(),
+    )
     sweeper = Sweeper(
         store.capacity,
         store.index,
@@ -203,5 +211,6 @@ def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRo
         Route("/health", ops.health),
         Route("/version", ops.version),
         Route("/metrics", ops.metrics),
+        Route("/openapi.json", ops.openapi),
         Route("/", ops.page),
     ]

@@ -1,4 +1,4 @@
-"""What operators and curious people ask: health, readiness, version, metrics, models, and a plain page at ``/``.
+"""What operators and curious people ask: health, version, metrics, models, the interface itself, a plain page at ``/``.
 
 ``/livez`` says that the process answers, nothing else: restarting replicas does not mend a store. ``/readyz`` says
 whether this replica should get work: it started, reached the store at least once, and is not draining. The store's
@@ -36,7 +36,8 @@ curl -s {origin}/v1/chat/completions -H 'content-type: application/json' \\
 <p>GET: <a href="/v1/sessions">/v1/sessions</a>, <a href="/v1/sessions/stats">its numbers</a>,
 <a href="/v1/sessions/my-chat">/v1/sessions/my-chat</a>, <a href="/v1/sessions/my-chat/messages">its
 messages</a>, <a href="/v1/models">/v1/models</a>, <a href="/health">/health</a>, <a href="/livez">/livez</a>,
-<a href="/readyz">/readyz</a>, <a href="/version">/version</a>, <a href="/metrics">/metrics</a>.</p>
+<a href="/readyz">/readyz</a>, <a href="/version">/version</a>, <a href="/metrics">/metrics</a>, <a
+href="/openapi.json">/openapi.json</a>.</p>
 </body></html>
 """
 
@@ -45,13 +46,21 @@ class OpsRoutes:
     """The endpoints; each is an ASGI application."""
 
     def __init__(
-        self, store: StoreWatch, exchanges: Exchanges, models: Models, *, replica: str, default_model: str
+        self,
+        store: StoreWatch,
+        exchanges: Exchanges,
+        models: Models,
+        *,
+        replica: str,
+        default_model: str,
+        document: bytes,
     ) -> None:
         self._store = store
         self._exchanges = exchanges
         self._models = models
         self._replica = replica
         self._default_model = default_model
+        self._document = document
 
     def _state(self) -> dict[str, Any]:
         draining = self._exchanges.draining
@@ -84,6 +93,10 @@ class OpsRoutes:
     async def metrics(self, request: Request) -> Response:
         """``GET /metrics``: Prometheus text."""
         return Response(generate_latest(telemetry.REGISTRY), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, request: Request) -> Response:
+        """``GET /openapi.json``: what this replica understands, for programs."""
+        return Response(self._document, media_type="application/json")
 
     async def models(self, request: Request) -> Response:
         """``GET /v1/models``: Claude's models and our aliases, in OpenAI's shape."""

@@ -1,14 +1,53 @@
 """The tables of docs/api.md are those in the code. `python -m tests.unit.test_api_docs` writes them anew."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
 
 from service.dialects import chat
 from service.errors import CODES
+from service.headers import HEADERS
+from service.openapi import completions, schemas
+from service.openapi.operations import OPERATIONS, Operation, Query
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+
+
+def endpoints() -> str:
+    lines = ["| endpoint | for | takes |", "|---|---|---|"]
+    for operations in OPERATIONS.values():
+        for one in operations:
+            purpose = "; ".join(filter(None, (one.summary, one.details)))
+            lines.append(f"| `{one.method} {one.path}` | {purpose} | {', '.join(taken(one))} |")
+    return "\n".join(lines) + "\n"
+
+
+def taken(operation: Operation) -> Iterator[str]:
+    """What may be said in the query, the body and the headers."""
+    yield from map(asked_for, operation.query)
+    if operation.body in completions.SCHEMAS:
+        yield "[its parameters](#parameters-of-a-chat-completion)"
+    elif operation.body:
+        yield from (f"`{name}`" for name in schemas.SCHEMAS[operation.body]["properties"])
+    yield from (f"`{name}`" for name in operation.headers)
+
+
+def asked_for(query: Query) -> str:
+    """A parameter of the query string, with its bounds and its default if it has one."""
+    schema = query.schema
+    if schema["type"] == "object":
+        return f"`{query.name}[key]=value`"
+    if "default" in schema:
+        return f"`{query.name}` {schema['minimum']:,}–{schema['maximum']:,} ({schema['default']})"
+    return f"`{query.name}`"
+
+
+def headers() -> str:
+    lines = ["| header | on | meaning |", "|---|---|---|"]
+    lines += [f"| `{header.name}` | {', '.join(header.on)} | {header.meaning} |" for header in HEADERS]
+    return "\n".join(lines) + "\n"
 
 
 def parameters() -> str:
@@ -29,7 +68,8 @@ def codes() -> str:
 
 
 def renewed(text: str) -> str:
-    for name, table in (("parameters", parameters()), ("codes", codes())):
+    for made in (endpoints, headers, parameters, codes):
+        name, table = made.__name__, made()
         marked = re.compile(f"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->\n)", re.DOTALL)
         assert marked.search(text), f"the markers of {name} are gone"
         text = marked.sub(lambda found, table=table: found[1] + table + found[2], text)  # type: ignore[misc]

@@ -1,0 +1,54 @@
+"""Every header of ours, said once: the documents of the API, and whoever must list them, take them from here.
+
+Ours is what Baton reads in a request or says in a response beyond plain HTTP (content type, length, connection, …).
+A header that means different things in different places has a row for each; no two rows have the same name and place.
+Names are as documents write them; on the wire their case does not matter.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Place = Literal["request", "answer", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header: where it is found, and what it means there, as half a sentence."""
+
+    name: str
+    on: tuple[Place, ...]
+    meaning: str
+
+
+HEADERS: Final = (
+    Header(
+        "X-Session-Id",
+        ("request",),
+        "the session, as the body's `session_id`; both, and different, is an error",
+    ),
+    Header("X-Session-Mode", ("request",), "`continue`: it must exist; `create`: it must not"),
+    Header("X-Session-On-Conflict", ("request",), "`queue` or `reject` while another turn of the session runs"),
+    Header("X-Session-On-Disconnect", ("request",), "`cancel` or `continue` when the caller hangs up"),
+    Header(
+        "X-Session-Input",
+        ("request",),
+        "as the body's `session_input`; `delta`: the messages are new; `full`: they are the whole conversation. "
+        "Default: `full` if there is an assistant message among them",
+    ),
+    Header("If-Match", ("request",), "the `ETag` of the session as it was read; `*`: whatever it is by now"),
+    Header("X-Request-Id", ("request", "answer", "error"), "echoed if it has a harmless form, else made"),
+    Header("X-Session-Id", ("answer", "error"), "the issued id; absent when stateless"),
+    Header("X-Session-State", ("answer", "error"), "`new`, `continued` or `rewound`"),
+    Header("X-Turn-Id", ("answer", "error"), "the turn; on `turn_in_progress` the one that is running"),
+    Header("X-Baton-Ignored", ("answer", "error"), "what of the request was left out"),
+    Header(
+        "ETag", ("answer", "error"), "the session's revision, for `If-Match`; on `revision_conflict` the present one"
+    ),
+    Header("Retry-After", ("error",), "after how many seconds the same request may succeed"),
+    Header("x-should-retry", ("error",), "whether it may: `true` or `false`, as the SDKs read it"),
+)
+
+
+def at(*places: Place) -> dict[str, Header]:
+    """The headers that are found at one of the places, by name."""
+    return {header.name: header for header in HEADERS if any(place in header.on for place in places)}

@@ -1,0 +1,127 @@
+"""The OpenAPI 3.1 document, put together from the tables; pure."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import orjson
+
+from service import __version__, headers
+from service.errors import CODES
+from service.openapi import completions, schemas
+from service.openapi.operations import ANYWHERE, OPERATIONS, Answer, Operation, Query
+from service.openapi.schemas import Schema, ref
+
+_DESCRIPTION: Final = (
+    "Keeps conversations with Claude in Redis, so that any replica can carry them on. Every GET answers HEAD too. An "
+    "unknown path is `route_not_found` (404), an unknown method of a known one `method_not_allowed` (405)."
+)
+_EVERY_ERROR: Final = ("X-Request-Id", "x-should-retry", "Retry-After")
+_ALWAYS: Final = frozenset({"X-Request-Id", "x-should-retry"})
+
+
+def document() -> dict[str, Any]:
+    """The whole document."""
+    paths: dict[str, dict[str, Any]] = {}
+    for tag, operations in OPERATIONS.items():
+        for operation in operations:
+            paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, tag)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Baton",
+            "version": __version__,
+            "description": _DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": "/"}],
+        "tags": [{"name": tag} for tag in OPERATIONS],
+        "paths": paths,
+        "components": {
+            "schemas": completions.SCHEMAS | schemas.SCHEMAS,
+            "parameters": _parameters(),
+            "headers": {name: _header(name) for name in headers.at("answer", "error")},
+        },
+    }
+
+
+def rendered() -> bytes:
+    """The document as it is served."""
+    return orjson.dumps(document())
+
+
+def _parameters() -> dict[str, Any]:
+    in_path = {
+        name: {"name": name, "in": "path", "required": True, "schema": schema, "description": meaning}
+        for name, (schema, meaning) in schemas.PATH_PARAMETERS.items()
+    }
+    in_head = {
+        name: {"name": name, "in": "header", "schema": schemas.REQUEST_HEADERS.get(name, schemas.TEXT)}
+        | {"description": header.meaning}
+        for name, header in headers.at("request").items()
+    }
+    return in_path | in_head
+
+
+def _header(name: str) -> dict[str, Any]:
+    return {
+        "description": headers.at("answer", "error")[name].meaning,
+        "required": name in _ALWAYS,
+        "schema": schemas.RESPONSE_HEADERS.get(name, schemas.TEXT),
+    }
+
+
+def _operation(operation: Operation, tag: str) -> dict[str, Any]:
+    in_path = [name for name in schemas.PATH_PARAMETERS if f"{{{name}}}" in operation.path]
+    named = [*in_path, *operation.headers, "X-Request-Id"]
+    told: dict[str, Any] = {
+        "operationId": operation.id,
+        "tags": [tag],
+        "summary": operation.summary,
+        "parameters": [*map(_query, operation.query), *({"$ref": f"#/components/parameters/{name}"} for name in named)],
+    }
+    if operation.details:
+        told["description"] = operation.details
+    if operation.body:
+        told["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(operation.body)}}}
+    told["responses"] = {str(answer.status): _answer(answer) for answer in operation.answers} | _errors(operation)
+    return told
+
+
+def _query(query: Query) -> dict[str, Any]:
+    told = {"name": query.name, "in": "query", "schema": query.schema, "description": query.meaning}
+    # An object in a query string is written `name[key]=value`.
+    return told | {"style": "deepObject", "explode": True} if query.schema.get("type") == "object" else told
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    return {
+        "description": answer.what,
+        "headers": _headers(("X-Request-Id", *answer.headers)),
+        "content": {media: {"schema": schema} for media, schema in answer.content.items()},
+    }
+
+
+def _errors(operation: Operation) -> dict[str, Any]:
+    """The error responses by status, each with its codes."""
+    codes = sorted({*operation.errors, *ANYWHERE}, key=lambda code: (CODES[code].status, code))
+    by_status: dict[str, list[str]] = {}
+    for code in codes:
+        by_status.setdefault(str(CODES[code].status), []).append(code)
+    names = (*_EVERY_ERROR, *operation.error_headers)
+    return {
+        status: {
+            "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in alike),
+            "headers": _headers(names),
+            "content": {"application/json": {"schema": _error(alike)}},
+        }
+        for status, alike in by_status.items()
+    }
+
+
+def _error(codes: list[str]) -> Schema:
+    only = {"properties": {"code": {"enum": codes}}, "additionalProperties": True}
+    return {"allOf": [ref("Error"), {"properties": {"error": only}}]}
+
+
+def _headers(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -1,0 +1,318 @@
+"""The table of operations: every method of every path, and what may be sent to it and come back.
+
+The order is that of the documents. What every operation has is added in document.py: ``X-Request-Id``, the errors of
+`ANYWHERE`, the headers of every error. ``GET`` answers HEAD too, which is not listed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from service.openapi.schemas import METADATA, TEXT, Schema, ref, whole
+
+Content = Mapping[str, Schema]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an operation answers unless it fails with an error.
+
+    Attributes:
+        status, what: the status, and half a sentence about it.
+        content: the body by media type.
+        headers: of ours, always or where they apply.
+    """
+
+    status: int
+    what: str
+    content: Content
+    headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A parameter of the query string."""
+
+    name: str
+    schema: Schema
+    meaning: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        id: for programs that are generated from the document.
+        method, path: as the route has them.
+        summary, details: half a sentence, and what else there is to say.
+        answers: at least one.
+        errors: codes of `errors.CODES`.
+        body: name of the schema of the request's body, "" if it has none.
+        headers: of ours, in a request.
+        query: parameters of the query string.
+        error_headers: of ours, where they apply, in an error.
+    """
+
+    id: str
+    method: str
+    path: str
+    summary: str
+    details: str = ""
+    answers: tuple[Answer, ...] = ()
+    errors: tuple[str, ...] = ()
+    body: str = ""
+    headers: tuple[str, ...] = ()
+    query: tuple[Query, ...] = ()
+    error_headers: tuple[str, ...] = ()
+
+
+def _json(schema: str) -> Content:
+    return {"application/json": ref(schema)}
+
+
+def _events(schema: str, end: str) -> Content:
+    """A stream of server-sent events; ``x-events`` is what is in their data."""
+    events = {"oneOf": [ref(schema), ref("Error"), {"const": end}]}
+    return {"text/event-stream": {"type": "string", "x-events": events}}
+
+
+ANYWHERE: Final = ("invalid_http", "headers_too_large", "body_timeout", "internal_error")
+"""Codes of any operation."""
+
+_BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "request_too_large", "overloaded", "draining")
+_STORE: Final = ("store_unavailable", "draining")
+_SESSION: Final = ("invalid_session_id", "session_not_found", *_STORE)
+_APPENDED: Final = (
+    *("max_turns_reached", "session_corrupt", "session_not_saved", "session_save_unknown", "turn_in_progress"),
+)
+_CLAUDE: Final = (
+    *("model_not_found", "upstream_invalid_request", "upstream_overloaded", "upstream_rate_limited"),
+    *("upstream_refused", "upstream_timeout", "upstream_unavailable", "draining"),
+)
+_TURN: Final = (
+    *_APPENDED,
+    *("history_mismatch", "session_exists", "session_id_conflict", "sessions_full", "turn_superseded"),
+)
+_ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
+
+_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Ignored")
+_AS_SEEN: Final = ("X-Session-Id", "ETag")
+
+CHAT: Final = (
+    Operation(
+        "createChatCompletion",
+        "POST",
+        "/v1/chat/completions",
+        "a turn, in OpenAI's shapes",
+        "with or without a session, streamed or not",
+        body="ChatCompletionRequest",
+        headers=(
+            *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
+            *("X-Session-On-Conflict", "X-Session-On-Disconnect"),
+        ),
+        answers=(
+            Answer(
+                200,
+                "the answer; as chunks if `stream` is true",
+                {**_json("ChatCompletion"), **_events("ChatCompletionChunk", "[DONE]")},
+                _TURN_HEADERS,
+            ),
+        ),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        error_headers=_TURN_HEADERS,
+    ),
+)
+
+SESSIONS: Final = (
+    Operation(
+        "createSession",
+        "POST",
+        "/v1/sessions",
+        "makes a session",
+        body="NewSession",
+        answers=(Answer(201, "the session", _json("Session"), _AS_SEEN),),
+        errors=(*_BODY, "missing_value", *_STORE, "invalid_session_id", "session_exists", "sessions_full"),
+    ),
+    Operation(
+        "listSessions",
+        "GET",
+        "/v1/sessions",
+        "the caller's sessions, last accessed first",
+        "a filtered page may be short, or empty, and still have a next one",
+        query=(
+            Query("limit", whole(1, 100, 20), "how many at most"),
+            Query("cursor", TEXT, "`next_cursor` of the page before, with the same filters, within a day"),
+            Query("title_prefix", TEXT, "sessions whose title begins so"),
+            Query("metadata", METADATA, "sessions whose metadata have all of these: `metadata[key]=value`"),
+        ),
+        answers=(Answer(200, "a page of them", _json("SessionList")),),
+        errors=(*_STORE, "invalid_value", "unknown_field"),
+    ),
+    Operation(
+        "getSessionStats",
+        "GET",
+        "/v1/sessions/stats",
+        "exact counts of the caller's sessions",
+        answers=(Answer(200, "the counts", _json("Stats")),),
+        errors=_STORE,
+    ),
+    Operation(
+        "getSession",
+        "GET",
+        "/v1/sessions/{session}",
+        "a session",
+        "its time to live starts anew",
+        answers=(Answer(200, "the session", _json("Session"), _AS_SEEN),),
+        errors=_SESSION,
+    ),
+    Operation(
+        "updateSession",
+        "PATCH",
+        "/v1/sessions/{session}",
+        "changes a session",
+        "holds from the next turn",
+        body="SessionChanges",
+        headers=("If-Match",),
+        answers=(Answer(200, "the session as it is now", _json("Session"), _AS_SEEN),),
+        errors=(*_BODY, *_SESSION, "revision_conflict"),
+        error_headers=("ETag",),
+    ),
+    Operation(
+        "deleteSession",
+        "DELETE",
+        "/v1/sessions/{session}",
+        "deletes a session",
+        "with all it holds; a running turn of it ends",
+        answers=(Answer(200, "it is gone", _json("Deleted")),),
+        errors=_SESSION,
+    ),
+    Operation(
+        "listMessages",
+        "GET",
+        "/v1/sessions/{session}/messages",
+        "the messages of a session as Claude's API has them, oldest first",
+        "a page ends at 8 MiB, so page on by what came",
+        query=(
+            Query("offset", whole(0, 10_000_000, 0), "how many to pass over"),
+            Query("limit", whole(1, 100, 20), "how many at most"),
+        ),
+        answers=(Answer(200, "a page of them", _json("MessageList")),),
+        errors=(*_SESSION, "invalid_value"),
+    ),
+    Operation(
+        "appendMessages",
+        "POST",
+        "/v1/sessions/{session}/messages",
+        "appends messages to a session without asking Claude",
+        body="NewMessages",
+        headers=("X-Session-On-Conflict",),
+        answers=(Answer(200, "they are part of the history", _json("Appended")),),
+        errors=(*_BODY, "missing_value", *_SESSION, *_APPENDED),
+        error_headers=("X-Turn-Id",),
+    ),
+)
+
+TURNS: Final = (
+    Operation(
+        "listTurns",
+        "GET",
+        "/v1/sessions/{session}/turns",
+        "the turns of a session, newest first",
+        query=(
+            Query("limit", whole(1, 100, 20), "how many at most"),
+            Query("before", whole(1, 999_999_999_999), "turns with lower numbers than this"),
+        ),
+        answers=(Answer(200, "a page of them", _json("TurnList")),),
+        errors=(*_SESSION, "invalid_value"),
+    ),
+    Operation(
+        "getTurn",
+        "GET",
+        "/v1/sessions/{session}/turns/{turn}",
+        "a turn of a session by number or id, with its messages",
+        answers=(Answer(200, "the turn", _json("TurnDetail")),),
+        errors=(*_SESSION, "turn_not_found"),
+    ),
+)
+
+MODELS: Final = (
+    Operation(
+        "listModels",
+        "GET",
+        "/v1/models",
+        "Claude's models, and this deployment's aliases",
+        answers=(Answer(200, "all of them", _json("ModelList")),),
+        errors=_CLAUDE,
+    ),
+    Operation(
+        "getModel",
+        "GET",
+        "/v1/models/{model}",
+        "one of the models",
+        answers=(Answer(200, "the model", _json("Model")),),
+        errors=_CLAUDE,
+    ),
+)
+
+OPERATION: Final = (
+    Operation(
+        "showPage",
+        "GET",
+        "/",
+        "a page for people",
+        "what this is, its state, a curl to try",
+        answers=(Answer(200, "the page", {"text/html": TEXT}),),
+    ),
+    Operation(
+        "getHealth",
+        "GET",
+        "/health",
+        "the state of this replica, for people",
+        answers=(Answer(200, "its state, healthy or not", _json("Health")),),
+    ),
+    Operation(
+        "isAlive",
+        "GET",
+        "/livez",
+        "whether the process answers",
+        answers=(Answer(200, "it does", _json("Alive")),),
+    ),
+    Operation(
+        "isReady",
+        "GET",
+        "/readyz",
+        "whether this replica should get work",
+        answers=(Answer(200, "it should", _json("Readiness")), Answer(503, "it should not", _json("Readiness"))),
+    ),
+    Operation(
+        "getMetrics",
+        "GET",
+        "/metrics",
+        "numbers for Prometheus",
+        answers=(Answer(200, "its text format", {"text/plain": TEXT}),),
+    ),
+    Operation(
+        "getVersion",
+        "GET",
+        "/version",
+        "which version this is",
+        answers=(Answer(200, "the version", _json("Version")),),
+    ),
+    Operation(
+        "getDocument",
+        "GET",
+        "/openapi.json",
+        "this interface as an OpenAPI document",
+        answers=(Answer(200, "the document", {"application/json": {"type": "object", "additionalProperties": True}}),),
+    ),
+)
+
+OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
+    "chat": CHAT,
+    "sessions": SESSIONS,
+    "turns": TURNS,
+    "models": MODELS,
+    "operation": OPERATION,
+}
+"""All of them, by the tag that documents group them under."""

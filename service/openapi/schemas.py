@@ -1,0 +1,266 @@
+"""The objects of the interface as JSON Schemas (2020-12), but for those of chat completions (completions.py).
+
+What Baton says is exact: every field is always there unless it is listed as optional; ``null`` where it is unknown.
+What callers say is closed: a field that is not here is refused.
+"""
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from service import addressing, model_name
+from service import session_fields as limits
+from service.addressing import MODES, RESERVED
+from service.conflict import ON_CONFLICT
+from service.errors import CODES
+from service.exchange import ON_DISCONNECT
+from storage.keys import SESSION_ID, TURN_ID
+
+Schema = dict[str, Any]
+
+
+def said(properties: Schema, *, optional: Collection[str] = ()) -> Schema:
+    """An object that Baton says."""
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name in properties if name not in optional],
+    }
+
+
+def asked(properties: Schema, *, required: Collection[str] = ()) -> Schema:
+    """An object that callers say; with ``required`` empty any part of it."""
+    schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {**schema, "required": list(required)} if required else schema
+
+
+def maybe(schema: Schema) -> Schema:
+    """The same, or null."""
+    nullable = {**schema, "type": [schema["type"], "null"]}
+    return {**nullable, "enum": [*schema["enum"], None]} if "enum" in schema else nullable
+
+
+def ref(name: str) -> Schema:
+    """One of the document's schemas."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def listed(schema: Schema, **bounds: int) -> Schema:
+    """A list of such."""
+    return {"type": "array", "items": schema, **bounds}
+
+
+def one_of(*words: str) -> Schema:
+    """One of these words."""
+    return {"type": "string", "enum": list(words)}
+
+
+def whole(low: int, high: int, default: int | None = None) -> Schema:
+    """A whole number within bounds, both included."""
+    schema = {"type": "integer", "minimum": low, "maximum": high}
+    return schema if default is None else {**schema, "default": default}
+
+
+TEXT: Final = {"type": "string"}
+NOT_BLANK: Final = {"type": "string", "pattern": r"\S"}
+YES_OR_NO: Final = {"type": "boolean"}
+COUNT: Final = {"type": "integer", "minimum": 0}
+AMOUNT: Final = {"type": "number", "minimum": 0}
+INSTANT: Final = {"type": "string", "format": "date-time"}
+NOTHING: Final = {"type": "null"}
+SESSION_NAME: Final = {"type": "string", "pattern": f"^{addressing.NAME.pattern}$"}
+MODEL_NAME: Final = {"type": "string", "pattern": "^[!-~]+$", "maxLength": model_name.CHARS_MAX}
+_ISSUED: Final = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
+_TURN_ID: Final = {"type": "string", "pattern": f"^{TURN_ID.pattern}$"}
+
+PATH_PARAMETERS: Final[dict[str, tuple[Schema, str]]] = {
+    "session": (SESSION_NAME, "a session: its issued id, or the caller's own name for it"),
+    "turn": (TEXT, "a turn of the session: its number, or its id"),
+    "model": (TEXT, "a model of Claude's, or an alias"),
+}
+
+REQUEST_HEADERS: Final[dict[str, Schema]] = {
+    "X-Session-Id": SESSION_NAME,
+    "X-Session-Mode": one_of(*MODES),
+    "X-Session-On-Conflict": one_of(*ON_CONFLICT),
+    "X-Session-On-Disconnect": one_of(*ON_DISCONNECT),
+    "X-Session-Input": one_of("delta", "full"),
+    "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
+}
+"""What the value of a header in a request must be; of one that is not here, any text."""
+
+RESPONSE_HEADERS: Final[dict[str, Schema]] = {
+    "X-Session-Id": _ISSUED,
+    "X-Session-State": one_of("new", "continued", "rewound"),
+    "X-Turn-Id": _TURN_ID,
+    "ETag": {"type": "string", "pattern": '^"[0-9]+"$'},
+    "Retry-After": {"type": "integer", "minimum": 1},
+    "x-should-retry": one_of("true", "false"),
+}
+"""The same of a header in a response."""
+
+METADATA: Final[Schema] = {
+    "type": "object",
+    "maxProperties": limits.METADATA_PAIRS_MAX,
+    "propertyNames": {"minLength": 1, "maxLength": limits.METADATA_KEY_CHARS_MAX},
+    "additionalProperties": {"type": "string", "maxLength": limits.METADATA_VALUE_CHARS_MAX},
+}
+
+_TTL: Final = whole(1, limits.TTL_S_MAX)
+_SETTABLE: Final[dict[str, Schema]] = {
+    "model": maybe(MODEL_NAME),
+    "system_prompt": maybe(NOT_BLANK),
+    "max_turns": maybe(whole(1, limits.TURNS_MAX)),
+    "title": maybe({"type": "string", "maxLength": limits.TITLE_CHARS_MAX}),
+    "metadata": maybe(METADATA),
+}
+_CREATED: Final = {
+    "name": {**maybe(SESSION_NAME), "not": {"pattern": f"^(sess_|({'|'.join(sorted(RESERVED))})$)"}},
+    **_SETTABLE,
+    "model": MODEL_NAME,  # not null
+    "ttl_seconds": maybe(_TTL),
+    "absolute_expires_at": maybe(INSTANT),
+}
+
+_TEXT_PART: Final = asked({"type": one_of("text"), "text": NOT_BLANK}, required=("type", "text"))
+_NEW_MESSAGE: Final = asked(
+    {"role": one_of("user", "assistant"), "content": {"anyOf": [NOT_BLANK, listed(_TEXT_PART, minItems=1)]}},
+    required=("role", "content"),
+)
+
+_MESSAGE: Final = said(
+    {
+        "role": one_of("user", "assistant"),
+        "content": {
+            "anyOf": [TEXT, listed({"type": "object", "properties": {"type": TEXT}, "additionalProperties": True})],
+            "description": "text, or content blocks, as Claude's API has them",
+        },
+    }
+)
+
+_SESSION: Final = said(
+    {
+        "id": _ISSUED,
+        "name": maybe(SESSION_NAME),
+        "session_id": {**SESSION_NAME, "description": "the name, if it has one, else the id"},
+        "object": {"const": "session"},
+        "created_at": INSTANT,
+        "last_accessed_at": INSTANT,
+        "expires_at": INSTANT,
+        "absolute_expires_at": maybe(INSTANT),
+        "status": one_of("active", "busy"),
+        "message_count": COUNT,
+        "turn_count": COUNT,
+        "model": maybe(MODEL_NAME),
+        "system_prompt": maybe(TEXT),
+        "max_turns": maybe(whole(1, limits.TURNS_MAX)),
+        "title": maybe(TEXT),
+        "metadata": METADATA,
+        "owner": TEXT,
+        "ttl_seconds": _TTL,
+        "usage": said(
+            {
+                "input_tokens": COUNT,
+                "output_tokens": COUNT,
+                "cache_read_input_tokens": COUNT,
+                "cache_creation_input_tokens": COUNT,
+            }
+        ),
+        "checkpoint": NOTHING,
+    }
+)
+
+_TURN: Final = {
+    "object": {"const": "session.turn"},
+    "number": {"type": "integer", "minimum": 1},
+    "id": _TURN_ID,
+    "verdict": {
+        **one_of("pending", "committed", "incomplete", "refused", "aborted", "dead"),
+        "description": "what became of it; `refused`: by Claude, so nothing is stored; `dead`: its replica vanished",
+    },
+    "rewound": {**YES_OR_NO, "description": "no longer part of the history"},
+    "model": maybe(MODEL_NAME),
+    "usage": {
+        "type": ["object", "null"],
+        "additionalProperties": True,
+        "description": "as Claude counted it; of a turn that was stored",
+    },
+    "stop_reason": maybe({**TEXT, "description": "in Claude's words"}),
+    "replica": TEXT,
+    "dialect": one_of("append", "chat"),
+    "started_at": INSTANT,
+    "ended_at": maybe(INSTANT),
+    "message_range": maybe(said({"from": COUNT, "to": COUNT})),
+}
+
+_PAGED: Final = {"total": COUNT, "has_more": YES_OR_NO}
+_STATE: Final = {"store": one_of("up", "down"), "replica": TEXT}
+_STATES: Final = ("ready", "starting", "draining")
+
+SCHEMAS: Final[dict[str, Schema]] = {
+    "NewSession": asked(_CREATED, required=("model",)),
+    "SessionChanges": asked({**_SETTABLE, "ttl_seconds": _TTL}),
+    "NewMessages": asked({"messages": listed(_NEW_MESSAGE)}, required=("messages",)),
+    "Session": _SESSION,
+    "SessionList": said(
+        {
+            "object": {"const": "list"},
+            "sessions": listed(ref("Session")),
+            "has_more": YES_OR_NO,
+            "next_cursor": maybe(TEXT),
+            "total": {**maybe(COUNT), "description": "null if there is a filter"},
+        }
+    ),
+    "Stats": said(
+        {
+            "total_sessions": COUNT,
+            "active_sessions": COUNT,
+            "expired_sessions": COUNT,
+            "evicted_sessions": COUNT,
+            "total_messages": COUNT,
+            "memory_usage_mb": AMOUNT,
+            "cleanup_runs": COUNT,
+            "average_session_age_minutes": AMOUNT,
+            "cleanup_interval_minutes": AMOUNT,
+            "default_ttl_hours": AMOUNT,
+        }
+    ),
+    "Message": _MESSAGE,
+    "MessageList": said(
+        {"object": {"const": "list"}, "session_id": SESSION_NAME, "messages": listed(ref("Message")), **_PAGED}
+    ),
+    "Appended": said(
+        {
+            "session_id": SESSION_NAME,
+            "message_count": COUNT,
+            "turn_id": {**maybe(_TURN_ID), "description": "null if there was nothing to append"},
+        }
+    ),
+    "Deleted": said({"id": _ISSUED, "object": {"const": "session.deleted"}, "deleted": {"const": True}}),
+    "Turn": said(_TURN),
+    "TurnDetail": said({**_TURN, "session_id": SESSION_NAME, "messages": listed(ref("Message"))}),
+    "TurnList": said({"object": {"const": "list"}, "session_id": SESSION_NAME, "turns": listed(ref("Turn")), **_PAGED}),
+    "Model": said({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
+    "ModelList": said({"object": {"const": "list"}, "data": listed(ref("Model"))}),
+    "Alive": said({"status": {"const": "alive"}}),
+    "Readiness": said({"status": one_of(*_STATES), **_STATE}),
+    "Health": said(
+        {"status": one_of("healthy", "degraded"), **_STATE, "service": {"const": "baton"}, "state": one_of(*_STATES)}
+    ),
+    "Version": said({"service": {"const": "baton"}, "version": TEXT, "api_version": {"const": "v1"}}),
+    "Error": said(
+        {
+            "error": said(
+                {
+                    "message": {**TEXT, "description": "for people"},
+                    "type": one_of(
+                        *("invalid_request_error", "not_found_error", "conflict_error", "rate_limit_error"),
+                        "server_error",
+                    ),
+                    "param": maybe({**TEXT, "description": "the field, parameter or header at fault"}),
+                    "code": {**one_of(*sorted(CODES)), "description": "for programs; stable"},
+                }
+            )
+        }
+    ),
+}
+"""By name, in the order of the document."""

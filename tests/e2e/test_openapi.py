@@ -1,0 +1,212 @@
+"""``/openapi.json`` of a running replica, and the replica's answers held against it."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.by_hand import append, assistant, user
+from tests.e2e.caller import CHAT, Answer, Caller
+from tests.instruments.interface import STRUCTURE, Interface
+from tests.instruments.json_schema import Checker
+from tests.instruments.processes import Fleet, Simulator
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "claude-sonnet-5-5"
+HELLO = {"messages": [user("Hello.")]}
+
+
+class Strict(Caller):
+    """A caller who takes no answer that is not as the document says.
+
+    Args:
+        http, url: as a `Caller`.
+        interface: the document.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, url: str, interface: Interface) -> None:
+        super().__init__(http, url)
+        self.interface = interface
+
+    async def request(self, method: str, path: str, **options: Any) -> Answer:
+        answer = await super().request(method, path, **options)
+        body = answer.json if answer.json is not None else answer.body.decode()
+        problems = self.interface.problems_of_answer(method, path, answer.status, answer.headers, body)
+        if answer.status < 400:
+            headers: Mapping[str, str] = options.get("headers") or {}
+            problems += self.interface.problems_of_request(method, path, options.get("json"), headers)
+        assert problems == [], f"{method} {path}: {answer.status} {answer.body[:500]!r}"
+        return answer
+
+    async def frames(self, said: str, session: str | None = None, **fields: Any) -> list[bytes]:
+        """The frames of a streamed turn."""
+        async with self.stream(said, session, **fields) as stream:
+            frames = await stream.rest()
+            events = [frame.removeprefix(b"data: ") for frame in frames if frame.startswith(b"data: ")]
+            parsed = [json.loads(data) if data.startswith(b"{") else data.decode() for data in events]
+            assert self.interface.problems_of_stream("POST", CHAT, stream.headers, parsed) == []
+            return frames
+
+
+@pytest.fixture
+async def strict(fleet: Fleet, http: aiohttp.ClientSession) -> AsyncIterator[Strict]:
+    """Asks the first replica."""
+    url = fleet.replicas[0].url
+    answer = await Caller(http, url).get("/openapi.json")
+    assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
+    yield Strict(http, url, Interface(answer.json))
+
+
+async def test_every_replica_serves_the_same_sound_document(one: Caller, two: Caller) -> None:
+    first, second = await one.get("/openapi.json"), await two.get("/openapi.json")
+    assert first.body == second.body
+    assert Checker({}).problems(first.json, STRUCTURE) == []
+    assert "/openapi.json" in (await one.get("/")).body.decode()
+
+
+async def test_every_operation_answers_as_the_document_says(strict: Strict, two: Caller, name: str) -> None:
+    for path in ("/", "/health", "/livez", "/readyz", "/metrics", "/version", "/openapi.json", "/v1/models"):
+        assert (await strict.get(path)).status == 200, path
+    assert (await strict.get(f"/v1/models/{MODEL}")).status == 200
+
+    session = f"/v1/sessions/{name}"
+    labels = {"title": "A title", "metadata": {"team": name}}
+    asked = {"name": name, "model": MODEL, "system_prompt": "Be brief.", "max_turns": 9, "ttl_seconds": 600, **labels}
+    made = await strict.request("POST", "/v1/sessions", json={**asked, "absolute_expires_at": "2999-01-31T12:00:00Z"})
+    assert made.status == 201
+    bare = await strict.request("POST", "/v1/sessions", json={"model": MODEL})
+    seen = await strict.get(f"/v1/sessions/{bare.json['id']}")
+    assert seen.json["name"] is None
+    changes = {"title": "Another", "max_turns": None}
+    changed = await strict.request("PATCH", session, json=changes, headers={"if-match": made.headers["etag"]})
+    assert changed.json["title"] == "Another"
+
+    assert (await append(strict, name, user("a"), assistant("b"))).status == 200
+    assert (await append(strict, name)).json["turn_id"] is None
+    told = await strict.chat("Hello.", name, temperature=0, headers={"x-session-mode": "continue"})
+    assert told.headers["x-baton-ignored"] == "temperature"
+    assert (await strict.chat("Hello.")).status == 200
+    frames = await strict.frames("count to 5", name, stream_options={"include_usage": True})
+    assert frames[-1] == b"data: [DONE]"
+
+    page = await strict.get(f"/v1/sessions?limit=1&title_prefix=An&metadata[team]={name}")
+    assert [one["name"] for one in page.json["sessions"]] == [name]
+    page = await strict.get("/v1/sessions?limit=1")
+    assert (await strict.get(f"/v1/sessions?limit=1&cursor={page.json['next_cursor']}")).json["sessions"]
+    assert (await strict.get("/v1/sessions/stats")).json["total_sessions"] >= 2
+    assert (await strict.get(f"{session}/messages?offset=1&limit=2")).json["total"] == 6
+    turns = (await strict.get(f"{session}/turns?limit=3&before=9")).json["turns"]
+    assert [turn["dialect"] for turn in turns] == ["chat", "chat", "append"]
+    for address in (turns[0]["id"], "1"):
+        assert (await strict.get(f"{session}/turns/{address}")).json["messages"]
+    assert (await strict.request("DELETE", session)).json["deleted"]
+
+    answered = {(method, path) for method, path, status in strict.interface.seen if status < 300}
+    assert answered == strict.interface.operations().keys(), "an operation that this test does not know"
+
+
+async def test_turns_in_every_state_are_as_described(
+    strict: Strict, two: Caller, simulator: Simulator, name: str
+) -> None:
+    await strict.chat("Hello.", name)
+    await simulator.fault("rate_limit", retry_after_s=30)
+    assert (await strict.chat("Fail.", name)).code == "upstream_rate_limited"
+    await simulator.fault("refusal")
+    await strict.chat("Refuse.", name)
+    await simulator.pace(delta_ms=20)
+    async with two.stream("count to 12", name) as stream:
+        await stream.words(1)
+        turns = (await strict.get(f"/v1/sessions/{name}/turns")).json["turns"]
+        refused = await strict.chat("Hello.", name, headers={"x-session-on-conflict": "reject"})
+        assert (refused.code, refused.headers["x-turn-id"]) == ("turn_in_progress", turns[0]["id"])
+        refused = await append(strict, name, user("a"), headers={"x-session-on-conflict": "reject"})
+        assert (refused.code, refused.headers["x-turn-id"]) == ("turn_in_progress", turns[0]["id"])
+        assert (await strict.get(f"/v1/sessions/{name}")).json["status"] == "busy"
+        await stream.rest()
+    assert [turn["verdict"] for turn in turns] == ["pending", "refused", "aborted", "committed"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "code", "options"),
+    [
+        ("POST", CHAT, "invalid_json", {"data": b"{"}),
+        ("POST", CHAT, "missing_value", {"json": {}}),
+        ("POST", CHAT, "unknown_field", {"json": {**HELLO, "colour": "red"}}),
+        ("POST", CHAT, "unsupported", {"json": {**HELLO, "n": 2}}),
+        ("POST", CHAT, "invalid_session_id", {"json": {**HELLO, "session_id": "a b"}}),
+        ("POST", CHAT, "session_id_conflict", {"json": {**HELLO, "session_id": "a"}, "headers": {"x-session-id": "b"}}),
+        ("POST", CHAT, "session_not_found", {"json": {**HELLO, "session_id": "sess_00" + "a" * 26}}),
+        ("POST", CHAT, "upstream_invalid_request", {"json": {**HELLO, "max_tokens": 999_999_999}}),
+        ("POST", "/v1/sessions", "invalid_session_id", {"json": {"model": MODEL, "name": "new"}}),
+        ("POST", "/v1/sessions", "invalid_value", {"json": {"model": ""}}),
+        ("GET", "/v1/sessions?limit=0", "invalid_value", {}),
+        ("GET", "/v1/sessions?colour=red", "unknown_field", {}),
+        ("GET", "/v1/sessions/a%20b", "invalid_session_id", {}),
+        ("PATCH", "/v1/sessions/none", "session_not_found", {"json": {}}),
+        ("DELETE", "/v1/sessions/none", "session_not_found", {}),
+        ("GET", "/v1/sessions/none/messages?offset=x", "invalid_value", {}),
+        ("POST", "/v1/sessions/none/messages", "missing_value", {"json": {}}),
+        ("GET", "/v1/sessions/none/turns/1", "session_not_found", {}),
+        ("GET", "/v1/models/none", "model_not_found", {}),
+    ],
+)
+async def test_refusals_are_as_described(strict: Strict, method: str, path: str, code: str, options: Any) -> None:
+    assert (await strict.request(method, path, **options)).code == code
+
+
+async def test_errors_of_a_session_are_as_described(strict: Strict, simulator: Simulator, name: str) -> None:
+    session = f"/v1/sessions/{name}"
+    made = await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL, "max_turns": 1})
+    assert (await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL})).code == "session_exists"
+    assert (await strict.request("PATCH", session, json={"title": "T"})).status == 200
+    lost = await strict.request("PATCH", session, json={}, headers={"if-match": made.headers["etag"]})
+    assert (lost.code, lost.headers["etag"]) == ("revision_conflict", '"2"')
+    assert (await strict.chat("Hello.", name)).status == 200
+    assert (await strict.chat("Hello.", name)).code == "max_turns_reached"
+    assert (await strict.chat("Hello.", name, headers={"x-session-mode": "create"})).code == "session_exists"
+    assert (await strict.get(f"{session}/turns/9")).code == "turn_not_found"
+    await strict.request("PATCH", session, json={"max_turns": None})
+    other = {"messages": [user("Other."), assistant("Answer."), user("More.")], "session_id": name}
+    assert (await strict.request("POST", CHAT, json=other)).code == "history_mismatch"
+    await simulator.fault("overloaded", times=9)
+    failed = await strict.chat("Hello.", name)
+    assert (failed.code, failed.headers["x-session-id"]) == ("upstream_overloaded", made.json["id"])
+    await simulator.clear_faults()
+    await simulator.pace(delta_ms=20)
+    await simulator.fault("error_mid_stream", after_deltas=2)
+    assert json.loads((await strict.frames("count to 5", name))[-1][6:])["error"]["code"] == "upstream_overloaded"
+
+
+async def test_numbers_of_a_query_have_the_bounds_that_the_document_gives(strict: Strict, name: str) -> None:
+    await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL})
+    tried = set()
+    for (method, path), operation in strict.interface.operations().items():
+        for parameter in operation["parameters"]:
+            if parameter.get("schema", {}).get("type") == "integer":
+                low, high = parameter["schema"]["minimum"], parameter["schema"]["maximum"]
+                for number, status in ((low, 200), (high, 200), (low - 1, 400), (high + 1, 400)):
+                    target = f"{path.format(session=name)}?{parameter['name']}={number}"
+                    assert (await strict.request(method, target)).status == status, target
+                tried.add(parameter["name"])
+    assert tried == {"limit", "offset", "before"}
+
+
+async def test_headers_take_what_the_document_offers(strict: Strict, name: str) -> None:
+    bodies = {CHAT: {**HELLO, "session_id": name}, f"/v1/sessions/{name}/messages": {"messages": []}}
+    offered = {"X-Session-Mode": ["continue", "create"], "X-Session-Input": ["delta", "full"]}
+    parameters = strict.interface.document["components"]["parameters"]
+    choices = {one: parameters[one]["schema"]["enum"] for one in parameters if "enum" in parameters[one]["schema"]}
+    assert offered.items() <= choices.items()
+    await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL})
+    for path, body in bodies.items():
+        operation = strict.interface.operation("POST", path)[1]
+        named = [one["$ref"].rpartition("/")[2] for one in operation["parameters"]]
+        for header in set(named) & choices.keys():
+            for choice in choices[header]:
+                answer = await strict.request("POST", path, json=body, headers={header: choice})
+                assert answer.status == 200 or answer.code == "session_exists", f"{header}: {choice}"
+            answer = await strict.request("POST", path, json=body, headers={header: "nonsense"})
+            assert (answer.code, answer.json["error"]["param"]) == ("invalid_value", header)

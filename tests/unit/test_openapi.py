@@ -1,0 +1,347 @@
+"""The document of the interface, held against the routes, the parsers, the tables and the specification."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, get_args
+
+import orjson
+import pytest
+from starlette.routing import Route
+
+from service import headers, session_fields, settings
+from service.app import build
+from service.dialects import chat, chat_out
+from service.dialects.errors import openai_error
+from service.errors import CODES, BatonError
+from service.openapi import completions
+from service.openapi.document import document
+from service.openapi.operations import OPERATIONS
+from tests.instruments.interface import PLAIN, STRUCTURE, Interface
+from tests.instruments.json_schema import Checker, references, resolve, unknown_keywords
+from tests.unit.test_errors import SERVICE, sources
+
+pytestmark = pytest.mark.anyio
+
+API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+DOCUMENT = document()
+SCHEMAS = DOCUMENT["components"]["schemas"]
+INTERFACE = Interface(DOCUMENT)
+NOT_OF_AN_OPERATION = {"route_not_found", "method_not_allowed"}
+READ_BUT_NOT_OFFERED = {"idempotency-key", "x-expect-turn"}
+
+
+def problems(value: Any, name: str) -> list[str]:
+    return Checker(DOCUMENT).problems(value, SCHEMAS[name])
+
+
+# The document by itself.
+
+
+def test_it_is_an_openapi_document() -> None:
+    assert Checker({}).problems(DOCUMENT, STRUCTURE) == []
+    ids = Counter(one["operationId"] for one in INTERFACE.operations().values())
+    assert ids.most_common(1)[0][1] == 1
+    tags = {tag["name"] for tag in DOCUMENT["tags"]}
+    assert {tag for one in INTERFACE.operations().values() for tag in one["tags"]} == tags
+
+
+def test_every_reference_leads_somewhere_and_every_component_is_referred_to() -> None:
+    for reference in set(references(DOCUMENT)):
+        assert resolve(DOCUMENT, reference)
+    components = DOCUMENT["components"].items()
+    everything = {f"#/components/{kind}/{name}" for kind, named in components for name in named}
+    assert set(references(DOCUMENT)) == everything
+
+
+def test_every_path_parameter_is_described() -> None:
+    for (method, path), operation in INTERFACE.operations().items():
+        refs = [one["$ref"] for one in operation["parameters"] if "$ref" in one]
+        described = {one.rpartition("/")[2] for one in refs if resolve(DOCUMENT, one)["in"] == "path"}
+        assert described == set(re.findall(r"{(\w+)}", path)), f"{method} {path}"
+
+
+def test_no_schema_says_what_the_tests_cannot_check() -> None:
+    schemas = [*SCHEMAS.values(), *(one["schema"] for one in DOCUMENT["components"]["headers"].values())]
+    schemas += [one["schema"] for one in DOCUMENT["components"]["parameters"].values()]
+    for operation in INTERFACE.operations().values():
+        schemas += [one["schema"] for one in operation["parameters"] if "schema" in one]
+        schemas += [one["schema"] for answer in operation["responses"].values() for one in answer["content"].values()]
+    assert set().union(*map(unknown_keywords, schemas)) == set()
+
+
+# The document and the service.
+
+
+async def test_it_has_the_routes_of_the_application_and_no_others() -> None:
+    application = build(
+        settings.read(anthropic_api_key="none"), "redis://127.0.0.1:1", "s" * 16, on_refused=lambda _: None
+    )
+    routes = application.asgi._app.routes  # type: ignore[attr-defined]
+    assert all(isinstance(route, Route) for route in routes)
+    served = {(method, route.path) for route in routes for method in route.methods or ()}
+    assert {(method, path) for method, path in served if method != "HEAD"} == INTERFACE.operations().keys()
+    assert {path for method, path in served if method == "HEAD"} == {path for method, path in served if method == "GET"}
+
+
+def test_every_code_belongs_to_an_operation() -> None:
+    used = {code for operations in OPERATIONS.values() for one in operations for code in one.errors}
+    assert used - CODES.keys() == set()
+    documented = set()
+    for operation in INTERFACE.operations().values():
+        for status, answer in operation["responses"].items():
+            schema = answer["content"].get("application/json", {}).get("schema", {})
+            if "allOf" in schema:
+                codes = schema["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
+                assert {CODES[code].status for code in codes} == {int(status)}
+                documented |= set(codes)
+    assert documented == CODES.keys() - NOT_OF_AN_OPERATION
+
+
+def test_no_answer_is_hidden_by_an_error_of_its_status() -> None:
+    for operations in OPERATIONS.values():
+        for operation in operations:
+            answered = {answer.status for answer in operation.answers}
+            assert answered, operation.id
+            assert not answered & {CODES[code].status for code in operation.errors}, operation.id
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_every_error_is_as_described(code: str) -> None:
+    for param in (None, "messages"):
+        assert problems(orjson.loads(openai_error(BatonError(code, "What to do.", param=param))), "Error") == []
+
+
+# Headers.
+
+
+def test_every_header_has_one_meaning_in_one_place() -> None:
+    rows = Counter((one.name.lower(), place) for one in headers.HEADERS for place in one.on)
+    assert rows.most_common(1)[0][1] == 1
+    in_responses = [one for one in headers.HEADERS if {"answer", "error"} & set(one.on)]
+    assert len(in_responses) == len(headers.at("answer", "error"))
+
+
+def test_every_header_is_in_the_document_where_it_is_found() -> None:
+    found: dict[str, set[str]] = {place: set() for place in get_args(headers.Place)}
+    for operation in INTERFACE.operations().values():
+        names = [resolve(DOCUMENT, one["$ref"]) for one in operation["parameters"] if "$ref" in one]
+        found["request"] |= {one["name"] for one in names if one["in"] == "header"}
+        for status, answer in operation["responses"].items():
+            found["answer" if int(status) < 400 else "error"] |= answer["headers"].keys()
+    for place in get_args(headers.Place):
+        assert found[place] == headers.at(place).keys(), place
+
+
+def test_every_header_that_the_guide_names_is_in_the_document() -> None:
+    known = {one.name.lower() for one in headers.HEADERS}
+    named = re.findall(r"`((?:X|x|If|Idempotency|Last)-[A-Za-z-]+)", API.read_text("utf-8"))
+    assert len(set(named)) > 8
+    assert {name for name in named if name.lower() not in known} == set()
+
+
+def test_every_header_that_is_read_is_in_the_table() -> None:
+    read = set()
+    for _, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "header":
+                name = node.args[1]
+                assert isinstance(name, ast.Constant) and isinstance(name.value, bytes)
+                read.add(name.value.decode())
+    asked = {name.lower() for name in headers.at("request")}
+    assert read - PLAIN - READ_BUT_NOT_OFFERED == asked - {"x-request-id"}
+    assert read >= READ_BUT_NOT_OFFERED, "it is offered now"
+    assert b"x-request-id" in (SERVICE / "asgi.py").read_bytes()
+
+
+# Requests: what the document lets pass, the parser takes, and the other way round.
+
+
+USER = {"role": "user", "content": "Hi"}
+CHATS: list[dict[str, Any]] = [
+    {},
+    {"model": None, "stop": None, "stream": None, "temperature": None, "n": None, "session_id": None},
+    {"model": "claude-opus-5-5", "max_tokens": 1, "max_completion_tokens": 2, "stop": ["a", "b"], "stream": True},
+    {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
+    {"stream_options": {}, "session_id": "new", "session_input": "delta", "stop": "x"},
+    {"messages": [{"role": "system", "content": "s"}, {"role": "developer", "content": "d"}, USER]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {}}], "name": "Ada"}]},
+    {"messages": [USER, {"role": "assistant", "content": "a", "refusal": None, "annotations": [], "audio": {}}, USER]},
+    {"temperature": 2, "top_p": 0, "presence_penalty": -2, "frequency_penalty": 0.5, "seed": 7, "user": "u"},
+    {
+        "tools": [],
+        "tool_choice": "none",
+        "logprobs": False,
+        "modalities": ["text"],
+        "response_format": {"type": "text"},
+    },
+]
+NO_CHATS: list[dict[str, Any]] = [
+    {"messages": None},
+    {"messages": []},
+    {"messages": "Hi"},
+    {"messages": [{"role": "user"}]},
+    {"messages": [{"role": "user", "content": " "}]},
+    {"messages": [{"role": "user", "content": []}]},
+    {"messages": [{"role": "tool", "content": "x"}]},
+    {"messages": [{**USER, "name": 5}]},
+    {"messages": [{**USER, "tool_calls": [{}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+    {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi", "colour": "red"}]}]},
+    {"model": ""},
+    {"model": "m" * 201},
+    {"model": "a b"},
+    {"max_tokens": 0},
+    {"max_tokens": True},
+    {"max_completion_tokens": 1.5},
+    {"stop": ["a"] * 5},
+    {"stop": " "},
+    {"stop": 1},
+    {"stream": "yes"},
+    {"stream_options": {"include_usage": 1}},
+    {"stream_options": {"colour": "red"}},
+    {"stream_options": []},
+    {"session_id": ""},
+    {"session_id": 5},
+    {"session_input": "both"},
+    {"temperature": 2.1},
+    {"temperature": "1"},
+    {"seed": 1.5},
+    {"store": 1},
+    {"metadata": []},
+    {"n": 2},
+    {"n": True},
+    {"tools": [{}]},
+    {"logprobs": True},
+    {"audio": {}},
+    {"modalities": ["text", "audio"]},
+    {"colour": "red"},
+]
+
+
+def takes_chat(body: Any) -> bool:
+    try:
+        chat.parse(body, default_model="m", aliases={}, max_tokens_default=1)
+    except BatonError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("fields", "fits"), [(f, True) for f in CHATS] + [(f, False) for f in NO_CHATS], ids=str)
+def test_a_chat_is_described_as_it_is_parsed(fields: dict[str, Any], fits: bool) -> None:
+    body = {"messages": [USER], **fields}
+    assert takes_chat(body) is fits
+    assert (problems(body, "ChatCompletionRequest") == []) is fits
+
+
+@pytest.mark.parametrize("name", chat.FORMS)
+def test_what_is_told_is_described_in_its_form(name: str) -> None:
+    _, is_so = chat.FORMS[name]
+    for value in (True, False, 0, 1, -1, 0.5, 2, 2.5, -2, -2.5, 3, "", "text", [], ["x"], {}, {"a": 1}):
+        assert (Checker(DOCUMENT).problems(value, completions.told(name)) == []) is is_so(value), value
+
+
+def test_every_parameter_of_a_chat_is_described() -> None:
+    assert completions.MAPPED.keys() == chat.MAPPED
+    request = SCHEMAS["ChatCompletionRequest"]["properties"]
+    assert request.keys() == chat.MAPPED | chat.TOLD.keys() | chat.REFUSED.keys()
+    part = request["messages"]["items"]["properties"]["content"]["anyOf"][1]["items"]
+    places = {"messages.content": part, "messages": request["messages"]["items"]}
+    places["stream_options"] = request["stream_options"]
+    for name in chat.TOLD_WITHIN:
+        place, _, field = name.rpartition(".")
+        assert places[place]["properties"][field] == completions.told(name), name
+
+
+def test_every_reason_to_finish_is_described() -> None:
+    choice = SCHEMAS["ChatCompletion"]["properties"]["choices"]["items"]
+    described = set(choice["properties"]["finish_reason"]["enum"])
+    assert described == {"stop", *chat_out._FINISH.values()}
+
+
+def takes(parse: Any, body: Any, **options: Any) -> bool:
+    try:
+        parse(body, aliases={}, **options)
+    except BatonError:
+        return False
+    return True
+
+
+FIELDS: list[tuple[dict[str, Any], bool, bool]] = [
+    # fields, whether a new session may have them, whether a session may be changed to them
+    ({}, True, True),
+    ({"title": None, "metadata": None, "max_turns": None, "system_prompt": None}, True, True),
+    ({"title": "t" * 512, "max_turns": 1_000_000, "ttl_seconds": 31_536_000}, True, True),
+    ({"metadata": {str(n): "v" * 512 for n in range(16)}, "system_prompt": "s"}, True, True),
+    ({"model": None}, False, True),
+    ({"ttl_seconds": None}, True, False),
+    ({"name": "n", "absolute_expires_at": "2999-01-31T12:00:00Z"}, True, False),
+    ({"model": "a b"}, False, False),
+    ({"title": "t" * 513}, False, False),
+    ({"title": 5}, False, False),
+    ({"max_turns": 0}, False, False),
+    ({"max_turns": 1_000_001}, False, False),
+    ({"max_turns": "1"}, False, False),
+    ({"ttl_seconds": 0}, False, False),
+    ({"ttl_seconds": 31_536_001}, False, False),
+    ({"metadata": {str(n): "" for n in range(17)}}, False, False),
+    ({"metadata": {"k": "v" * 513}}, False, False),
+    ({"metadata": {"k" * 65: "v"}}, False, False),
+    ({"metadata": {"": "v"}}, False, False),
+    ({"metadata": {"k": None}}, False, False),
+    ({"system_prompt": " "}, False, False),
+    ({"absolute_expires_at": "tomorrow"}, False, False),
+    ({"name": ""}, False, False),
+    ({"name": 5}, False, False),
+    ({"id": "x"}, False, False),
+    ({"colour": "red"}, False, False),
+]
+
+
+@pytest.mark.parametrize(("fields", "new", "changed"), FIELDS, ids=str)
+def test_a_session_is_described_as_it_is_parsed(fields: dict[str, Any], new: bool, changed: bool) -> None:
+    body = {"model": "m", **fields}
+    assert takes(session_fields.creation, body, ttl_default_s=60, now_ms=0) is new
+    assert (problems(body, "NewSession") == []) is new
+    assert takes(session_fields.changes, fields) is changed
+    assert (problems(fields, "SessionChanges") == []) is changed
+
+
+@pytest.mark.parametrize("name", ["new", "stats", "import", "sess_mine", "a b", "-a", "n" * 201, "a\n"])
+def test_a_name_that_may_not_be_is_not_described(name: str) -> None:
+    assert problems({"model": "m", "name": name}, "NewSession")
+    assert problems({"model": "m", "name": f"x{name}"[:200].strip().replace(" ", "")}, "NewSession") == []
+
+
+def test_every_field_of_a_session_is_described() -> None:
+    assert SCHEMAS["NewSession"]["properties"].keys() == session_fields._CREATABLE
+    assert SCHEMAS["SessionChanges"]["properties"].keys() == set(session_fields._PATCHABLE)
+    settable = {*session_fields._PATCHABLE, *session_fields._READ_ONLY}
+    assert SCHEMAS["Session"]["properties"].keys() == settable
+
+
+@pytest.mark.parametrize(
+    ("body", "fits"),
+    [
+        ({"messages": []}, True),
+        ({"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}, True),
+        ({"messages": None}, False),
+        ({}, False),
+        ({"messages": [USER], "model": "m"}, False),
+        ({"messages": [{"role": "system", "content": "s"}]}, False),
+        ({"messages": [{**USER, "name": "n"}]}, False),
+        ({"messages": [{"role": "user", "content": []}]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": None}]}]}, False),
+    ],
+    ids=str,
+)
+def test_messages_by_hand_are_described_as_they_are_parsed(body: Any, fits: bool) -> None:
+    try:
+        session_fields.messages(body)
+    except BatonError:
+        assert not fits
+    else:
+        assert fits
+    assert (problems(body, "NewMessages") == []) is fits
