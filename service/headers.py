@@ -36,6 +36,13 @@ HEADERS: Final = (
         "Default: `full` if there is an assistant message among them",
     ),
     Header("If-Match", ("request",), "the `ETag` of the session as it was read; `*`: whatever it is by now"),
+    Header(
+        "Idempotency-Key",
+        ("request",),
+        "the caller's name for this request: sent again with it, it is the same turn, or makes the same session",
+    ),
+    Header("X-Expect-Turn", ("request",), "the turn that the caller takes for the session's last; another is an error"),
+    Header("Last-Event-ID", ("request",), "the `id` of the last event that the caller has; those after it are sent"),
     Header("X-Request-Id", ("request", "answer", "error"), "echoed if it has a harmless form, else made"),
     Header("X-Session-Id", ("answer", "error"), "the issued id; absent when stateless"),
     Header("X-Session-State", ("answer", "error"), "`new`, `continued` or `rewound`"),

@@ -84,7 +84,15 @@ _BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "request_too_l
 _STORE: Final = ("store_unavailable", "draining")
 _SESSION: Final = ("invalid_session_id", "session_not_found", *_STORE)
 _APPENDED: Final = (
-    *("max_turns_reached", "session_corrupt", "session_not_saved", "session_save_unknown", "turn_in_progress"),
+    *(
+        "history_moved",
+        "idempotency_key_reused",
+        "max_turns_reached",
+        "session_corrupt",
+        "session_not_saved",
+        "session_save_unknown",
+        "turn_in_progress",
+    ),
 )
 _CLAUDE: Final = (
     *("model_not_found", "upstream_invalid_request", "upstream_overloaded", "upstream_rate_limited"),
@@ -92,7 +100,15 @@ _CLAUDE: Final = (
 )
 _TURN: Final = (
     *_APPENDED,
-    *("history_mismatch", "session_exists", "session_id_conflict", "sessions_full", "turn_superseded"),
+    *(
+        "history_mismatch",
+        "turn_cut_short",
+        "turn_rewound",
+        "session_exists",
+        "session_id_conflict",
+        "sessions_full",
+        "turn_superseded",
+    ),
 )
 _ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
 
@@ -109,7 +125,7 @@ CHAT: Final = (
         body="ChatCompletionRequest",
         headers=(
             *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
-            *("X-Session-On-Conflict", "X-Session-On-Disconnect"),
+            *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
         ),
         answers=(
             Answer(
@@ -131,8 +147,15 @@ SESSIONS: Final = (
         "/v1/sessions",
         "makes a session",
         body="NewSession",
-        answers=(Answer(201, "the session", _json("Session"), _AS_SEEN),),
-        errors=(*_BODY, "missing_value", *_STORE, "invalid_session_id", "session_exists", "sessions_full"),
+        headers=("Idempotency-Key",),
+        answers=(
+            Answer(201, "the session", _json("Session"), _AS_SEEN),
+            Answer(200, "the session, which the same request has made before", _json("Session"), _AS_SEEN),
+        ),
+        errors=(
+            *(*_BODY, "missing_value", *_STORE),
+            *("idempotency_key_reused", "invalid_session_id", "session_exists", "sessions_full"),
+        ),
     ),
     Operation(
         "listSessions",
@@ -206,7 +229,7 @@ SESSIONS: Final = (
         "/v1/sessions/{session}/messages",
         "appends messages to a session without asking Claude",
         body="NewMessages",
-        headers=("X-Session-On-Conflict",),
+        headers=("X-Session-On-Conflict", "X-Expect-Turn", "Idempotency-Key"),
         answers=(Answer(200, "they are part of the history", _json("Appended")),),
         errors=(*_BODY, "missing_value", *_SESSION, *_APPENDED),
         error_headers=("X-Turn-Id",),
@@ -233,6 +256,31 @@ TURNS: Final = (
         "a turn of a session by number or id, with its messages",
         answers=(Answer(200, "the turn", _json("TurnDetail")),),
         errors=(*_SESSION, "turn_not_found"),
+    ),
+    Operation(
+        "cancelTurn",
+        "POST",
+        "/v1/sessions/{session}/turns/{turn}/cancel",
+        "stops a turn, whichever replica runs it",
+        "of a streamed one, what was shown is kept",
+        answers=(
+            Answer(202, "the turn, which was asked to stop", _json("TurnCancel")),
+            Answer(200, "the turn, which has ended", _json("TurnCancel")),
+        ),
+        errors=(*_SESSION, "turn_not_found"),
+    ),
+    Operation(
+        "followTurn",
+        "GET",
+        "/v1/sessions/{session}/turns/{turn}/events",
+        "the events of a streamed turn as its caller is shown them",
+        "from the first, or from where a connection broke; kept for five minutes after its end",
+        headers=("Last-Event-ID",),
+        answers=(Answer(200, "its events", _events("ChatCompletionChunk", "[DONE]"), ("X-Session-Id", "X-Turn-Id")),),
+        errors=(
+            *(*_SESSION, "turn_not_found", "events_not_found", "invalid_value"),
+            *("overloaded", "turn_interrupted"),
+        ),
     ),
 )
 

@@ -84,6 +84,9 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Session-On-Conflict": one_of(*ON_CONFLICT),
     "X-Session-On-Disconnect": one_of(*ON_DISCONNECT),
     "X-Session-Input": one_of("delta", "full"),
+    "Idempotency-Key": {"type": "string", "pattern": "^[ -~]{1,255}$"},
+    "X-Expect-Turn": _TURN_ID,
+    "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,15}$"},
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
 }
 """What the value of a header in a request must be; of one that is not here, any text."""
@@ -187,8 +190,17 @@ _TURN: Final = {
     "stop_reason": maybe({**TEXT, "description": "in Claude's words"}),
     "replica": TEXT,
     "dialect": one_of("append", "chat"),
+    "streamed": YES_OR_NO,
+    "delivered": {**YES_OR_NO, "description": "its whole answer was handed to an open connection"},
     "started_at": INSTANT,
     "ended_at": maybe(INSTANT),
+    "queue_ms": {**maybe(COUNT), "description": "how long it waited for other turns"},
+    "first_event_ms": maybe(COUNT),
+    "sent": {
+        "type": ["object", "null"],
+        "additionalProperties": True,
+        "description": "what Claude was sent, in numbers and plain parameters",
+    },
     "message_range": maybe(said({"from": COUNT, "to": COUNT})),
 }
 
@@ -238,6 +250,7 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Deleted": said({"id": _ISSUED, "object": {"const": "session.deleted"}, "deleted": {"const": True}}),
     "Turn": said(_TURN),
     "TurnDetail": said({**_TURN, "session_id": SESSION_NAME, "messages": listed(ref("Message"))}),
+    "TurnCancel": said({**_TURN, "cancel_requested": {**YES_OR_NO, "description": "it ran, and was asked to stop"}}),
     "TurnList": said({"object": {"const": "list"}, "session_id": SESSION_NAME, "turns": listed(ref("Turn")), **_PAGED}),
     "Model": said({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
     "ModelList": said({"object": {"const": "list"}, "data": listed(ref("Model"))}),

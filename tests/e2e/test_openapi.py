@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 
 from tests.e2e.by_hand import append, assistant, user
-from tests.e2e.caller import CHAT, Answer, Caller
+from tests.e2e.caller import CHAT, Answer, Caller, Stream
 from tests.instruments.interface import STRUCTURE, Interface
 from tests.instruments.json_schema import Checker
 from tests.instruments.processes import Fleet, Simulator
@@ -44,11 +44,19 @@ class Strict(Caller):
     async def frames(self, said: str, session: str | None = None, **fields: Any) -> list[bytes]:
         """The frames of a streamed turn."""
         async with self.stream(said, session, **fields) as stream:
-            frames = await stream.rest()
-            events = [frame.removeprefix(b"data: ") for frame in frames if frame.startswith(b"data: ")]
-            parsed = [json.loads(data) if data.startswith(b"{") else data.decode() for data in events]
-            assert self.interface.problems_of_stream("POST", CHAT, stream.headers, parsed) == []
-            return frames
+            return await self._checked("POST", CHAT, stream)
+
+    async def followed(self, path: str) -> list[bytes]:
+        """The frames of a turn that is followed."""
+        async with self.http.get(self.url + path, headers={"Last-Event-ID": "0"}) as response:
+            return await self._checked("GET", path, Stream(response))
+
+    async def _checked(self, method: str, path: str, stream: Stream) -> list[bytes]:
+        frames = await stream.rest()
+        events = [frame.removeprefix(b"data: ") for frame in frames if frame.startswith(b"data: ")]
+        parsed = [json.loads(data) if data.startswith(b"{") else data.decode() for data in events]
+        assert self.interface.problems_of_stream(method, path, stream.headers, parsed) == []
+        return frames
 
 
 @pytest.fixture
@@ -102,10 +110,31 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, two:
     assert [turn["dialect"] for turn in turns] == ["chat", "chat", "append"]
     for address in (turns[0]["id"], "1"):
         assert (await strict.get(f"{session}/turns/{address}")).json["messages"]
+    assert await strict.followed(f"{session}/turns/{turns[0]['id']}/events") == frames
+    assert (await strict.request("POST", f"{session}/turns/1/cancel")).json["cancel_requested"] is False
     assert (await strict.request("DELETE", session)).json["deleted"]
 
     answered = {(method, path) for method, path, status in strict.interface.seen if status < 300}
     assert answered == strict.interface.operations().keys(), "an operation that this test does not know"
+
+
+async def test_a_request_that_is_sent_twice_is_answered_as_described(strict: Strict, name: str) -> None:
+    keyed = {"idempotency-key": name}
+    made = [await strict.request("POST", "/v1/sessions", json={"model": MODEL}, headers=keyed) for _ in range(2)]
+    assert [(answer.status, answer.json["id"]) for answer in made] == [
+        (201, made[0].json["id"]),
+        (200, made[0].json["id"]),
+    ]
+    other = await strict.request("POST", "/v1/sessions", json={"model": MODEL, "title": "T"}, headers=keyed)
+    assert (other.status, other.code) == (422, "idempotency_key_reused")
+    told = [await strict.chat("Hello.", name, headers=keyed) for _ in range(2)]
+    assert told[0].json["id"] == told[1].json["id"]
+    assert (await strict.chat("Other.", name, headers=keyed)).code == "idempotency_key_reused"
+    turn = told[0].headers["x-turn-id"]
+    assert (await append(strict, name, user("a"), headers={"x-expect-turn": turn})).status == 200
+    assert (await append(strict, name, user("a"), headers={"x-expect-turn": turn})).code == "history_moved"
+    assert (await strict.chat("Hello.", name, headers={"x-expect-turn": turn})).code == "history_moved"
+    assert (await strict.get(f"/v1/sessions/{name}/turns/{turn}/events")).code == "events_not_found"
 
 
 async def test_turns_in_every_state_are_as_described(
@@ -125,6 +154,8 @@ async def test_turns_in_every_state_are_as_described(
         refused = await append(strict, name, user("a"), headers={"x-session-on-conflict": "reject"})
         assert (refused.code, refused.headers["x-turn-id"]) == ("turn_in_progress", turns[0]["id"])
         assert (await strict.get(f"/v1/sessions/{name}")).json["status"] == "busy"
+        stopped = await strict.request("POST", f"/v1/sessions/{name}/turns/{turns[0]['id']}/cancel")
+        assert (stopped.status, stopped.json["cancel_requested"]) == (202, True)
         await stream.rest()
     assert [turn["verdict"] for turn in turns] == ["pending", "refused", "aborted", "committed"]
 
