@@ -50,6 +50,7 @@ class Prepared:
     epoch_hash: str
     epoch_start: int
     system_json: bytes
+    tools_json: bytes
 
 
 def stateless(ask: Ask) -> bytes:
@@ -77,6 +78,7 @@ def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Pre
         epoch_hash=epoch_hash,
         epoch_start=epoch_start,
         system_json=b"" if system == history.system_json else system,
+        tools_json=b"",
     )
 
 

@@ -186,7 +186,7 @@ class Turn(Exchange):
             self.headers["x-session-state"] = "rewound"
         self._ask = replace(self._ask, messages=plan.new)
         begun = replace(begun, messages=plan.kept, epoch_start=min(begun.epoch_start, plan.kept))
-        return begun, History(history.elements[: plan.kept], history.system_json)
+        return begun, replace(history, elements=history.elements[: plan.kept])
 
     async def _begin(self) -> Begun:
         """Takes the lease, creating the session or waiting for another turn where that is wanted."""
@@ -388,6 +388,7 @@ class Turn(Exchange):
             epoch_start=self._prepared.epoch_start,
             revision=self._begun.revision,
             system_json=self._prepared.system_json,
+            tools_json=self._prepared.tools_json,
             usage=self.answer.tokens(),
             elements=elements,
             # A refusal leaves the history as it was, even where it would have rewound it.

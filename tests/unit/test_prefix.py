@@ -48,7 +48,7 @@ class Session:
 
     def __init__(self) -> None:
         self.begun = EMPTY
-        self.history = History([], b"")
+        self.history = History([], b"", b"")
 
     def prepare(self, ask: Ask) -> tuple[Prepared, list[bytes]]:
         new = pack(ask.messages, last_digest(self.history))
@@ -59,7 +59,9 @@ class Session:
         prepared, new = self.prepare(ask)
         added = new + pack([assistant(*reply)], new[-1][1 : elements.HEADER_BYTES])
         stored = [*self.history.elements, *added]
-        self.history = History(stored, prepared.system_json or self.history.system_json)
+        self.history = History(
+            stored, prepared.system_json or self.history.system_json, prepared.tools_json or self.history.tools_json
+        )
         self.begun = replace(
             self.begun,
             messages=len(stored),
@@ -113,7 +115,7 @@ def test_stored_bytes_are_spliced_and_not_parsed() -> None:
     element = elements.pack(odd, b"\1" * 8, holds_thinking=True)
     begun = replace(EMPTY, messages=1)
     new = pack([user("Hi")], b"\1" * 8)
-    body = continued(asking("Hi"), begun, History([element], b'"S"'), new).body
+    body = continued(asking("Hi"), begun, History([element], b'"S"', b""), new).body
     assert messages_bytes(body).startswith(odd + b",")
 
 
@@ -193,10 +195,10 @@ def test_other_parameters_do_not_begin_an_epoch() -> None:
 def test_a_session_whose_first_turns_stored_nothing_has_no_older_epoch() -> None:
     begun = replace(EMPTY, turns=1, epoch_hash="other")
     new = pack([user("a")], elements.FIRST_DIGEST)
-    assert continued(asking("a"), begun, History([], b""), new).epoch_start == 0
+    assert continued(asking("a"), begun, History([], b"", b""), new).epoch_start == 0
 
 
 def test_the_last_digest() -> None:
-    assert last_digest(History([], b"")) == elements.FIRST_DIGEST
+    assert last_digest(History([], b"", b"")) == elements.FIRST_DIGEST
     packed = pack([user("a"), assistant(text("b"))], elements.FIRST_DIGEST)
-    assert last_digest(History(packed, b"")) == elements.unpack(packed[-1]).digest
+    assert last_digest(History(packed, b"", b"")) == elements.unpack(packed[-1]).digest
