@@ -56,6 +56,9 @@ CODES: Final[Mapping[str, Code]] = {
     "turn_in_progress": Code(409, True, "Another turn of this session is running."),
     "turn_superseded": Code(409, False, "Another turn of this session went ahead; this one was not stored."),
     "history_mismatch": Code(409, False, "The resent conversation does not begin as the stored one does."),
+    "tool_call_closed": Code(
+        409, False, "The tool call has a result already, or the turn after it went on without one."
+    ),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
@@ -131,6 +134,11 @@ def chosen(header: str, given: str | None, choices: Sequence[Choice], default: C
             return choice
     offered = " or ".join(f"`{choice}`" for choice in choices)
     raise BatonError("invalid_value", f"{header} is {offered}.", param=header)
+
+
+def invalid_value(param: str, problem: str) -> BatonError:
+    """A field has a value it cannot have; ``problem`` goes on from its name."""
+    return BatonError("invalid_value", f"`{param}` {problem}.", param=param)
 
 
 def sessions_full() -> BatonError:
