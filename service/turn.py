@@ -37,7 +37,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from service import resend, telemetry
+from service import resend, telemetry, tool_calls
 from service.addressing import Address
 from service.claude import Claude
 from service.conflict import OnConflict, Patience
@@ -52,7 +52,7 @@ from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.lease import Lease
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.transcript import pack
-from storage.elements import HEADER_BYTES
+from storage.elements import HEADER_BYTES, unpack
 from storage.keys import new_nonce
 from storage.results import (
     Begun,
@@ -170,7 +170,7 @@ class Turn(Exchange):
         if self._resent:
             begun, history = await self._recognised(begun, history)
             self._begun = begun
-        self._new = pack(self._ask.messages, last_digest(history))
+        self._new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         self._prepared = continued(self._ask, begun, history, self._new)
         telemetry.BEGIN_SECONDS.observe(read - began)
         telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
@@ -379,7 +379,8 @@ class Turn(Exchange):
             "to": first + len(elements),
         }
         if status == "refused":
-            record["refused"] = [element[1:HEADER_BYTES].hex() for element in self._new]
+            asked = [unpack(element) for element in self._new]
+            record["refused"] = [element.digest.hex() for element in asked if not element.synthetic]
         return Commit(
             head=self._begun.head,
             record=orjson.dumps(record),
