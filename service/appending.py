@@ -10,10 +10,9 @@ from typing import Any, Final
 
 import orjson
 
-from service import telemetry
+from service import telemetry, tool_calls
 from service.conflict import OnConflict, Patience
 from service.errors import BatonError, session_corrupt, session_not_found, store_unavailable
-from service.transcript import pack
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
 from storage.results import Busy, Corrupt, Fenced, Gone, Settled, StoreUnavailable, TurnsFull
@@ -60,14 +59,15 @@ class Appending:
         turn_id, started = new_turn_id(), datetime.now(UTC)
         overtaken = 0
         while overtaken < _ATTEMPTS:
-            snapshot, digest = await self._end_of(ref)
+            snapshot, stored = await self._end_of(ref, messages)
             if not messages:
                 return Appended(snapshot, snapshot.messages, "")
             if not snapshot.messages and messages[0]["role"] != "user":
                 raise BatonError(
                     "invalid_value", "The first message of a session must be a user's.", param="messages.0.role"
                 )
-            packed = pack(messages, digest)
+            digest = stored[-1][1 : elements.HEADER_BYTES] if stored else elements.FIRST_DIGEST
+            packed = tool_calls.pack(stored, messages, digest)
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, snapshot.head, record, packed):
                 case Settled("committed"):
@@ -87,16 +87,18 @@ class Appending:
                     raise session_not_found()
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 
-    async def _end_of(self, ref: SessionRef) -> tuple[Snapshot, bytes]:
-        """The session, and the digest of its last message."""
+    async def _end_of(self, ref: SessionRef, messages: list[dict[str, Any]]) -> tuple[Snapshot, list[bytes]]:
+        """The session and its last element; all of them where these messages have to do with tool calls."""
         try:
             snapshot = await self._sessions.get(ref)
             if isinstance(snapshot, Gone):
                 raise session_not_found()
-            last = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            stored = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            if stored and tool_calls.concerns(stored[-1], messages):
+                stored = await self._sessions.messages(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        return snapshot, last[0][1 : elements.HEADER_BYTES] if last else elements.FIRST_DIGEST
+        return snapshot, stored
 
     async def _ask(
         self, ref: SessionRef, turn_id: str, head: str, record: bytes, packed: list[bytes]
