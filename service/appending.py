@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import telemetry
+from service import telemetry, tool_calls
 from service.conflict import OnConflict, Patience
 from service.errors import (
     BatonError,
@@ -20,7 +20,6 @@ from service.errors import (
     session_not_found,
     store_unavailable,
 )
-from service.transcript import pack
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
 from storage.results import (
@@ -89,18 +88,21 @@ class Appending:
         Raises:
             BatonError: why nothing was stored, or that it is not known.
         """
+        if request.key and messages and (answered := await self._sent_before(ref, request)) is not None:
+            return answered
         patience = Patience(on_conflict, self._queue_wait_s)
         turn_id, started = new_turn_id(), datetime.now(UTC)
         overtaken = 0
         while overtaken < _ATTEMPTS:
-            snapshot, digest = await self._end_of(ref)
+            snapshot, stored = await self._end_of(ref, messages)
             if not messages:
                 return Appended(snapshot, snapshot.messages, "")
             if not snapshot.messages and messages[0]["role"] != "user":
                 raise BatonError(
                     "invalid_value", "The first message of a session must be a user's.", param="messages.0.role"
                 )
-            packed = pack(messages, digest)
+            digest = stored[-1][1 : elements.HEADER_BYTES] if stored else elements.FIRST_DIGEST
+            packed = tool_calls.pack(stored, messages, digest)
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
@@ -116,16 +118,28 @@ class Appending:
                     raise _refusal(refused, snapshot)
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 
-    async def _end_of(self, ref: SessionRef) -> tuple[Snapshot, bytes]:
-        """The session, and the digest of its last message."""
+    async def _end_of(self, ref: SessionRef, messages: list[dict[str, Any]]) -> tuple[Snapshot, list[bytes]]:
+        """The session and its last element; all of them where these messages have to do with tool calls."""
         try:
             snapshot = await self._sessions.get(ref)
             if isinstance(snapshot, Gone):
                 raise session_not_found()
-            last = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            stored = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            if stored and tool_calls.concerns(stored[-1], messages):
+                stored = await self._sessions.messages(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
             raise store_unavailable() from error
-        return snapshot, last[0][1 : elements.HEADER_BYTES] if last else elements.FIRST_DIGEST
+        return snapshot, stored
+
+    async def _sent_before(self, ref: SessionRef, request: Request) -> Appended | None:
+        """What the same request was answered; asked first, because what it appended may not be appendable twice."""
+        match await self._ask(ref, new_turn_id(), "", b"", request, []):
+            case Answered(turn_id, number):
+                snapshot, _ = await self._end_of(ref, [])
+                return Appended(snapshot, await self._end_of_turn(ref, number), turn_id)
+            case KeyReused(turn_id):
+                raise key_reused(turn_id)
+        return None
 
     async def _end_of_turn(self, ref: SessionRef, number: int) -> int:
         """How many messages the session had when the turn of this number was stored."""

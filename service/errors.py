@@ -63,6 +63,9 @@ CODES: Final[Mapping[str, Code]] = {
     "turn_cut_short": Code(409, False, "The request was sent before, stored incomplete, and other turns followed."),
     "history_mismatch": Code(409, False, "The resent conversation does not begin as the stored one does."),
     "history_moved": Code(409, False, "The session's last turn is not the one that X-Expect-Turn names."),
+    "tool_call_closed": Code(
+        409, False, "The tool call has a result already, or the turn after it went on without one."
+    ),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "turn_rewound": Code(410, False, "The turn was stored and is no longer part of the history: it was rewound."),
@@ -145,6 +148,11 @@ def chosen(header: str, given: str | None, choices: Sequence[Choice], default: C
 def internal_error() -> BatonError:
     """A fault of ours; what it was stands in the log."""
     return BatonError("internal_error", "Something went wrong in Baton; its log has the cause under this request id.")
+
+
+def invalid_value(param: str, problem: str) -> BatonError:
+    """A field has a value it cannot have; ``problem`` goes on from its name."""
+    return BatonError("invalid_value", f"`{param}` {problem}.", param=param)
 
 
 def sessions_full() -> BatonError:

@@ -15,6 +15,8 @@ from typing import Any, Final
 
 import orjson
 
+from service import tool_calls
+from service.errors import invalid_value
 from storage import elements
 from storage.results import Begun
 from storage.turns import History
@@ -32,6 +34,8 @@ class Ask:
         messages: the new ones, oldest first.
         system: the system prompt (string or blocks), None where the request has none.
         params: further fields of the Messages request (max_tokens, stop_sequences, …).
+        tools: to be used from now on, at least one; None where the request has none: then those of the session.
+        tool_choice: sent only where there are tools; None for Claude's own default.
         model_named: whether the request named the model; where it did not, a session's own model goes first.
     """
 
@@ -39,6 +43,8 @@ class Ask:
     messages: list[dict[str, Any]]
     system: Any
     params: dict[str, Any]
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: dict[str, Any] | None = None
     model_named: bool = True
 
 
@@ -53,13 +59,19 @@ class Prepared:
     epoch_hash: str
     epoch_start: int
     system_json: bytes
+    tools_json: bytes
     summary: dict[str, Any]
 
 
 def stateless(ask: Ask) -> bytes:
-    """The request body of a conversation that is not stored."""
-    system = orjson.dumps(ask.system) if ask.system is not None else b""
-    return _body(ask, system, [orjson.dumps(message) for message in ask.messages], cached=False)
+    """The request body of a conversation that is not stored.
+
+    Raises:
+        BatonError: a tool call without its result, or the other way round; a choice among no tools.
+    """
+    tool_calls.check_whole(ask.messages)
+    system, tools = _or_stored(ask.system, b""), _or_stored(ask.tools, b"")
+    return _body(ask, system, tools, [orjson.dumps(message) for message in ask.messages], cached=False)
 
 
 def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Prepared:
@@ -68,20 +80,25 @@ def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Pre
     Args:
         ask: of this turn.
         begun: the session as it stands.
-        history: its messages and system prompt.
+        history: its messages, system prompt and tools.
         new: the ask's messages as elements.
+
+    Raises:
+        BatonError: a choice of a tool that there is not.
     """
-    system = orjson.dumps(ask.system) if ask.system is not None else history.system_json
-    epoch_hash = blake2b(b"\0".join((ask.model.encode(), system)), digest_size=8).hexdigest()
+    system, tools = _or_stored(ask.system, history.system_json), _or_stored(ask.tools, history.tools_json)
+    prefix = (ask.model.encode(), system, tools) if tools else (ask.model.encode(), system)
+    epoch_hash = blake2b(b"\0".join(prefix), digest_size=8).hexdigest()
     epoch_start = begun.epoch_start if begun.epoch_hash in ("", epoch_hash) else begun.messages
     old = [_sendable(element, index < epoch_start) for index, element in enumerate(history.elements)]
     messages = [json for json in old if json] + [element[elements.HEADER_BYTES :] for element in new]
-    body = _body(ask, system, messages, cached=True)
+    body = _body(ask, system, tools, messages, cached=True)
     return Prepared(
         body=body,
         epoch_hash=epoch_hash,
         epoch_start=epoch_start,
         system_json=b"" if system == history.system_json else system,
+        tools_json=b"" if tools == history.tools_json else tools,
         summary={**ask.params, "messages": len(messages), "body_bytes": len(body), "epoch": epoch_hash},
     )
 
@@ -105,11 +122,33 @@ def _sendable(element: bytes, older_epoch: bool) -> bytes:
     return orjson.dumps({**message, "content": content}) if content else b""
 
 
-def _body(ask: Ask, system: bytes, messages: list[bytes], *, cached: bool) -> bytes:
-    fields = orjson.dumps({"model": ask.model, **ask.params, "stream": True})[1:-1]
+def _or_stored(given: Any, stored: bytes) -> bytes:
+    """What the request has, as JSON; else what is stored."""
+    return stored if given is None else orjson.dumps(given)
+
+
+def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
+    """The choice among the tools in effect, checked against those that the request itself does not hold."""
+    if ask.tool_choice is None or ask.tools is not None:
+        return ask.tool_choice
+    kind = ask.tool_choice["type"]
+    if kind == "any" and not tools:
+        raise invalid_value("tool_choice", "asks for a call, and there are no tools")
+    names = [tool.get("name") for tool in orjson.loads(tools)] if kind == "tool" and tools else []
+    if kind == "tool" and ask.tool_choice["name"] not in names:
+        raise invalid_value("tool_choice", "must name one of the tools")
+    return ask.tool_choice if tools else None
+
+
+def _body(ask: Ask, system: bytes, tools: bytes, messages: list[bytes], *, cached: bool) -> bytes:
+    choice = _choice(ask, tools)
+    params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
+    fields = orjson.dumps({"model": ask.model, **params, "stream": True})[1:-1]
     parts = [b"{", fields, b","]
     if system:
         parts += [b'"system":', system, b","]
+    if tools:
+        parts += [b'"tools":', tools, b","]
     if cached:
         parts.append(_CACHED)
     parts += [b'"messages":[', b",".join(messages), b"]}"]

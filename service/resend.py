@@ -12,8 +12,16 @@ Regeneration and edit rewind. A cut falls on a turn's boundary: the turn that ho
 its messages that did not change are stored again with the new ones.
 
 Two things match though they differ. An answer that was cut short by its caller may be stored longer than that caller
-saw it, or shorter: as long as one begins with the other it is the same answer. A question that Claude refused is not
-stored, but callers send it again with whatever they showed as its answer: the pair is left out.
+saw it, or shorter: as long as one begins with the other it is the same answer. Of its tool calls the caller may have
+seen the first few only, or none. A question that Claude refused is not stored, but callers send it again with whatever
+they showed as its answer: the pair is left out. What Baton itself has put in (tool_calls.py) no caller has seen, and it
+is passed over.
+
+A tool loop is several turns: the calls end one, the results begin the next. A cut between them leaves a history that
+ends in open calls, and that is right: either the results were sent again, and then they are the first of the new
+messages (a changed result, an answer wanted anew), or the conversation now goes on without them, and then the calls are
+closed like all others that are left without a result (tool_calls.py). Both are stored by the one commit that cuts, so
+the store never holds a call whose result was cut off.
 """
 
 from collections.abc import Sequence
@@ -87,7 +95,8 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
     Returns:
         None for a mismatch: nothing of it can be recognised.
     """
-    matched, used = _match(stored, spans, messages)
+    places, used = _match(stored, spans, messages)
+    matched = len(places)
     if not stored:
         return Plan(0, list(messages[used:]))
     if matched == 0:
@@ -97,29 +106,43 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
     # The first difference: a stored message that the request does not have, or has otherwise.
     first = min(matched, len(stored) - 1)
     cut = next((span.start for span in spans if span.start <= first < span.end), 0)
-    return Plan(cut, list(messages[used - (matched - cut) :]))
+    return Plan(cut, list(messages[places[cut] if cut < matched else used :]))
 
 
-def _match(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """How many stored messages the request begins with, and how many of its own that took (refused pairs included)."""
+def _match(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict[str, Any]]) -> tuple[list[int], int]:
+    """Where in the request the stored messages are that it begins with, and how much of it that took.
+
+    What is passed over is where the message behind it is, and only counts with that one. What was taken includes
+    refused pairs.
+    """
     refused = {(span.start, digest): len(span.refused) for span in spans if span.refused for digest in span.refused[:1]}
     cut_short = {span.end - 1 for span in spans if span.incomplete}
-    matched = used = 0
+    places: list[int] = []
+    used = 0
     digest = elements.FIRST_DIGEST
     while used < len(messages):
         message = messages[used]
         seen = elements.roll(digest, visible(message))
-        pair = refused.get((matched, seen))
-        if matched < len(stored):
-            element = elements.unpack(stored[matched])
-            if seen == element.digest or (matched in cut_short and _one_begins_with_the_other(message, element.json)):
+        pair = refused.get((len(places), seen))
+        at = _next_visible(stored, len(places))
+        if at < len(stored):
+            element = elements.unpack(stored[at])
+            if seen == element.digest or (at in cut_short and _one_begins_with_the_other(message, element.json)):
                 digest = element.digest
-                matched, used = matched + 1, used + 1
+                places += [used] * (at + 1 - len(places))
+                used += 1
                 continue
         if pair is None or used + pair >= len(messages) or messages[used + pair]["role"] != "assistant":
             break
         used += pair + 1
-    return matched, used
+    return places, used
+
+
+def _next_visible(stored: Sequence[bytes], at: int) -> int:
+    """The index of the first stored message from ``at`` on that a caller has seen."""
+    while at < len(stored) and elements.unpack(stored[at]).synthetic:
+        at += 1
+    return at
 
 
 def _one_begins_with_the_other(message: dict[str, Any], stored_json: bytes) -> bool:
@@ -127,13 +150,20 @@ def _one_begins_with_the_other(message: dict[str, Any], stored_json: bytes) -> b
     if message["role"] != stored["role"]:
         return False
     mine, theirs = _text(message["content"]), _text(stored["content"])
-    return mine.startswith(theirs) or theirs.startswith(mine)
+    seen, made = _calls(message["content"]), _calls(stored["content"])
+    return (mine.startswith(theirs) or theirs.startswith(mine)) and made[: len(seen)] == seen
 
 
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(block["text"] for block in content if block.get("type") == "text")
+
+
+def _calls(content: Any) -> list[tuple[str, str, Any]]:
+    if isinstance(content, str):
+        return []
+    return [(block["id"], block["name"], block["input"]) for block in content if block.get("type") == "tool_use"]
 
 
 async def recognise(

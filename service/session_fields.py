@@ -4,14 +4,16 @@ One table says which fields there are, who may set them and what they must be. `
 created and clears a field when it is changed, where a session can do without the field.
 """
 
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
-from service import model_name
+from service import model_name, tool_calls
 from service.errors import BatonError
+from service.transcript import is_input
 
 METADATA_PAIRS_MAX: Final = 16
 METADATA_KEY_CHARS_MAX: Final = 64
@@ -122,26 +124,82 @@ def _message(message: Any, where: str) -> dict[str, Any]:
     for name in message:
         if name not in ("role", "content"):
             raise _unknown(f"{where}.{name}")
-    if message.get("role") not in ("user", "assistant"):
+    role = message.get("role")
+    if role not in ("user", "assistant"):
         raise _invalid(f"{where}.role", "must be user or assistant")
-    return {"role": message["role"], "content": _content(message.get("content"), f"{where}.content")}
+    return {"role": role, "content": _content(message.get("content"), f"{where}.content", role)}
 
 
-def _content(content: Any, where: str) -> Any:
-    """Text, or a list of text blocks; never empty, for Claude would refuse the session from then on."""
+def _content(content: Any, where: str, role: str) -> Any:
+    """Text, or a list of blocks; never empty, for Claude would refuse the session from then on."""
     if content is None:
         raise BatonError("missing_value", f"`{where}` is required.", param=where)
     if isinstance(content, str):
         return _text(content, where)
     if not isinstance(content, list) or not content:
-        raise _invalid(where, "must be a string or a non-empty list of text parts")
-    blocks = []
+        raise _invalid(where, "must be a string or a non-empty list of blocks")
+    return [_block(block, f"{where}.{index}", role) for index, block in enumerate(content)]
+
+
+def _block(block: Any, where: str, role: str) -> dict[str, Any]:
+    """A block that a message of this role may hold."""
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind == "tool_use" and role == "assistant":
+        return _tool_use(block, where)
+    if kind == "tool_result" and role == "user":
+        return _tool_result(block, where)
+    if kind != "text" or block.keys() != {"type", "text"}:
+        other = "tool_use" if role == "assistant" else "tool_result"
+        raise _invalid(where, f"must be {{type: text, text}} or a block of type {other}")
+    return {"type": "text", "text": _text(block["text"], f"{where}.text")}
+
+
+def _tool_use(block: dict[str, Any], where: str) -> dict[str, Any]:
+    if block.keys() != {"type", "id", "name", "input"}:
+        raise _invalid(where, "must be {type: tool_use, id, name, input}")
+    if not is_input(block["input"]):
+        raise _invalid(f"{where}.input", "must be an object that nests less than 240 levels")
+    return {
+        "type": "tool_use",
+        "id": _token(block["id"], f"{where}.id", tool_calls.CALL_ID),
+        "name": _token(block["name"], f"{where}.name", tool_calls.TOOL_NAME),
+        "input": block["input"],
+    }
+
+
+def _tool_result(block: dict[str, Any], where: str) -> dict[str, Any]:
+    """A result; it may say nothing."""
+    if not {"type", "tool_use_id"} <= block.keys() <= {"type", "tool_use_id", "content", "is_error"}:
+        raise _invalid(where, "must be {type: tool_result, tool_use_id, content, is_error}; the last two may be absent")
+    call = _token(block["tool_use_id"], f"{where}.tool_use_id", tool_calls.CALL_ID)
+    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call}
+    content = block.get("content")
+    if content not in (None, "", []):
+        result["content"] = _result_content(content, f"{where}.content")
+    if "is_error" in block:
+        if not isinstance(block["is_error"], bool):
+            raise _invalid(f"{where}.is_error", "must be true or false")
+        result["is_error"] = block["is_error"]
+    return result
+
+
+def _result_content(content: Any, where: str) -> Any:
+    if isinstance(content, str):
+        return _text(content, where)
+    if not isinstance(content, list):
+        raise _invalid(where, "must be a string or a list of text blocks")
+    texts = []
     for index, part in enumerate(content):
-        place = f"{where}.{index}"
         if not isinstance(part, dict) or part.get("type") != "text" or part.keys() != {"type", "text"}:
-            raise _invalid(place, "must be {type: text, text}")
-        blocks.append({"type": "text", "text": _text(part["text"], f"{place}.text")})
-    return blocks
+            raise _invalid(f"{where}.{index}", "must be {type: text, text}")
+        texts.append({"type": "text", "text": _text(part["text"], f"{where}.{index}.text")})
+    return texts
+
+
+def _token(value: Any, where: str, pattern: re.Pattern[str]) -> str:
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise _invalid(where, f"must match {pattern.pattern}")
+    return value
 
 
 def _object(body: Any) -> dict[str, Any]:

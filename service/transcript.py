@@ -3,7 +3,8 @@
 An answer is gathered block by block, exactly as it came: unknown fields and unknown block types are kept, nothing is
 re-modelled, and what is stored is what Claude will read again. Two things are decided once, here, because a stored
 prefix never changes afterwards: empty text blocks are dropped (Claude sends some and refuses all), and an answer that
-did not reach its end keeps text as far as it came, whole signed thinking and whole tool calls.
+did not reach its end keeps text as far as it came, whole signed thinking and whole tool calls. So does one that Claude
+itself cut short: of a call in the middle of its input, which then is no JSON, nothing is kept.
 
 Whatever of an answer is read later, by whoever shows or counts it, has its form checked here as it comes: what is not
 as documented is found before the turn is stored, never after.
@@ -12,6 +13,7 @@ The events from the one that carries the stop reason onward are *terminal*: whoe
 complete, so they are held back until the turn is stored.
 """
 
+import contextlib
 from hashlib import sha256
 from typing import Any, Final
 
@@ -29,6 +31,7 @@ _DELTAS: Final = {
     "input_json_delta": "partial_json",
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
+_CUT_SHORT: Final = ("max_tokens", "model_context_window_exceeded", "refusal")
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _COUNT_MAX: Final = 2**53 - 1  # the largest that every reader of JSON, and the store's Lua, keeps exactly
 
@@ -36,17 +39,20 @@ _COUNT_MAX: Final = 2**53 - 1  # the largest that every reader of JSON, and the 
 class _Block:
     """A content block under way."""
 
-    __slots__ = ("block", "parts", "whole")
+    __slots__ = ("block", "ended", "parts", "whole")
 
     def __init__(self, block: dict[str, Any]) -> None:
         if not all(isinstance(block.get(field, ""), str) for field in ("text", "thinking", "signature")):
             raise TypeError("a block's text is not text")
+        if block["type"] == "tool_use" and not all(isinstance(block[field], str) for field in ("id", "name")):
+            raise TypeError("a tool call's id or name is not text")
         self.block = block
         self.parts: dict[str, list[str]] = {}
+        self.ended = False
         self.whole = False
 
     def add(self, delta: dict[str, Any]) -> None:
-        if self.whole:
+        if self.ended:
             raise ValueError("a delta of a block that has ended")
         kind = delta["type"]
         if kind == "citations_delta":
@@ -57,11 +63,17 @@ class _Block:
             raise BatonError("upstream_nonsense", "Claude's stream holds a kind of delta that Baton does not know.")
         if not isinstance(delta[field], str):
             raise TypeError("a delta's text is not text")
+        if field == "partial_json" and self.block["type"] in ("text", *_THINKING):
+            raise ValueError("input of a block that takes none")
         self.parts.setdefault(field, []).append(delta[field])
 
     def end(self) -> None:
-        """No further delta comes. Joined now, so that a tool call which is not JSON is found before anybody saw it."""
-        self.block, self.parts, self.whole = self.finished(), {}, True
+        """No further delta comes. Joined now; an input that is no JSON leaves the block not whole."""
+        self.ended = True
+        with contextlib.suppress(orjson.JSONDecodeError):
+            self.block, self.parts, self.whole = self.finished(), {}, True
+        if self.whole and self.block["type"] == "tool_use" and not is_input(self.block["input"]):
+            raise TypeError("a tool call's input is not an object, or nests too deeply")
 
     def finished(self) -> dict[str, Any]:
         """The block with its deltas joined in."""
@@ -126,6 +138,7 @@ class Answer:
         elif kind == "message_delta":
             delta = data["delta"]
             self.stop_reason = _text_or_none(delta, "stop_reason") or self.stop_reason
+            self._check_cut()
             self.stop_sequence = _text_or_none(delta, "stop_sequence")
             self.stop_details = _object_or_none(delta, "stop_details")
             _text_or_none(self.stop_details or {}, "explanation")
@@ -134,6 +147,11 @@ class Answer:
             if self.stop_reason is None:
                 raise KeyError("stop_reason")
             self.complete = True
+
+    def _check_cut(self) -> None:
+        torn = any(block.ended and not block.whole for block in self._blocks.values())
+        if torn and self.stop_reason not in (None, *_CUT_SHORT):
+            raise ValueError("an input that is no JSON")
 
     def _start(self, message: dict[str, Any]) -> None:
         if not all(isinstance(message.get(field, ""), str) for field in ("id", "model")):
@@ -188,6 +206,10 @@ class Answer:
         """The visible text of all text blocks."""
         return "".join(block["text"] for block in self.content() if block.get("type") == "text")
 
+    def tool_calls(self) -> list[dict[str, Any]]:
+        """The ``tool_use`` blocks, whole ones only: each has ``id``, ``name`` and an ``input`` that is an object."""
+        return [block for block in self.content() if block.get("type") == "tool_use"]
+
 
 def _text_or_none(holder: dict[str, Any], field: str) -> str | None:
     value = holder.get(field)
@@ -211,11 +233,23 @@ def _check_count(usage: dict[str, Any], field: str) -> None:
         raise ValueError(f"{field} is not a count")
 
 
+def is_input(value: Any) -> bool:
+    """Whether parsed JSON can be the input of a tool call: an object, and one that can be written again.
+
+    What is read may nest deeper (1,024) than what is written (254, orjson), in which it lies a few levels down.
+    """
+    try:
+        orjson.dumps([[[[[[[[value]]]]]]]])
+    except TypeError:
+        return False
+    return isinstance(value, dict)
+
+
 def visible(message: dict[str, Any]) -> bytes:
     """What a caller can see of a message, in one form whatever the dialect: the input of the rolling digest.
 
-    Text is joined; tool calls keep name and input (keys sorted), results their text; anything large counts by its hash.
-    Thinking is not visible.
+    Text is joined; tool calls keep id, name and input (keys sorted), results the call's id and their text; anything
+    large counts by its hash. Thinking is not visible, nor is whether a result told an error: not every dialect says it.
     """
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -231,7 +265,16 @@ def visible(message: dict[str, Any]) -> bytes:
 def _plain(block: dict[str, Any]) -> dict[str, Any]:
     if block["type"] == "tool_use":
         return {key: block.get(key) for key in ("id", "name", "input")}
+    if block["type"] == "tool_result":
+        return {"tool_use_id": block.get("tool_use_id"), "content": _result_text(block.get("content") or "")}
     return {key: value for key, value in block.items() if key != "cache_control"}
+
+
+def _result_text(content: Any) -> Any:
+    """What a result says, if that is text; else its blocks."""
+    if isinstance(content, list) and all(block.get("type") == "text" for block in content):
+        return "".join(block["text"] for block in content)
+    return content
 
 
 def pack(messages: list[dict[str, Any]], digest: bytes) -> list[bytes]:

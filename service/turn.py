@@ -42,7 +42,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import replay, resend, telemetry
+from service import replay, resend, telemetry, tool_calls
 from service.claude import Claude
 from service.errors import BatonError, internal_error, store_unavailable
 from service.events import Event
@@ -53,11 +53,11 @@ from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.settling import Settlement, Status, count
 from service.transcript import pack
-from storage.elements import HEADER_BYTES
+from storage.elements import HEADER_BYTES, unpack
 from storage.log import Log
 from storage.results import Answered, Begun, Running, StoreUnavailable
 from storage.sessions import Sessions
-from storage.turns import NOTHING_SHOWN, Commit, History, Rewind, Shown, Turns
+from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
 _POLL_S: Final = 0.25  # how often it is asked whether the earlier turn that a request is has its verdict
 
@@ -200,8 +200,8 @@ class Turn(Exchange):
             kept = self._rewind.messages
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
-            history = History(history.elements[:kept], history.system_json)
-        self._new = pack(self._ask.messages, last_digest(history))
+            history = replace(history, elements=history.elements[:kept])
+        self._new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         self._prepared = continued(self._ask, begun, history, self._new)
         return self._prepared.body
 
@@ -350,7 +350,8 @@ class Turn(Exchange):
             "to": first + len(elements),
         }
         if status == "refused":
-            record["refused"] = [element[1:HEADER_BYTES].hex() for element in self._new]
+            asked = [unpack(element) for element in self._new]
+            record["refused"] = [element.digest.hex() for element in asked if not element.synthetic]
         return Commit(
             head=self._begun.head,
             record=orjson.dumps(record),
@@ -359,6 +360,7 @@ class Turn(Exchange):
             epoch_start=self._prepared.epoch_start,
             revision=self._begun.revision,
             system_json=self._prepared.system_json,
+            tools_json=self._prepared.tools_json,
             usage=self.answer.tokens(),
             elements=elements,
             # A refusal leaves the history as it was, even where it would have rewound it.

@@ -5,7 +5,8 @@ splices the rest into the next request without parsing it. The digest covers wha
 up to and including this message, so that a resent history is recognised by comparing one digest.
 
 Format byte: the low four bits are the version (1); 0x10 the message holds thinking blocks; 0x20 it was made by
-Baton itself and no caller has seen it. Both must be known without parsing; neither can be added later.
+Baton itself and no caller has seen it: its digest is that of the message before. Both must be known without parsing;
+neither can be added later.
 """
 
 from hashlib import blake2b

@@ -32,6 +32,7 @@ from storage.results import (
 from storage.scripts import ScriptRunner
 
 _CREATE_ATTEMPTS = 8
+_TEXTS = ("system", "title", "metadata")  # of a snapshot; tools, which may be large, are for turns only
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +210,7 @@ class Sessions:
                 async with self._redis.pipeline(transaction=False) as batch:
                     for ref in refs:
                         batch.hgetall(ref.keys[0])
-                        batch.hgetall(ref.keys[4])
+                        batch.hmget(ref.keys[4], _TEXTS)
                         batch.pexpiretime(ref.keys[0])
                     replies: list[Any] = await batch.execute()
         except (RedisError, TimeoutError) as error:
@@ -218,8 +219,8 @@ class Sessions:
         found: list[Snapshot | None] = []
         for at, ref in enumerate(refs):
             fields, texts, expires = replies[3 * at : 3 * at + 3]
-            s, j = ({key.decode(): value for key, value in part.items()} for part in (fields, texts))
-            there = s and j and expires > 0 and s["own"] == ref.owner.encode()
+            s, j = {key.decode(): value for key, value in fields.items()}, dict(zip(_TEXTS, texts, strict=True))
+            there = s and None not in texts and expires > 0 and s["own"] == ref.owner.encode()
             found.append(_snapshot(expires, _lease_remaining_ms(s, now_ms), s, j) if there else None)
         return found
 

@@ -122,7 +122,7 @@ class Commit:
         record: the turn record, opaque to the store.
         model, epoch_hash, epoch_start: what the turn was sent with.
         revision: as `Begun` told it; the model and system prompt of a later patch stand.
-        system_json: the system prompt to keep from now on; empty to leave it as stored.
+        system_json, tools_json: the system prompt and the tools to keep from now on; empty to leave them as stored.
         elements: the new messages, oldest first (see elements.py); may be none.
         rewind: how much of the history stays; None for all.
         end: the last frames of a streamed answer.
@@ -135,6 +135,7 @@ class Commit:
     epoch_start: int
     revision: int
     system_json: bytes
+    tools_json: bytes
     usage: Usage
     elements: Sequence[bytes]
     rewind: Rewind | None = None
@@ -143,10 +144,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The stored messages, oldest first, and the stored system prompt (JSON, empty if none)."""
+    """The stored messages, oldest first, and the stored system prompt and tools (JSON, empty if none)."""
 
     elements: list[bytes]
     system_json: bytes
+    tools_json: bytes
 
 
 class Cut(NamedTuple):
@@ -212,7 +214,7 @@ class Turns:
         return read_begin(await self._scripts.run("begin", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def history(self, ref: SessionRef, messages: int) -> History:
-        """The first ``messages`` elements and the system prompt, in one round trip.
+        """The first ``messages`` elements, the system prompt and the tools, in one round trip.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
         """
@@ -221,11 +223,12 @@ class Turns:
             async with self._redis.pipeline(transaction=False) as batch:
                 if messages:
                     batch.lrange(ref.keys[1], 0, messages - 1)
-                batch.hget(ref.keys[4], "system")
+                batch.hmget(ref.keys[4], ["system", "tools"])
                 return await batch.execute()
 
         replies = await self._read(ask)
-        return History(replies[0] if messages else [], replies[-1] or b"")
+        system, tools = replies[-1]
+        return History(replies[0] if messages else [], system or b"", tools or b"")
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN
@@ -247,6 +250,7 @@ class Turns:
             commit.epoch_hash,
             commit.epoch_start,
             commit.system_json,
+            commit.tools_json,
             commit.revision,
             usage.input,
             usage.output,

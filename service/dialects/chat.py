@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from service import model_name
-from service.errors import BatonError
+from service.dialects import chat_tools
+from service.errors import BatonError, invalid_value
 from service.prefix import Ask
 
 MAPPED: Final = frozenset(
@@ -19,11 +20,14 @@ MAPPED: Final = frozenset(
         "max_tokens",
         "messages",
         "model",
+        "parallel_tool_calls",
         "session_id",
         "session_input",
         "stop",
         "stream",
         "stream_options",
+        "tool_choice",
+        "tools",
     }
 )
 
@@ -43,7 +47,6 @@ TOLD: Final[dict[str, Any]] = {
     "prompt_cache_retention": None,
     "reasoning_effort": None,
     "service_tier": "auto",
-    "parallel_tool_calls": True,
 }
 """Ignored; listed in the answer unless it has the value here, which asks for nothing."""
 
@@ -66,8 +69,6 @@ REFUSED: Final[dict[str, Any]] = {
     "n": 1,
     "prediction": None,
     "response_format": {"type": "text"},
-    "tool_choice": "none",
-    "tools": [],
     "top_logprobs": 0,
     "web_search_options": None,
 }
@@ -105,7 +106,6 @@ FORMS: Final[dict[str, _Form]] = {
     "prompt_cache_retention": _TEXT,
     "reasoning_effort": _TEXT,
     "service_tier": _TEXT,
-    "parallel_tool_calls": _YES_OR_NO,
     "messages.content.cache_control": _OBJECT,
     "messages.content.prompt_cache_breakpoint": _OBJECT,
     "messages.name": _TEXT,
@@ -117,6 +117,7 @@ _STOP_MAX: Final = 4
 _MESSAGES_MAX: Final = 100_000  # Claude's own limit
 _PARTS_MAX: Final = 100_000  # in all messages together: looking at more would keep other callers waiting
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
+_OWN_FIELD: Final = {"assistant": "tool_calls", "tool": "tool_call_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,17 +145,27 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     system, messages, ignored_within = _messages(fields)
     named = fields.get("model")
     if named is not None and not model_name.sound(named):
-        raise _invalid("model", model_name.PROBLEM)
+        raise invalid_value("model", model_name.PROBLEM)
     model = default_model if named is None else named
     params: dict[str, Any] = {"max_tokens": _max_tokens(fields, max_tokens_default)}
     if stop := _stop(fields):
         params["stop_sequences"] = stop
+    tools = chat_tools.definitions(fields.get("tools"))
+    choice = chat_tools.choice(fields.get("tool_choice"), fields.get("parallel_tool_calls"), tools)
     include_usage, ignored_options = _stream_options(fields)
     session = fields.get("session_id")
     if session is not None and (not isinstance(session, str) or not session):
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
     return ChatRequest(
-        ask=Ask(aliases.get(model, model), messages, system, params, model_named=named is not None),
+        ask=Ask(
+            model=aliases.get(model, model),
+            messages=messages,
+            system=system,
+            params=params,
+            tools=tools or None,
+            tool_choice=choice,
+            model_named=named is not None,
+        ),
         stream=_flag(fields.get("stream"), "stream"),
         include_usage=include_usage,
         session=session,
@@ -165,7 +176,7 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
 
 def _session_input(given: Any) -> str | None:
     if given not in (None, "delta", "full"):
-        raise _invalid("session_input", "must be `delta` or `full`")
+        raise invalid_value("session_input", "must be `delta` or `full`")
     return cast("str | None", given)
 
 
@@ -196,7 +207,7 @@ def _check_form(value: Any, name: str, place: str) -> None:
     """Refuses a value that a field of `FORMS` cannot have; ``place`` is where it was found."""
     words, is_so = FORMS[name]
     if not is_so(value):
-        raise _invalid(place, f"must be {words}")
+        raise invalid_value(place, f"must be {words}")
 
 
 def _messages(fields: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], list[str]]:
@@ -205,83 +216,110 @@ def _messages(fields: dict[str, Any]) -> tuple[Any, list[dict[str, Any]], list[s
     if given is None:
         raise BatonError("missing_value", "`messages` is required.", param="messages")
     if not isinstance(given, list) or not given:
-        raise _invalid("messages", "must be a list with at least one message")
+        raise invalid_value("messages", "must be a list with at least one message")
     _check_size(given)
     system: list[str] = []
     messages: list[dict[str, Any]] = []
     ignored: set[str] = set()
+    pairing = chat_tools.Pairing()
+    results: list[dict[str, Any]] = []  # of the tool messages right before; they are one message of Claude's
     for index, message in enumerate(given):
         where = f"messages.{index}"
         role = _role(message, where, ignored)
-        text = _content(message, where, ignored)
         if role in ("system", "developer"):
             if messages:
                 raise BatonError(
                     "unsupported", f"{where}: a {role} message after the first other one is not supported.", param=where
                 )
+            text = _content(message, where, ignored)
             system.append(text if isinstance(text, str) else "".join(part["text"] for part in text))
-        else:
-            messages.append({"role": role, "content": text})
+            continue
+        if role == "tool":
+            results.append(pairing.result(message, _content(message, where, ignored, blank=True), where))
+            if len(results) == 1:
+                messages.append({"role": "user", "content": results})
+            continue
+        calls = chat_tools.calls(message.get("tool_calls"), f"{where}.tool_calls") if role == "assistant" else []
+        results = []
+        pairing.said(calls)
+        messages.append({"role": role, "content": _said(message, where, ignored, calls)})
     if not messages or messages[-1]["role"] != "user":
-        raise _invalid("messages", "must end with a user message")
+        raise invalid_value("messages", "must end with a user or tool message")
     if messages[0]["role"] != "user":
-        raise _invalid("messages", "must begin with a user message, after any system messages")
+        raise invalid_value("messages", "must begin with a user or tool message, after any system messages")
     prompt = None if not system else system[0] if len(system) == 1 else [{"type": "text", "text": s} for s in system]
     return prompt, messages, list(ignored)
+
+
+def _said(message: dict[str, Any], where: str, ignored: set[str], calls: list[dict[str, Any]]) -> Any:
+    """The content of a message of the user's or the assistant's; with calls it may be calls alone."""
+    if not calls:
+        return _content(message, where, ignored)
+    said = _content(message, where, ignored, blank=True) if message.get("content") is not None else []
+    if isinstance(said, str):
+        said = [{"type": "text", "text": said}] if said else []
+    return [*said, *calls]
 
 
 def _check_size(given: list[Any]) -> None:
     """Refuses more than can be looked at without keeping other callers waiting."""
     if len(given) > _MESSAGES_MAX:
-        raise _invalid("messages", f"may hold at most {_MESSAGES_MAX} messages")
-    parts = [message.get("content") for message in given if isinstance(message, dict)]
+        raise invalid_value("messages", f"may hold at most {_MESSAGES_MAX} messages")
+    parts = [message.get(name) for name in ("content", "tool_calls") for message in given if isinstance(message, dict)]
     if sum(len(content) for content in parts if isinstance(content, list)) > _PARTS_MAX:
-        raise _invalid("messages", f"may hold at most {_PARTS_MAX} parts of content")
+        raise invalid_value("messages", f"may hold at most {_PARTS_MAX} parts of content and tool calls")
 
 
 def _role(message: Any, where: str, ignored: set[str]) -> str:
     """The role of a message whose other fields are in order; adds to what is ignored."""
     if not isinstance(message, dict):
-        raise _invalid(where, "must be an object")
+        raise invalid_value(where, "must be an object")
+    role = message.get("role")
+    own = _OWN_FIELD.get(role) if isinstance(role, str) else None
     for name, value in message.items():
         # SDK objects sent back carry empty fields of an answer; they ask for nothing.
-        if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
+        if name not in _MESSAGE_FIELDS and name != own and value not in (None, [], {}):
             field = f"{where}.{name}"[:128]
             raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
     if message.get("name") is not None:
         _check_form(message["name"], "messages.name", f"{where}.name")
         ignored.add("messages.name")
-    role = message.get("role")
-    if role in ("system", "developer", "user", "assistant"):
+    if role in ("system", "developer", "user", "assistant", "tool"):
         return str(role)
-    if role in ("tool", "function"):
+    if role == "function":
         raise BatonError("unsupported", f"{where}: role `{role}` is not supported.", param=f"{where}.role")
-    raise _invalid(f"{where}.role", "must be one of system, developer, user, assistant")
+    raise invalid_value(f"{where}.role", "must be one of system, developer, user, assistant, tool")
 
 
-def _content(message: dict[str, Any], where: str, ignored: set[str]) -> Any:
-    """Text, or a list of text blocks; never empty. Adds to what is ignored."""
+def _content(message: dict[str, Any], where: str, ignored: set[str], *, blank: bool = False) -> Any:
+    """Text, or a list of text blocks. Adds to what is ignored.
+
+    Claude takes no blank text. It is refused, or where ``blank`` is allowed left out: then either may be empty.
+    """
     content = message.get("content")
     if isinstance(content, str):
         if not content.strip():
-            raise _invalid(f"{where}.content", "must not be empty")
+            if not blank:
+                raise invalid_value(f"{where}.content", "must not be empty")
+            return ""
         return content
-    if not isinstance(content, list) or not content:
-        raise _invalid(f"{where}.content", "must be a string or a non-empty list of parts")
+    if not isinstance(content, list) or (not content and not blank):
+        raise invalid_value(f"{where}.content", "must be a string or a non-empty list of parts")
     blocks = []
     for index, part in enumerate(content):
         place = f"{where}.content.{index}"
         if not isinstance(part, dict) or not isinstance(part.get("type"), str):
-            raise _invalid(place, "must be an object with a type")
+            raise invalid_value(place, "must be an object with a type")
         if part["type"] != "text":
             raise BatonError(
                 "unsupported", f"{place}: parts of type `{part['type'][:64]}` are not supported.", param=place
             )
-        if not isinstance(part.get("text"), str) or not part["text"].strip():
-            raise _invalid(f"{place}.text", "must be a non-empty string")
+        if not isinstance(part.get("text"), str) or not (blank or part["text"].strip()):
+            raise invalid_value(f"{place}.text", "must be a non-empty string")
         if len(part) > 2:
             _sort_out_part(part, place, ignored)
-        blocks.append({"type": "text", "text": part["text"]})
+        if part["text"].strip():
+            blocks.append({"type": "text", "text": part["text"]})
     return blocks
 
 
@@ -301,7 +339,7 @@ def _stream_options(fields: dict[str, Any]) -> tuple[bool, list[str]]:
     """Whether usage is asked for, and what is ignored."""
     options = fields.get("stream_options", {})
     if not isinstance(options, dict):
-        raise _invalid("stream_options", "must be an object")
+        raise invalid_value("stream_options", "must be an object")
     ignored = []
     for name, value in options.items():
         field = f"stream_options.{name}"[:128]
@@ -317,7 +355,7 @@ def _stream_options(fields: dict[str, Any]) -> tuple[bool, list[str]]:
 
 def _flag(value: Any, name: str) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise _invalid(name, "must be true or false")
+        raise invalid_value(name, "must be true or false")
     return bool(value)
 
 
@@ -326,7 +364,7 @@ def _max_tokens(fields: dict[str, Any], default: int) -> int:
         value = fields.get(name)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _invalid(name, "must be a positive whole number")
+                raise invalid_value(name, "must be a positive whole number")
             return value
     return default
 
@@ -335,11 +373,7 @@ def _stop(fields: dict[str, Any]) -> list[str]:
     given = fields.get("stop", [])
     stops = [given] if isinstance(given, str) else given
     if not isinstance(stops, list) or len(stops) > _STOP_MAX:
-        raise _invalid("stop", f"must be a string or a list of at most {_STOP_MAX} strings")
+        raise invalid_value("stop", f"must be a string or a list of at most {_STOP_MAX} strings")
     if any(not isinstance(stop, str) or not stop.strip() for stop in stops):
-        raise _invalid("stop", "must hold something other than white space")
+        raise invalid_value("stop", "must hold something other than white space")
     return stops
-
-
-def _invalid(param: str, problem: str) -> BatonError:
-    return BatonError("invalid_value", f"`{param}` {problem}.", param=param)

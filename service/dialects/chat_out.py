@@ -3,6 +3,9 @@
 Source: OpenAI API reference, "Chat", objects `chat.completion` and `chat.completion.chunk`. Ours: ``session_id`` in
 the body and in every chunk. Usage adds up what Claude counts apart: prompt tokens are uncached, cache-read and
 cache-written input together.
+
+A tool call is told in a stream by a first delta with its id and name, and then by its arguments as they come. Claude
+sends none for a call without input; a caller must be able to parse what it puts together, so ``{}`` is sent then.
 """
 
 from collections.abc import Sequence
@@ -24,6 +27,21 @@ _FINISH: Final = {
     "refusal": "content_filter",
 }
 _DONE: Final = data(b"[DONE]")
+
+
+@dataclass(slots=True)
+class _Call:
+    """A tool call that is being streamed.
+
+    Attributes:
+        index: among the answer's calls.
+        whole_input: as it stood at the beginning; it stays that if nothing comes.
+        begun: whether something of the arguments was shown.
+    """
+
+    index: int
+    whole_input: str
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +89,14 @@ def _refusal(answer: Answer) -> str | None:
     return (answer.stop_details or {}).get("explanation") or "Claude declined to answer."
 
 
+def _told_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _json(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
 def rendering(
     turn_id: str, created_s: int, answer: Answer, *, session: str | None, include_usage: bool
 ) -> "ChatAnswer":
@@ -98,12 +124,16 @@ class ChatAnswer:
         self._answer = answer
         self._include_usage = include_usage
         self._text_frame = (b"", b"")
+        self._calls: dict[int, _Call] = {}  # by index of the block
 
     def whole(self) -> bytes:
         """The whole answer as one JSON body."""
         answer, refusal = self._answer, _refusal(self._answer)
-        text = answer.text()
-        message = {"role": "assistant", "content": text if text or refusal is None else None, "refusal": refusal}
+        text, calls = answer.text(), answer.tool_calls() if refusal is None else []
+        bare = refusal is not None or calls
+        message: dict[str, Any] = {"role": "assistant", "content": text or (None if bare else ""), "refusal": refusal}
+        if calls:
+            message["tool_calls"] = [_told_call(call["id"], call["name"], _json(call["input"])) for call in calls]
         choice = {
             "index": 0,
             "message": message,
@@ -123,12 +153,37 @@ class ChatAnswer:
                     # The chunk around the text is the same every time: it was rendered once, at the start.
                     before, after = self._text_frame
                     shown.append(before + orjson.dumps(delta["text"]) + after)
+                elif delta["type"] == "input_json_delta":
+                    shown += self._arguments(event.data["index"], delta["partial_json"])
+            elif event.type == "content_block_start":
+                shown += self._begin_call(event.data["index"], event.data["content_block"])
+            elif event.type == "content_block_stop":
+                shown += self._end_call(event.data["index"])
             elif event.type == "message_start":
                 self._text_frame = self._around_text()
                 shown.append(self._chunk({"role": "assistant", "content": "", "refusal": None}, None))
             elif event.type == "message_stop":
                 shown += self._last()
         return shown
+
+    def _begin_call(self, block_index: int, block: dict[str, Any]) -> list[bytes]:
+        if block["type"] != "tool_use":
+            return []
+        call = self._calls[block_index] = _Call(len(self._calls), _json(block.get("input") or {}))
+        return [
+            self._chunk({"tool_calls": [{"index": call.index, **_told_call(block["id"], block["name"], "")}]}, None)
+        ]
+
+    def _arguments(self, block_index: int, json: str) -> list[bytes]:
+        call = self._calls.get(block_index)
+        if call is None or not json:
+            return []
+        call.begun = True
+        return [self._chunk({"tool_calls": [{"index": call.index, "function": {"arguments": json}}]}, None)]
+
+    def _end_call(self, block_index: int) -> list[bytes]:
+        call = self._calls.get(block_index)
+        return [] if call is None or call.begun else self._arguments(block_index, call.whole_input)
 
     def _around_text(self) -> tuple[bytes, bytes]:
         mark = "\x00text\x00"

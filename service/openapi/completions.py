@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any, Final
 
-from service.dialects import chat
+from service import tool_calls
+from service.dialects import chat, chat_tools
 from service.openapi.schemas import (
     COUNT,
     MODEL_NAME,
@@ -58,20 +59,55 @@ _PART: Final = asked(
     {"type": one_of("text"), "text": NOT_BLANK, **_told_within("messages.content")},
     required=("type", "text"),
 )
-_MESSAGE: Final[Schema] = {
-    **asked(
-        {
-            "role": one_of("system", "developer", "user", "assistant"),
-            "content": {"anyOf": [NOT_BLANK, listed(_PART, minItems=1)]},
-            **_told_within("messages"),
-        },
-        required=("role", "content"),
-    ),
-    "additionalProperties": {
-        "enum": [None, [], {}],
-        "description": "an answer sent back may have empty fields of any other name",
+_CALL: Final = asked(
+    {
+        "id": TEXT,
+        "type": one_of("function"),
+        "function": asked(
+            {"name": TEXT, "arguments": {**TEXT, "description": "a JSON object"}}, required=("name", "arguments")
+        ),
     },
+    required=("id", "type", "function"),
+)
+_CONTENT: Final[Schema] = {"anyOf": [NOT_BLANK, listed(_PART, minItems=1)]}
+_RESULT: Final[Schema] = {"anyOf": [TEXT, listed(_PART)]}
+
+
+def _message(role: Schema, required: tuple[str, ...], **fields: Schema) -> Schema:
+    return {
+        **asked({"role": role, **fields, **_told_within("messages")}, required=("role", *required)),
+        "additionalProperties": {
+            "enum": [None, [], {}],
+            "description": "an answer sent back may have empty fields of any other name",
+        },
+    }
+
+
+_MESSAGE: Final[Schema] = {
+    "anyOf": [
+        _message(one_of("system", "developer", "user", "assistant"), ("content",), content=_CONTENT),
+        _message(
+            one_of("assistant"),
+            ("tool_calls",),
+            content={"anyOf": [TEXT, listed(_PART), NOTHING]},
+            tool_calls=listed(_CALL, minItems=1),
+        ),
+        _message(one_of("tool"), ("content", "tool_call_id"), content=_RESULT, tool_call_id=TEXT),
+    ]
 }
+_FUNCTION: Final = asked(
+    {
+        "name": {"type": "string", "pattern": tool_calls.TOOL_NAME.pattern},
+        "description": maybe(TEXT),
+        "parameters": maybe({"type": "object", "additionalProperties": True}),
+        "strict": maybe(YES_OR_NO),
+    },
+    required=("name",),
+)
+_TOOL: Final = asked({"type": one_of("function"), "function": _FUNCTION}, required=("type", "function"))
+_NAMED_CHOICE: Final = asked(
+    {"type": one_of("function"), "function": asked({"name": TEXT}, required=("name",))}, required=("type", "function")
+)
 _LENGTH: Final = {"type": "integer", "minimum": 1, "description": "of the answer at most, in tokens"}
 
 MAPPED: Final[dict[str, Schema]] = {
@@ -79,9 +115,11 @@ MAPPED: Final[dict[str, Schema]] = {
     "max_tokens": maybe({**_LENGTH, "description": "the older name of `max_completion_tokens`, which counts"}),
     "messages": {
         **listed(_MESSAGE, minItems=1),
-        "description": "system and developer messages first; then the first and the last are a user's",
+        "description": "system and developer messages first; then the first is a user's, and the last a user's or a "
+        "tool's",
     },
     "model": {**maybe(MODEL_NAME), "description": "absent: the session's, else this deployment's default"},
+    "parallel_tool_calls": {**maybe(YES_OR_NO), "description": "false: one call at a time"},
     "session_id": {
         **maybe(SESSION_NAME),
         "description": "`new`, an issued id, or a name of the caller's own; absent: nothing is stored",
@@ -93,6 +131,11 @@ MAPPED: Final[dict[str, Schema]] = {
     },
     "stop": {"anyOf": [NOT_BLANK, listed(NOT_BLANK, maxItems=4), NOTHING]},
     "stream": maybe(YES_OR_NO),
+    "tool_choice": {"anyOf": [one_of("none", "auto", "required"), _NAMED_CHOICE, NOTHING]},
+    "tools": {
+        **maybe(listed(_TOOL, maxItems=chat_tools.TOOLS_MAX)),
+        "description": "absent: the session's; an empty list: none this time",
+    },
     "stream_options": maybe(asked({"include_usage": maybe(YES_OR_NO), **_told_within("stream_options")})),
 }
 """The parameters of `chat.MAPPED`."""
@@ -134,7 +177,21 @@ def _request() -> Schema:
 
 
 def _chunk() -> Schema:
-    delta = {"role": {"const": "assistant"}, "content": TEXT, "refusal": maybe(TEXT)}
+    call = said(
+        {
+            "index": COUNT,
+            "id": TEXT,
+            "type": {"const": "function"},
+            "function": said({"name": TEXT, "arguments": TEXT}, optional=("name",)),
+        },
+        optional=("id", "type"),
+    )
+    delta = {
+        "role": {"const": "assistant"},
+        "content": TEXT,
+        "refusal": maybe(TEXT),
+        "tool_calls": listed(call, minItems=1),
+    }
     choices = _choices("delta", said(delta, optional=delta), maybe(_FINISH), maxItems=1)
     usage = {
         "anyOf": [ref("ChatUsage"), NOTHING],
@@ -143,7 +200,18 @@ def _chunk() -> Schema:
     return _answer("chat.completion.chunk", choices, usage, optional=("usage",))
 
 
-_SPOKEN: Final = said({"role": {"const": "assistant"}, "content": maybe(TEXT), "refusal": maybe(TEXT)})
+_SPOKEN: Final = said(
+    {
+        "role": {"const": "assistant"},
+        "content": maybe(TEXT),
+        "refusal": maybe(TEXT),
+        "tool_calls": listed(
+            said({"id": TEXT, "type": {"const": "function"}, "function": said({"name": TEXT, "arguments": TEXT})}),
+            minItems=1,
+        ),
+    },
+    optional=("tool_calls",),
+)
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "ChatCompletionRequest": _request(),

@@ -91,6 +91,7 @@ _APPENDED: Final = (
         "session_corrupt",
         "session_not_saved",
         "session_save_unknown",
+        "tool_call_closed",
         "turn_in_progress",
     ),
 )

@@ -125,8 +125,22 @@ _CREATED: Final = {
 }
 
 _TEXT_PART: Final = asked({"type": one_of("text"), "text": NOT_BLANK}, required=("type", "text"))
+_CALL_PART: Final = asked(
+    {"type": one_of("tool_use"), "id": TEXT, "name": TEXT, "input": {"type": "object", "additionalProperties": True}},
+    required=("type", "id", "name", "input"),
+)
+_RESULT_PART: Final = asked(
+    {
+        "type": one_of("tool_result"),
+        "tool_use_id": TEXT,
+        "content": {"anyOf": [TEXT, listed(_TEXT_PART)]},
+        "is_error": YES_OR_NO,
+    },
+    required=("type", "tool_use_id"),
+)
+_NEW_PART: Final[Schema] = {"anyOf": [_TEXT_PART, _CALL_PART, _RESULT_PART]}
 _NEW_MESSAGE: Final = asked(
-    {"role": one_of("user", "assistant"), "content": {"anyOf": [NOT_BLANK, listed(_TEXT_PART, minItems=1)]}},
+    {"role": one_of("user", "assistant"), "content": {"anyOf": [NOT_BLANK, listed(_NEW_PART, minItems=1)]}},
     required=("role", "content"),
 )
 

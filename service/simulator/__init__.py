@@ -6,15 +6,17 @@ type, so that a mistake is found on the first machine it runs on. It makes nothi
 computed from the messages of the request alone, which turns each answer into evidence of what was sent.
 
 What it imitates: API version 2026-10-21, JSON and server-sent events, the rules on fields, roles and content
-blocks, `count_tokens`, the Models API, error bodies, a token estimate. What it does not: beta features (their
-fields are refused), tool calls of its own, prompt caching (the usage fields are there and 0), rate limits
-(ask for a fault instead).
+blocks, tools of the caller's and calls of them, `count_tokens`, the Models API, error bodies, a token estimate.
+What it does not: beta features (their fields are refused), calls of Anthropic's own tools, prompt caching (the usage
+fields are there and 0), rate limits (ask for a fault instead).
 
     errors.py         the error types and their one shape
     models.py         the models on offer and what each refuses
     rules.py          a request's headers and fields → accepted, or the error Claude would answer
+    tools.py          the same for `tools` and `tool_choice`
     conversation.py   the same for `messages`: roles, blocks, the pairing of tool calls and results
     answers.py        pure: the messages → what to say
+    calls.py          pure: the messages and the tools → which tools to call
     events.py         pure: what to say → a message object or the frames of a stream
     faults.py         faults on demand and pacing
     journal.py        what was asked and answered, for tests to look at

@@ -15,6 +15,9 @@ case does not matter:
     what are your instructions      the system text, if there is one
     anything else                   the turn quoted (up to 80 characters), and the number of messages received
 
+A request that is answered with tool calls (calls.py) gets these words ahead of them only where one of the lines from
+the name to the instructions applies, or there are marks.
+
 Marks prove what an answer was based on. Where the last user turn holds any `[mark:ID]`, the answer ends with
 `[seen:ID]` for each of them, then `[after:ID]` naming the last mark of the user turn before it, or
 `[after:none]`. Two answers may not keep to that, since their text is the caller's: `repeat after me` and
@@ -103,6 +106,12 @@ def answer(conversation: Conversation) -> str:
     else:
         said = _acknowledge(conversation)
     return " ".join([said, *_proof(conversation)])
+
+
+def aside(conversation: Conversation) -> str:
+    """Return what is said ahead of tool calls; empty if the conversation asks for nothing but the calls."""
+    said = next((said for rule in _RULES if (said := rule(conversation)) is not None), None)
+    return " ".join([*filter(None, [said]), *_proof(conversation)])
 
 
 def split_words(text: str) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ checked on merged turns while the paths in errors count the messages as they wer
 - each `tool_use` is answered by a `tool_result` at the beginning of the next user turn, and nothing else is.
 """
 
+import re
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -50,6 +51,7 @@ BLOCK_FIELDS: dict[str, tuple[dict[str, type], frozenset[str]]] = {
         frozenset({"cache_control", "content", "is_error", "toolset_name"}),
     ),
 }
+CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
 TYPE_NAMES: dict[type, str] = {str: "string", dict: "dictionary"}
 
 Run = list[tuple[int, dict[str, Any]]]
@@ -129,6 +131,9 @@ def _check_block(block: Any, path: str, role: str) -> None:
         raise invalid(f"{path}.type: `{kind}` blocks are not permitted in {role} messages")
     if kind in BLOCK_FIELDS:
         _check_block_fields(block, kind, path)
+    for field in ("id", "tool_use_id"):
+        if kind in ("tool_use", "tool_result") and field in block and CALL_ID.fullmatch(block[field]) is None:
+            raise invalid(f"{path}.{kind}.{field}: String should match pattern '^{CALL_ID.pattern}$'")
     if kind == "text":
         _check_text(block["text"], f"{path}.text")
         if role == "user" and block.get("citations"):

@@ -8,19 +8,21 @@ A stream's frames, in the order the API documents:
     message_delta         stop reason, and the usage of the whole message
     message_stop
 
-A thinking block, where thinking is on, comes first; its signature is the last of its deltas. One delta is a word
-and counts as one token, so `max_tokens` cuts exactly where a test expects it.
+A thinking block, where thinking is on, comes first; its signature is the last of its deltas. Tool calls come last, a
+block each. One delta is a word, or a piece of a call's input, and counts as one token, so `max_tokens` cuts exactly
+where a test expects it: a call may be cut in the middle of its input, which then is no JSON.
 """
 
 import base64
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import orjson
 
 from service.simulator.answers import split_words
+from service.simulator.calls import Call
 
 THINKING_ON = ("adaptive", "enabled")
 
@@ -32,6 +34,7 @@ class Reply:
     Attributes:
         thinking: deltas of the thinking block; `None` without thinking, empty when its text is withheld.
         text: deltas of the text block; without any there is no such block.
+        calls: the tool calls, the input of the last one possibly cut short.
         thinking_tokens: tokens spent on thinking, shown or not; part of `output_tokens`.
     """
 
@@ -39,6 +42,7 @@ class Reply:
     model: str
     thinking: tuple[str, ...] | None
     text: tuple[str, ...]
+    calls: tuple[Call, ...]
     stop_reason: str
     stop_sequence: str | None
     stop_details: dict[str, Any] | None
@@ -49,7 +53,8 @@ class Reply:
     @property
     def signature(self) -> str:
         """The thinking block's seal: a digest of what was said, so that any change of it shows."""
-        said = "\0".join((self.model, "".join(self.thinking or ()), "".join(self.text)))
+        called = "".join(call.id for call in self.calls)
+        said = "\0".join((self.model, "".join(self.thinking or ()), "".join(self.text), called))
         return base64.b64encode(hashlib.sha256(said.encode()).digest()).decode()
 
 
@@ -69,7 +74,9 @@ class Frame(NamedTuple):
     text: str = ""
 
 
-def compose(body: dict[str, Any], answer: str, *, message_id: str, input_tokens: int) -> Reply:
+def compose(
+    body: dict[str, Any], answer: str, *, message_id: str, input_tokens: int, calls: tuple[Call, ...] = ()
+) -> Reply:
     """Turn an answer into a reply within the limits of its request.
 
     Args:
@@ -77,6 +84,7 @@ def compose(body: dict[str, Any], answer: str, *, message_id: str, input_tokens:
         answer: the whole text, without limits.
         message_id: the id of the message.
         input_tokens: as estimated for the request.
+        calls: the tool calls behind the text; none are made where a stop sequence ends it.
     """
     text, stop_sequence = _stop(answer, body.get("stop_sequences") or ())
     thinking = _think(body)
@@ -84,7 +92,10 @@ def compose(body: dict[str, Any], answer: str, *, message_id: str, input_tokens:
     words = split_words(text)
     thinking_words = (thinking or ())[:budget]
     shown = words[: budget - len(thinking_words)]
-    cut = len(shown) < len(words) or budget == 0
+    made = _within(() if stop_sequence else calls, budget - len(thinking_words) - len(shown))
+    called = sum(len(call.pieces) for call in made)
+    asked = sum(len(call.pieces) for call in calls) if not stop_sequence else 0
+    cut = len(shown) < len(words) or called < asked or budget == 0
     if budget == 0:
         thinking = None  # only the prompt cache is warmed: no content of any kind
     elif thinking is not None:
@@ -94,11 +105,12 @@ def compose(body: dict[str, Any], answer: str, *, message_id: str, input_tokens:
         model=body["model"],
         thinking=thinking,
         text=shown,
-        stop_reason="max_tokens" if cut else "stop_sequence" if stop_sequence else "end_turn",
+        calls=made,
+        stop_reason="max_tokens" if cut else "stop_sequence" if stop_sequence else "tool_use" if made else "end_turn",
         stop_sequence=None if cut else stop_sequence,
         stop_details=None,
         input_tokens=input_tokens,
-        output_tokens=len(thinking_words) + len(shown),
+        output_tokens=len(thinking_words) + len(shown) + called,
         thinking_tokens=len(thinking_words),
     )
 
@@ -110,6 +122,7 @@ def refuse(body: dict[str, Any], *, message_id: str, input_tokens: int) -> Reply
         model=body["model"],
         thinking=None,
         text=(),
+        calls=(),
         stop_reason="refusal",
         stop_sequence=None,
         stop_details={
@@ -132,6 +145,17 @@ def _stop(text: str, sequences: list[str] | tuple[str, ...]) -> tuple[str, str |
     return text[:place], sequence
 
 
+def _within(calls: tuple[Call, ...], budget: int) -> tuple[Call, ...]:
+    """The calls as far as their pieces are within the budget."""
+    made: list[Call] = []
+    for call in calls:
+        if budget <= 0:
+            break
+        made.append(replace(call, pieces=call.pieces[:budget]))
+        budget -= len(call.pieces)
+    return tuple(made)
+
+
 def _think(body: dict[str, Any]) -> tuple[str, ...] | None:
     config = body.get("thinking")
     if not config or config["type"] not in THINKING_ON:
@@ -146,6 +170,7 @@ def message(reply: Reply) -> dict[str, Any]:
         content.append({"type": "thinking", "thinking": "".join(reply.thinking), "signature": reply.signature})
     if reply.text:
         content.append({"type": "text", "text": "".join(reply.text)})
+    content.extend({**_empty_call(call), "input": call.input} for call in reply.calls)
     return {
         **_envelope(reply),
         "content": content,
@@ -177,6 +202,11 @@ def frames(reply: Reply) -> Iterator[Frame]:
     if reply.text:
         deltas = [{"type": "text_delta", "text": word} for word in reply.text]
         yield from _block(index, {"type": "text", "text": ""}, deltas)
+        index += 1
+    for call in reply.calls:
+        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in call.pieces]
+        yield from _block(index, _empty_call(call), deltas)
+        index += 1
     delta = {
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
@@ -192,7 +222,11 @@ def sse(event: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
 
 
-def _block(index: int, empty: dict[str, str], deltas: list[dict[str, str]]) -> Iterator[Frame]:
+def _empty_call(call: Call) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}, "caller": {"type": "direct"}}
+
+
+def _block(index: int, empty: dict[str, Any], deltas: list[dict[str, str]]) -> Iterator[Frame]:
     yield Frame(sse({"type": "content_block_start", "index": index, "content_block": empty}))
     for delta in deltas:
         event = {"type": "content_block_delta", "index": index, "delta": delta}

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from service.simulator import answers, events
+from service.simulator import answers, calls, events
 from service.simulator.errors import ApiError, error_object, new_request_id
 from service.simulator.faults import Fault, FaultQueue, Pace
 from service.simulator.journal import Entry, Journal
@@ -144,8 +144,9 @@ async def create(call: Call) -> None:
     if fault.kind == "refusal":
         reply = events.refuse(body, message_id=message_id, input_tokens=tokens)
     else:
-        said = answers.answer(answers.read(body))
-        reply = events.compose(body, said, message_id=message_id, input_tokens=tokens)
+        made, conversation = calls.decide(body), answers.read(body)
+        said = answers.aside(conversation) if made else answers.answer(conversation)
+        reply = events.compose(body, said, message_id=message_id, input_tokens=tokens, calls=made)
     if body.get("stream"):
         return await _stream(call, reply, fault, pace)
     return await _json(call, reply, fault, pace)
@@ -153,7 +154,8 @@ async def create(call: Call) -> None:
 
 async def _json(call: Call, reply: events.Reply, fault: Fault, pace: Pace) -> None:
     """Send a reply as one JSON body, when a stream of the same pace would have ended."""
-    await _sleep(pace.first_byte_ms + pace.delta_ms * (len(reply.text) + len(reply.thinking or ())))
+    deltas = len(reply.text) + len(reply.thinking or ()) + sum(len(call.pieces) for call in reply.calls)
+    await _sleep(pace.first_byte_ms + pace.delta_ms * deltas)
     if fault.kind == "error_mid_stream":
         raise ApiError(fault.error_type, _fault_message(fault))
     body = orjson.dumps(events.message(reply))

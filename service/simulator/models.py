@@ -1,8 +1,9 @@
 """The models the stand-in offers, and the Models API's view of them.
 
-The Models API does not tell everything a caller must know: whether a model accepts an assistant prefill or a
-`system` message inside the conversation shows only in what it refuses. Those two are fields of the table.
-Sonnet 5.5 and Haiku 5.5 are undocumented on the second; the stand-in takes the strict side and refuses.
+The Models API does not tell everything a caller must know: whether a model accepts an assistant prefill, a `system`
+message inside the conversation or a forced tool call shows only in what it refuses. These are fields of the table.
+Sonnet 5.5 and Haiku 5.5 are undocumented on the second, Haiku 5.5 on the third; the stand-in takes the strict side and
+refuses.
 """
 
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ class Model:
         thinking: the `thinking.type` values it lists as supported.
         prefill: whether a conversation may end with an assistant message.
         system_messages: whether `messages` may hold the role `system`.
+        forced_tools: whether `tool_choice` may be `any` or `tool`.
     """
 
     id: str
@@ -37,6 +39,7 @@ class Model:
     output_tokens_max: int = 128_000
     prefill: bool = False
     system_messages: bool = False
+    forced_tools: bool = True
     lifecycle: str = "active"
 
     def info(self) -> dict[str, Any]:
@@ -93,10 +96,10 @@ _BUDGET = frozenset({"enabled", "disabled"})
 MODELS = {
     model.id: model
     for model in (
-        Model("claude-haiku-5-5", "Claude Haiku 5.5", "haiku", _ADAPTIVE_OR_OFF),
-        Model("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet", _ADAPTIVE_OR_BETWEEN),
-        Model("claude-fable-5-1", "Claude Fable 5.1", "fable", _ADAPTIVE, system_messages=True),
-        Model("claude-opus-5-5", "Claude Opus 5.5", "opus", _ADAPTIVE, system_messages=True),
+        Model("claude-haiku-5-5", "Claude Haiku 5.5", "haiku", _ADAPTIVE_OR_OFF, forced_tools=False),
+        Model("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet", _ADAPTIVE_OR_BETWEEN, forced_tools=False),
+        Model("claude-fable-5-1", "Claude Fable 5.1", "fable", _ADAPTIVE, system_messages=True, forced_tools=False),
+        Model("claude-opus-5-5", "Claude Opus 5.5", "opus", _ADAPTIVE, system_messages=True, forced_tools=False),
         Model("claude-sonnet-5", "Claude Sonnet 5", "sonnet", _ADAPTIVE_OR_OFF),
         Model("claude-opus-5", "Claude Opus 5", "opus", _ADAPTIVE_OR_OFF, system_messages=True),
         Model("claude-opus-4-8", "Claude Opus 4.8", "opus", _ADAPTIVE_OR_OFF, system_messages=True),

@@ -16,6 +16,7 @@ import orjson
 from service.simulator.conversation import check_messages, check_text_blocks
 from service.simulator.errors import ApiError, invalid
 from service.simulator.models import Model, find_model
+from service.simulator.tools import check_history, check_tools
 
 API_VERSION = "2026-10-21"
 BODY_BYTES_MAX = 32 * 1024 * 1024
@@ -179,13 +180,13 @@ def _check_shared(body: dict[str, Any], model: Model) -> None:
     """Judge what `/v1/messages` and `count_tokens` have in common."""
     if body.get("speed") not in (None, "standard", "fast"):
         raise invalid("speed: Input should be 'standard' or 'fast'")
-    for name in ("cache_control", "container", "diagnostics", "metadata", "output_config", "tool_choice"):
+    for name in ("cache_control", "container", "diagnostics", "metadata", "output_config"):
         value = body.get(name)
         # A container may also be named by its id.
         if value is not None and not isinstance(value, dict) and not (name == "container" and isinstance(value, str)):
             raise invalid(f"{name}: Input should be an object")
     _check_thinking(body.get("thinking"))
-    _check_tools(body.get("tools"))
+    check_tools(body, model)
     system = body.get("system")
     if system is not None and not isinstance(system, str):
         check_text_blocks(system, "system")
@@ -199,6 +200,7 @@ def _check_shared(body: dict[str, Any], model: Model) -> None:
     if len(messages) > MESSAGES_MAX:
         raise invalid(f"messages: List should have at most {MESSAGES_MAX} items, not {len(messages)}")
     check_messages(messages, model)
+    check_history(body)
 
 
 def _check_thinking(value: Any) -> None:
@@ -208,25 +210,6 @@ def _check_thinking(value: Any) -> None:
         raise invalid(f"thinking.type: Input should be one of {', '.join(THINKING_TYPES)}")
     if value.get("display") not in (None, "summarized", "omitted"):
         raise invalid("thinking.display: Input should be 'summarized' or 'omitted'")
-
-
-def _check_tools(value: Any) -> None:
-    if value is None:
-        return
-    if not isinstance(value, list):
-        raise invalid("tools: Input should be a valid list")
-    names: set[str] = set()
-    for index, tool in enumerate(value):
-        if not isinstance(tool, dict):
-            raise invalid(f"tools.{index}: Input should be an object")
-        if tool.get("type") not in (None, "custom"):
-            continue  # Anthropic's own tools each have a schema of their own
-        for name, kind in (("name", str), ("input_schema", dict)):
-            if not isinstance(tool.get(name), kind):
-                raise invalid(f"tools.{index}.custom.{name}: Field required")
-        if tool["name"] in names:
-            raise invalid("tools: Tool names must be unique.")
-        names.add(tool["name"])
 
 
 def input_tokens(body: dict[str, Any]) -> int:

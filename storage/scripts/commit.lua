@@ -7,12 +7,12 @@
 --   together or not at all: whoever reads the end of a turn in the log can rely on its being stored.
 -- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 expected head, 4 turn record (opaque), 5 model, 6 epoch hash, 7 epoch start
---   (index of the epoch's first message), 8 system prompt as JSON ('' = as stored), 9 revision as begin answered it
---   (model and system prompt of a later patch stand; where this turn changes them the revision moves on), 10 input,
---   11 output, 12 cache read, 13 cache written tokens, 14 messages kept of the history ('' all; fewer: a rewind),
---   15 their bytes, 16 committed turns that the rewind drops, 17 ordinal of the last frame of the answer, 18 the frames
---   that the log does not have yet, the last one included ('' for both of a turn that is not streamed),
---   19 bytes of the new messages, 20… the new messages (0 or more, opaque)
+--   (index of the epoch's first message), 8 system prompt as JSON, 9 tools as JSON ('' = as stored, both),
+--   10 revision as begin answered it (model and system prompt of a later patch stand; where this turn changes them the
+--   revision moves on), 11 input, 12 output, 13 cache read, 14 cache written tokens, 15 messages kept of the history
+--   ('' all; fewer: a rewind), 16 their bytes, 17 committed turns that the rewind drops, 18 ordinal of the last frame of
+--   the answer, 19 the frames that the log does not have yet, the last one included ('' for both of a turn that is not
+--   streamed), 20 bytes of the new messages, 21… the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
@@ -22,7 +22,7 @@
 -- @include size
 
 local turn_id, expected_head = ARGV[2], ARGV[3]
-local bytes, first = tonumber(ARGV[19]), 20
+local bytes, first = tonumber(ARGV[20]), 21
 local added = #ARGV - first + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
@@ -37,12 +37,12 @@ if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) < numbe
   return { 'CORRUPT' }
 end
 local kept, kept_bytes, turns = messages, tonumber(s[6]), tonumber(s[7]) + 1
-if ARGV[14] ~= '' then
-  kept, kept_bytes, turns = tonumber(ARGV[14]), tonumber(ARGV[15]), turns - tonumber(ARGV[16])
+if ARGV[15] ~= '' then
+  kept, kept_bytes, turns = tonumber(ARGV[15]), tonumber(ARGV[16]), turns - tonumber(ARGV[17])
   if kept > messages or kept_bytes > tonumber(s[6]) or turns < 1 then return { 'CORRUPT' } end
 end
-local input, output = tonumber(s[10]) + tonumber(ARGV[10]), tonumber(s[11]) + tonumber(ARGV[11])
-local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[12]), tonumber(s[13]) + tonumber(ARGV[13])
+local input, output = tonumber(s[10]) + tonumber(ARGV[11]), tonumber(s[11]) + tonumber(ARGV[12])
+local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[13]), tonumber(s[13]) + tonumber(ARGV[14])
 local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
 size.messages, size.bytes = kept + added, kept_bytes + bytes
 
@@ -56,15 +56,16 @@ for from = first, #ARGV, 500 do
 end
 redis.call('LSET', TURNS, number - 1, ARGV[4])
 redis.call('HSET', VERDICTS, turn_id, 'C' .. s[3])
-log_end(s[3], s[16], ARGV[17], ARGV[18], 'told')
+log_end(s[3], s[16], ARGV[18], ARGV[19], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',
   'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
-if s[14] == ARGV[9] and (s[15] ~= ARGV[5] or ARGV[8] ~= '') then
+if s[14] == ARGV[10] and (s[15] ~= ARGV[5] or ARGV[8] ~= '') then
   redis.call('HSET', SESSION, 'md', ARGV[5], 'rev', text(tonumber(s[14]) + 1))
   if ARGV[8] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[8]) end
 end
+if ARGV[9] ~= '' then redis.call('HSET', TEXTS, 'tools', ARGV[9]) end
 write_size(size)
 count('messages', messages_by)
 count('bytes', bytes_by)

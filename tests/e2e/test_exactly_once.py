@@ -303,6 +303,18 @@ async def test_messages_are_appended_once_under_a_key(one: Caller, two: Caller, 
     assert (other.status, other.code) == (422, "idempotency_key_reused")
 
 
+async def test_a_result_is_appended_once_under_a_key(one: Caller, two: Caller, name: str) -> None:
+    await create(one, name=name)
+    call = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
+    await append(one, name, user("Look"), {"role": "assistant", "content": [call]})
+    result = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "blue"}]}
+    first = await append(one, name, result, assistant("It is blue."), headers=keyed("k"))
+    again = await append(two, name, result, assistant("It is blue."), headers=keyed("k"))
+    assert (first.status, again.status, again.body) == (200, 200, first.body)
+    late = await append(two, name, result, headers=keyed("l"))
+    assert (late.status, late.code) == (409, "tool_call_closed")
+
+
 # The expected turn.
 
 

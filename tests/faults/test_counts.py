@@ -48,13 +48,13 @@ async def test_a_turn_waits_for_the_store_three_times(calm: Stage, streamed: boo
     await trap.reached()
 
     async def both_parts_sent() -> bool:  # the second without an answer to the first: one wait for both
-        return [argv[0] for argv in sent_since(replica, before)] == [b"EVALSHA", b"LRANGE", b"HGET"]
+        return [argv[0] for argv in sent_since(replica, before)] == [b"EVALSHA", b"LRANGE", b"HMGET"]
 
     await until(both_parts_sent)
     trap.release()
     assert_complete(await call.ended(), answer("victim", "first"))
     sent = sent_since(replica, before)
-    assert [argv[0] for argv in sent] == [b"EVALSHA", b"LRANGE", b"HGET", b"EVALSHA"]
+    assert [argv[0] for argv in sent] == [b"EVALSHA", b"LRANGE", b"HMGET", b"EVALSHA"]
     assert [sent[0][1], sent[3][1]] == [SCRIPTS[verb].sha.encode() for verb in ("begin", "commit")]
 
 

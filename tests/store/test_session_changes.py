@@ -186,7 +186,7 @@ async def test_appended_messages_are_history_and_no_turn_of_the_callers(store: S
     first = await store.committed(ref, elements(2, "a"))
     turn = new_turn_id()
     assert await append(store, ref, elements(3, "b"), turn_id=turn, head=first) == Settled("committed", 2)
-    assert await store.turns.history(ref, 5) == History(elements(2, "a") + elements(3, "b"), b"")
+    assert await store.turns.history(ref, 5) == History(elements(2, "a") + elements(3, "b"), b"", b"")
     after = await snapshot(store, ref)
     assert (after.messages, after.turns, after.head) == (5, 1, turn)
     counted = await store.counters(ref)

@@ -13,6 +13,7 @@ from storage.results import (
     Gone,
     Live,
     Lost,
+    Patched,
     Removed,
     Renewed,
     Settled,
@@ -185,11 +186,11 @@ async def test_no_turn_begins_on_a_history_with_a_part_missing(store: Store, los
 
 async def test_history_is_the_messages_asked_for_and_the_system_prompt(store: Store) -> None:
     ref = await store.created()
-    assert await store.turns.history(ref, 0) == History([], b"")
+    assert await store.turns.history(ref, 0) == History([], b"", b"")
     stored = elements(3)
     await store.committed(ref, stored, system_json=b'"be brief"')
-    assert await store.turns.history(ref, 3) == History(stored, b'"be brief"')
-    assert await store.turns.history(ref, 2) == History(stored[:2], b'"be brief"')
+    assert await store.turns.history(ref, 3) == History(stored, b'"be brief"', b"")
+    assert await store.turns.history(ref, 2) == History(stored[:2], b'"be brief"', b"")
 
 
 # renew
@@ -273,7 +274,7 @@ async def test_a_commit_stores_all_of_a_turn(store: Store) -> None:
     assert settled == Settled("committed", 3)
 
     stored = elements(2, "a") + elements(3, "b")
-    assert await store.turns.history(ref, 5) == History(stored, b'"new"')
+    assert await store.turns.history(ref, 5) == History(stored, b'"new"', b"")
     records = [f"record {first}".encode(), f"pending {failed}".encode(), b"the record"]
     assert await store.redis.lrange(ref.keys[2], 0, -1) == records
     verdicts = {first.encode(): b"C1", failed.encode(): b"A2", turn.encode(): b"C3"}
@@ -296,6 +297,28 @@ async def test_a_commit_without_a_system_prompt_keeps_the_stored_one(store: Stor
     ref = await store.created(system_json=b'"old"')
     await store.committed(ref, elements(1))
     assert (await store.turns.history(ref, 1)).system_json == b'"old"'
+
+
+async def test_a_commit_without_tools_keeps_the_stored_ones(store: Store) -> None:
+    ref = await store.created()
+    assert (await store.turns.history(ref, 0)).tools_json == b""
+    await store.committed(ref, elements(1), tools_json=b"[1]")
+    await store.committed(ref, elements(1), system_json=b'"new"')
+    assert await store.turns.history(ref, 0) == History([], b'"new"', b"[1]")
+    await store.committed(ref, elements(1), tools_json=b"[2]")
+    assert await store.turns.history(ref, 0) == History([], b'"new"', b"[2]")
+    await store.assert_consistent(ref)
+
+
+async def test_tools_are_stored_whatever_was_patched_meanwhile_and_are_no_revision(store: Store) -> None:
+    ref = await store.created(model="claude-x")
+    turn, begun = await store.begun(ref)
+    assert await store.sessions.patch(ref, {"title": "N"}, expected_revision=None) == Patched(2)
+    await store.commit(ref, turn, begun.head, elements(1), tools_json=b"[1]", revision=begun.revision)
+    assert (await store.turns.history(ref, 0)).tools_json == b"[1]"
+    snapshot = await store.sessions.get(ref)
+    assert isinstance(snapshot, Snapshot)
+    assert snapshot.revision == 2
 
 
 async def test_a_commit_on_another_head_is_fenced(store: Store) -> None:

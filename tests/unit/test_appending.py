@@ -2,11 +2,13 @@
 
 from typing import Any, cast
 
+import orjson
 import pytest
 
+from service import transcript
 from service.appending import Appending
 from service.errors import BatonError
-from storage.elements import FIRST_DIGEST, pack
+from storage.elements import FIRST_DIGEST, pack, unpack
 from storage.keys import Keyspace
 from storage.results import Busy, Corrupt, Fenced, Gone, Settled, StoreUnavailable, TurnsFull
 from storage.sessions import Sessions, Snapshot
@@ -24,17 +26,22 @@ REFUSED = StoreUnavailable("OutOfMemoryError", outcome_unknown=False)
 class Scripted:
     """A store that answers as it was told to, in both of its parts."""
 
-    def __init__(self, *answers: Any, abort: Any = None) -> None:
+    def __init__(self, *answers: Any, abort: Any = None, stored: list[bytes] | None = None) -> None:
         self.answers = list(answers)
+        self.stored = stored or [pack(b"{}", FIRST_DIGEST)]
+        self.read: list[tuple[int, int]] = []
         self.aborted = abort
         self.asked: list[dict[str, Any]] = []
 
     async def get(self, *_: Any) -> Snapshot:
         fields = dict.fromkeys(Snapshot.__slots__, 0)
-        return Snapshot(**cast(Any, fields | {"messages": 1, "head": f"head_{len(self.asked)}", "name": "chat"}))
+        return Snapshot(
+            **cast(Any, fields | {"messages": len(self.stored), "head": f"head_{len(self.asked)}", "name": "chat"})
+        )
 
-    async def messages(self, *_: Any) -> list[bytes]:
-        return [pack(b"{}", FIRST_DIGEST)]
+    async def messages(self, _: Any, start: int, count: int) -> list[bytes]:
+        self.read.append((start, count))
+        return self.stored[start : start + count]
 
     async def append(self, *_: Any, **told: Any) -> Any:
         self.asked.append(told)
@@ -50,10 +57,10 @@ class Scripted:
         return answer
 
 
-async def append(store: Scripted, wait_s: float = 5.0) -> int:
+async def append(store: Scripted, wait_s: float = 5.0, *messages: dict[str, Any]) -> int:
     sessions, turns = cast(Sessions, store), cast(Turns, store)
     appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=wait_s)
-    return (await appending.append(REF, [USER], "queue", request=Request("print"))).messages
+    return (await appending.append(REF, list(messages) or [USER], "queue", request=Request("print"))).messages
 
 
 async def code_of(store: Scripted, wait_s: float = 5.0) -> str:
@@ -87,3 +94,42 @@ async def test_a_busy_session_is_waited_for_until_patience_ends() -> None:
     busy = Busy("turn_x", 20_000)
     assert await append(Scripted(busy, busy, Settled("committed", 2))) == 2
     assert await code_of(Scripted(busy, busy), wait_s=0.0) == "turn_in_progress"
+
+
+# Tool calls.
+
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}]}
+RESULT = {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "toolu_1"}]}
+
+
+def calling() -> Scripted:
+    """A session that ends in an open call, and takes one append."""
+    return Scripted(Settled("committed", 2), stored=transcript.pack([USER, CALL], FIRST_DIGEST))
+
+
+async def test_a_plain_append_reads_the_last_message_only() -> None:
+    store = Scripted(Settled("committed", 2), stored=transcript.pack([USER, USER, USER], FIRST_DIGEST))
+    assert await append(store) == 4
+    assert store.read == [(2, 1)]
+
+
+async def test_an_open_call_is_answered_or_closed() -> None:
+    store = calling()
+    assert await append(store, 5.0, RESULT) == 3
+    assert store.read == [(1, 1), (0, 2)]
+    (told,) = store.asked
+    assert [orjson.loads(element[9:]) for element in told["elements"]] == [RESULT]
+    store = calling()
+    assert await append(store) == 4
+    (told,) = store.asked
+    assert [unpack(element).synthetic for element in told["elements"]] == [True, False]
+    assert orjson.loads(told["record"])["to"] == 4
+
+
+async def test_a_result_without_its_call_is_not_appended() -> None:
+    answered = transcript.pack([USER, CALL, RESULT, CALL | {"content": "done"}], FIRST_DIGEST)
+    for stored, code in ((transcript.pack([USER], FIRST_DIGEST), "invalid_value"), (answered, "tool_call_closed")):
+        store = Scripted(stored=stored)
+        with pytest.raises(BatonError) as caught:
+            await append(store, 5.0, RESULT)
+        assert (caught.value.code, store.asked) == (code, [])

@@ -10,6 +10,7 @@ from service.errors import BatonError
 
 HELLO = {"role": "user", "content": "Hello"}
 ALIASES = {"gpt-4o": "claude-sonnet-5-5"}
+TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 
 
 def parse(body: Any) -> ChatRequest:
@@ -69,6 +70,13 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"session_id": "my-chat"}, {"session": "my-chat"}),
     ({"session_input": "delta"}, {"session_input": "delta"}),
     ({"session_input": "full"}, {"session_input": "full"}),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, {"tools": [TOOL], "tool_choice": None}),
+    ({"tool_choice": "none"}, {"tools": None, "tool_choice": {"type": "none"}}),
+    (
+        {"parallel_tool_calls": False},
+        {"tools": None, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+    ),
+    ({"parallel_tool_calls": True}, {"tool_choice": None}),
 ]
 
 
@@ -82,6 +90,8 @@ def test_mapped(fields: dict[str, Any], expected: dict[str, Any]) -> None:
         "include_usage": request.include_usage,
         "session": request.session,
         "session_input": request.session_input,
+        "tools": request.ask.tools,
+        "tool_choice": request.ask.tool_choice,
     }
     assert {name: seen[name] for name in expected} == expected
     assert request.ignored == []
@@ -107,7 +117,6 @@ MEANING_SOMETHING: dict[str, Any] = {
     "prompt_cache_retention": "24h",
     "reasoning_effort": "high",
     "service_tier": "flex",
-    "parallel_tool_calls": False,
 }
 
 
@@ -160,7 +169,7 @@ def test_even_ignored_numbers_have_their_bounds(name: str, value: Any) -> None:
         *((name, 5) for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")),
         *((name, True) for name in ("service_tier", "verbosity", "reasoning_effort")),
         *(("seed", value) for value in (1.5, "1", True)),
-        *((name, value) for name in ("store", "parallel_tool_calls") for value in (0, "false")),
+        *((name, value) for name in ("store", "parallel_tool_calls") for value in (0, "false", 1)),
     ],
 )
 def test_what_is_ignored_must_have_its_form(name: str, value: Any) -> None:
@@ -223,8 +232,6 @@ REFUSED_VALUES: dict[str, list[Any]] = {
     "n": [2, 0, "1", True],
     "prediction": [{"type": "content", "content": "x"}],
     "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "s"}}, "text"],
-    "tool_choice": ["auto", "required", {"type": "function", "function": {"name": "f"}}],
-    "tools": [[{"type": "function", "function": {"name": "f"}}]],
     "top_logprobs": [5, False],
     "web_search_options": [{}],
 }
@@ -315,8 +322,6 @@ def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
         ([{"role": ["user"], "content": "x"}], "invalid_value", "messages.0.role"),
         ([{"role": {}, "content": "x"}], "invalid_value", "messages.0.role"),
         ([{"role": "USER", "content": "x"}], "invalid_value", "messages.0.role"),
-        ([{"role": "tool", "content": "x"}], "unsupported", "messages.0.role"),
-        ([{"role": "tool", "tool_call_id": "t", "content": "x"}], "unsupported", "messages.0.tool_call_id"),
         ([{"role": "function", "name": "f", "content": "x"}], "unsupported", "messages.0.role"),
         ([{"role": "user"}], "invalid_value", "messages.0.content"),
         ([{"role": "user", "content": None}], "invalid_value", "messages.0.content"),
@@ -345,7 +350,7 @@ def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
         ([HELLO, {"role": "system", "content": "x"}, HELLO], "unsupported", "messages.1"),
         ([HELLO, {"role": "developer", "content": "x"}], "unsupported", "messages.1"),
         (
-            [HELLO, {"role": "assistant", "content": "x", "tool_calls": [{"id": "t"}]}, HELLO],
+            [HELLO, {"role": "user", "content": "x", "tool_calls": [{"id": "t"}]}],
             "unsupported",
             "messages.1.tool_calls",
         ),

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from service.dialects.chat_out import ChatAnswer, Envelope, finish_reason
 from service.errors import BatonError
 from service.transcript import Answer
-from tests.unit.claude_events import answer_events, as_events, message_start, text_block
+from tests.unit.claude_events import answer_events, as_events, block, message_start, text_block
 
 SESSION = Envelope("chatcmpl-1", 1_700_000_000, "my-chat")
 STATELESS = Envelope("chatcmpl-1", 1_700_000_000, None)
@@ -165,7 +165,7 @@ def test_an_empty_answer_has_empty_content() -> None:
     assert text_of(chunks_of(streamed(answer_events()))) == ""
 
 
-def test_thinking_and_tool_calls_are_not_shown_as_text() -> None:
+def test_thinking_is_not_shown_as_text() -> None:
     thinking: list[dict[str, Any]] = [
         {
             "type": "content_block_start",
@@ -179,6 +179,127 @@ def test_thinking_and_tool_calls_are_not_shown_as_text() -> None:
     events = answer_events(thinking, text_block(1, "Hi"))
     assert b"secret" not in streamed(events)
     assert whole(events).choices[0].message.content == "Hi"
+
+
+def call_block(index: int, call_id: str, *pieces: str, name: str = "weather", **more: Any) -> list[dict[str, Any]]:
+    begun = {"type": "tool_use", "id": call_id, "name": name, "input": {}, **more}
+    return block(index, begun, *({"type": "input_json_delta", "partial_json": piece} for piece in pieces))
+
+
+def calls_of(chunks: list[ChatCompletionChunk]) -> list[tuple[str, str, str]]:
+    """Id, name and arguments of the streamed calls, put together as a client does."""
+    found: list[list[str]] = []
+    for delta in (one for chunk in chunks for choice in chunk.choices for one in choice.delta.tool_calls or ()):
+        assert delta.function is not None
+        if delta.id is not None:
+            assert (delta.index, delta.type) == (len(found), "function")
+            found.append([delta.id, delta.function.name or "", ""])
+        else:
+            assert (delta.type, delta.function.name) == (None, None)
+        found[delta.index][2] += delta.function.arguments or ""
+    return [(call_id, name, arguments) for call_id, name, arguments in found]
+
+
+CALLS = [
+    text_block(0, "Let me ", "see."),
+    call_block(1, "toolu_1", "", '{"city": "Z', 'ürich", "days": [1,', " 2]}", caller={"type": "direct"}),
+    call_block(2, "toolu_2", name="look"),
+]
+
+
+def test_tool_calls_are_told_as_openai_tells_them() -> None:
+    (choice,) = whole(answer_events(*CALLS, stop_reason="tool_use")).choices
+    assert (choice.message.content, choice.finish_reason) == ("Let me see.", "tool_calls")
+    assert choice.message.tool_calls is not None
+    told = [one.to_dict() for one in choice.message.tool_calls]
+    arguments = '{"city":"Zürich","days":[1,2]}'
+    assert told == [
+        {"id": "toolu_1", "type": "function", "function": {"name": "weather", "arguments": arguments}},
+        {"id": "toolu_2", "type": "function", "function": {"name": "look", "arguments": "{}"}},
+    ]
+
+
+def test_an_answer_of_calls_alone_has_no_content() -> None:
+    for blocks in ([CALLS[1]], [text_block(0, ""), CALLS[1]]):
+        message = whole(answer_events(*blocks, stop_reason="tool_use")).choices[0].message
+        assert message.content is None
+        assert message.tool_calls is not None
+
+
+def test_an_answer_without_calls_does_not_name_them() -> None:
+    assert whole(answer_events(text_block(0, "Hi"))).choices[0].message.tool_calls is None
+    assert b"tool_calls" not in streamed(answer_events(text_block(0, "Hi")))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_streamed_calls_are_what_the_sdk_expects(batch: int) -> None:
+    chunks = chunks_of(streamed(answer_events(*CALLS, stop_reason="tool_use"), batch=batch, include_usage=True))
+    assert text_of(chunks) == "Let me see."
+    assert calls_of(chunks) == [
+        ("toolu_1", "weather", '{"city": "Zürich", "days": [1, 2]}'),
+        ("toolu_2", "look", "{}"),
+    ]
+    deltas = [one for chunk in chunks if chunk.choices for one in chunk.choices[0].delta.tool_calls or ()]
+    first = {"index": 0, "id": "toolu_1", "type": "function", "function": {"name": "weather", "arguments": ""}}
+    assert deltas[0].to_dict() == first
+    assert deltas[1].to_dict() == {"index": 0, "function": {"arguments": '{"city": "Z'}}
+    assert [delta.index for delta in deltas] == [0, 0, 0, 0, 1, 1]
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["tool_calls"]
+
+
+def test_an_input_that_came_whole_at_the_start_is_told() -> None:
+    events = answer_events(call_block(0, "toolu_1", input={"city": "Bern"}), stop_reason="tool_use")
+    assert calls_of(chunks_of(streamed(events))) == [("toolu_1", "weather", '{"city":"Bern"}')]
+
+
+def test_calls_of_claudes_own_tools_are_not_the_callers() -> None:
+    own = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}
+    events = answer_events(block(0, own, {"type": "input_json_delta", "partial_json": '{"q": 1}'}), CALLS[2])
+    assert [call for call, _, _ in calls_of(chunks_of(streamed(events)))] == ["toolu_2"]
+    assert [call.id for call in whole(events).choices[0].message.tool_calls or ()] == ["toolu_2"]
+
+
+def test_of_a_call_that_max_tokens_cut_a_stream_shows_what_came_and_a_body_nothing() -> None:
+    events = answer_events(text_block(0, "Hm"), call_block(1, "toolu_1", '{"city": "Z'), stop_reason="max_tokens")
+    chunks = chunks_of(streamed(events))
+    assert calls_of(chunks) == [("toolu_1", "weather", '{"city": "Z')]
+    assert chunks[-1].choices[0].finish_reason == "length"
+    (choice,) = whole(events).choices
+    assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == ("Hm", None, "length")
+
+
+def test_a_refusal_makes_no_calls() -> None:
+    message = whole(answer_events(*CALLS, stop_reason="refusal")).choices[0].message
+    assert (message.content, message.tool_calls) == ("Let me see.", None)
+    assert message.refusal
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(st.characters(exclude_categories=["Cs"]), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=2), inner, max_size=3),
+    max_leaves=6,
+)
+INPUTS = st.dictionaries(st.text("abc", min_size=1, max_size=3), JSON, max_size=3)
+
+
+@given(st.lists(st.tuples(INPUTS, st.integers(1, 9)), min_size=1, max_size=4), st.integers(1, 7), st.booleans())
+def test_any_calls_survive_however_they_are_cut(
+    inputs: list[tuple[dict[str, Any], int]], batch: int, with_text: bool
+) -> None:
+    """Cut into any deltas, and these into any batches, the same calls come out; whole and streamed alike."""
+    blocks = [text_block(0, "Hi")] if with_text else []
+    for number, (given_input, size) in enumerate(inputs):
+        said = json.dumps(given_input) if given_input else ""
+        pieces = [said[at : at + size] for at in range(0, len(said), size)]
+        blocks.append(call_block(len(blocks), f"toolu_{number}", *pieces))
+    events = answer_events(*blocks, stop_reason="tool_use")
+    one_by_one = streamed(events)
+    assert streamed(events, batch=batch) == one_by_one
+    found = calls_of(chunks_of(one_by_one))
+    told = [call for call in whole(events).choices[0].message.tool_calls or () if call.type == "function"]
+    assert [call for call, _, _ in found] == [call.id for call in told] == [f"toolu_{n}" for n in range(len(inputs))]
+    assert [json.loads(arguments) for _, _, arguments in found] == [given for given, _ in inputs]
+    assert [json.loads(call.function.arguments) for call in told] == [given for given, _ in inputs]
 
 
 AWKWARD = 'é 🙂 \u2028\u2029\x85 "quoted" \\ \x00\x1f </script> data: [DONE]\n\nevent: x\r\n'

@@ -1,17 +1,22 @@
 """From stored bytes to a request: the same bytes from turn to turn, and epochs."""
 
 from dataclasses import replace
+from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
 import orjson
+import pytest
 
+from service.errors import BatonError
 from service.prefix import Ask, Prepared, continued, last_digest, stateless
 from service.transcript import pack
 from storage import elements
 from storage.results import Begun
 from storage.turns import History
 
+ADD = {"name": "add", "input_schema": {"type": "object"}}
+LOOK = {"name": "look", "input_schema": {"type": "object"}}
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "c2ln"}
 EMPTY = Begun(
     number=1,
@@ -39,8 +44,11 @@ def text(said: str) -> dict[str, Any]:
     return {"type": "text", "text": said}
 
 
-def asking(said: str, *, system: Any = None, model: str = "m-1", **params: Any) -> Ask:
-    return Ask(model=model, messages=[user(said)], system=system, params={"max_tokens": 10, **params})
+def asking(
+    said: str, *, system: Any = None, model: str = "m-1", tools: Any = None, choice: Any = None, **params: Any
+) -> Ask:
+    params = {"max_tokens": 10, **params}
+    return Ask(model=model, messages=[user(said)], system=system, params=params, tools=tools, tool_choice=choice)
 
 
 class Session:
@@ -48,7 +56,7 @@ class Session:
 
     def __init__(self) -> None:
         self.begun = EMPTY
-        self.history = History([], b"")
+        self.history = History([], b"", b"")
 
     def prepare(self, ask: Ask) -> tuple[Prepared, list[bytes]]:
         new = pack(ask.messages, last_digest(self.history))
@@ -59,7 +67,9 @@ class Session:
         prepared, new = self.prepare(ask)
         added = new + pack([assistant(*reply)], new[-1][1 : elements.HEADER_BYTES])
         stored = [*self.history.elements, *added]
-        self.history = History(stored, prepared.system_json or self.history.system_json)
+        self.history = History(
+            stored, prepared.system_json or self.history.system_json, prepared.tools_json or self.history.tools_json
+        )
         self.begun = replace(
             self.begun,
             messages=len(stored),
@@ -113,7 +123,7 @@ def test_stored_bytes_are_spliced_and_not_parsed() -> None:
     element = elements.pack(odd, b"\1" * 8, holds_thinking=True)
     begun = replace(EMPTY, messages=1)
     new = pack([user("Hi")], b"\1" * 8)
-    body = continued(asking("Hi"), begun, History([element], b'"S"'), new).body
+    body = continued(asking("Hi"), begun, History([element], b'"S"', b""), new).body
     assert messages_bytes(body).startswith(odd + b",")
 
 
@@ -173,6 +183,10 @@ def test_another_model_begins_an_epoch() -> None:
     epochs({"model": "m-2"})
 
 
+def test_other_tools_begin_an_epoch() -> None:
+    epochs({"tools": [ADD]})
+
+
 def test_going_back_begins_another_epoch() -> None:
     session = Session()
     session.turn(asking("a", model="m-1"), THOUGHT, text("b"))
@@ -190,13 +204,84 @@ def test_other_parameters_do_not_begin_an_epoch() -> None:
     assert b"thinking" in messages_bytes(body)
 
 
+def test_absent_tools_mean_the_stored_ones() -> None:
+    session = Session()
+    first = orjson.loads(session.turn(asking("a", tools=[ADD, LOOK]), THOUGHT, text("b")))
+    assert first["tools"] == [ADD, LOOK]
+    later = orjson.loads(session.turn(asking("c"), text("d")))
+    assert later["tools"] == [ADD, LOOK]
+    assert "tool_choice" not in later
+    assert session.begun.epoch_start == 0
+    assert "thinking" in str(later["messages"])
+
+
+def test_tools_are_written_only_when_they_change() -> None:
+    session = Session()
+    assert session.prepare(asking("a"))[0].tools_json == b""
+    assert session.prepare(asking("a", tools=[ADD]))[0].tools_json == orjson.dumps([ADD])
+    session.turn(asking("a", tools=[ADD]), text("b"))
+    assert session.prepare(asking("c", tools=[ADD]))[0].tools_json == b""
+    assert session.prepare(asking("c"))[0].tools_json == b""
+    assert session.prepare(asking("c", tools=[LOOK]))[0].tools_json == orjson.dumps([LOOK])
+
+
+def test_a_session_without_tools_keeps_the_epoch_it_had_before_there_were_any() -> None:
+    hashed = continued(asking("a", system="S"), EMPTY, History([], b"", b""), []).epoch_hash
+    assert hashed == blake2b(b'm-1\0"S"', digest_size=8).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"type": "none"},
+        {"type": "any"},
+        {"type": "tool", "name": "add"},
+        {"type": "auto", "disable_parallel_tool_use": True},
+    ],
+)
+def test_a_choice_goes_with_one_request_and_begins_no_epoch(choice: dict[str, Any]) -> None:
+    session = Session()
+    session.turn(asking("a", tools=[ADD]), THOUGHT, text("b"))
+    chosen = orjson.loads(session.turn(asking("c", choice=choice), text("d")))
+    assert (chosen["tool_choice"], chosen["tools"]) == (choice, [ADD])
+    assert "tool_choice" not in orjson.loads(session.turn(asking("e"), text("f")))
+    assert session.begun.epoch_start == 0
+    assert orjson.loads(stateless(asking("a", tools=[ADD], choice=choice)))["tool_choice"] == choice
+
+
+@pytest.mark.parametrize("choice", [{"type": "none"}, {"type": "auto", "disable_parallel_tool_use": True}])
+def test_without_tools_a_choice_that_needs_none_is_left_out(choice: dict[str, Any]) -> None:
+    for body in (Session().turn(asking("a", choice=choice)), stateless(asking("a", choice=choice))):
+        assert orjson.loads(body).keys() & {"tools", "tool_choice"} == set()
+
+
+def test_a_choice_of_what_there_is_not_is_refused() -> None:
+    without, within = Session(), Session()
+    within.turn(asking("a", tools=[ADD, {"type": "web_search_20260101"}]), text("b"))
+    named = {"type": "tool", "name": "look"}
+    for session, choice in ((without, {"type": "any"}), (without, named), (within, named)):
+        with pytest.raises(BatonError) as caught:
+            session.prepare(asking("c", choice=choice))
+        assert (caught.value.code, caught.value.param) == ("invalid_value", "tool_choice")
+    with pytest.raises(BatonError):
+        stateless(asking("a", choice={"type": "any"}))
+
+
+def test_a_stateless_conversation_must_answer_its_calls() -> None:
+    called = assistant({"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}})
+    ask = replace(asking("a", tools=[ADD]), messages=[user("a"), called, user("b")])
+    with pytest.raises(BatonError) as caught:
+        stateless(ask)
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "messages")
+
+
 def test_a_session_whose_first_turns_stored_nothing_has_no_older_epoch() -> None:
     begun = replace(EMPTY, turns=1, epoch_hash="other")
     new = pack([user("a")], elements.FIRST_DIGEST)
-    assert continued(asking("a"), begun, History([], b""), new).epoch_start == 0
+    assert continued(asking("a"), begun, History([], b"", b""), new).epoch_start == 0
 
 
 def test_the_last_digest() -> None:
-    assert last_digest(History([], b"")) == elements.FIRST_DIGEST
+    assert last_digest(History([], b"", b"")) == elements.FIRST_DIGEST
     packed = pack([user("a"), assistant(text("b"))], elements.FIRST_DIGEST)
-    assert last_digest(History(packed, b"")) == elements.unpack(packed[-1]).digest
+    assert last_digest(History(packed, b"", b"")) == elements.unpack(packed[-1]).digest

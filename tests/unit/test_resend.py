@@ -2,12 +2,16 @@
 
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service import tool_calls
 from service.resend import Plan, Span, plan, was_rewound
+from service.simulator.rules import check_create
 from service.transcript import pack
+from storage import elements
 from storage.elements import FIRST_DIGEST
 from storage.turns import Cut
 
@@ -136,3 +140,140 @@ def test_whatever_is_planned_the_history_becomes_what_was_sent(words: list[str],
     assert planned is not None
     assert planned.kept in {0, len(talk), *(span.start for span in spans)}
     assert [*talk[: planned.kept], *planned.new] == sent
+
+
+# Tool loops: each round is a turn.
+
+
+def calling(*ids: str, text: str = "", given: int = 0) -> dict[str, Any]:
+    calls = [{"type": "tool_use", "id": call, "name": "add", "input": {"a": given}} for call in ids]
+    return {"role": "assistant", "content": [*([{"type": "text", "text": text}] if text else []), *calls]}
+
+
+def results(*ids: str, said: str = "seen") -> dict[str, Any]:
+    return user_of([{"type": "tool_result", "tool_use_id": call, "content": said} for call in ids])
+
+
+def user_of(content: Any) -> dict[str, Any]:
+    return {"role": "user", "content": content}
+
+
+def stored_of(*turns: list[dict[str, Any]]) -> tuple[list[bytes], list[Span]]:
+    """A history of these turns, closed calls and all, and where each turn lies in it."""
+    stored: list[bytes] = []
+    spans = []
+    for turn in turns:
+        start = len(stored)
+        for message in turn:
+            stored += tool_calls.pack(stored, [message], stored[-1][1:9] if stored else FIRST_DIGEST)
+        spans.append(Span(start, len(stored)))
+    return stored, spans
+
+
+LOOP = [[user("q"), calling("x", "y")], [results("x", "y"), calling("z")], [results("z"), assistant("A")]]
+ROUNDS = [message for turn in LOOP for message in turn]
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept", "new"),
+    [
+        ([*ROUNDS, user("r")], 6, [user("r")]),
+        (ROUNDS[:5], 4, [results("z")]),
+        (ROUNDS[:3], 2, [results("x", "y")]),
+        (ROUNDS[:1], 0, [user("q")]),
+        ([*ROUNDS[:4], results("z", said="other")], 4, [results("z", said="other")]),
+        ([*ROUNDS[:2], results("y", "x")], 2, [results("y", "x")]),
+        ([*ROUNDS[:2], results("x"), user("go on")], 2, [results("x"), user("go on")]),
+        ([*ROUNDS[:4], user("never mind")], 4, [user("never mind")]),
+        ([*ROUNDS[:3], calling("z", given=1), results("z")], 2, [ROUNDS[2], calling("z", given=1), results("z")]),
+        ([ROUNDS[0], calling("x"), results("x")], 0, [user("q"), calling("x"), results("x")]),
+    ],
+    ids=[
+        "continued",
+        "the-last-answer-anew",
+        "an-earlier-answer-anew",
+        "from-the-question-anew",
+        "another-result",
+        "results-in-another-order",
+        "one-result-less",
+        "no-results",
+        "another-input",
+        "one-call-less",
+    ],
+)
+def test_a_cut_between_calls_and_results_leaves_no_call_unanswered(
+    sent: list[dict[str, Any]], kept: int, new: list[dict[str, Any]]
+) -> None:
+    stored, spans = stored_of(*LOOP)
+    planned = plan(stored, spans, sent)
+    assert planned == Plan(kept, new)
+    sent_on = stored[:kept] + tool_calls.pack(stored[:kept], new, stored[kept - 1][1:9] if kept else FIRST_DIGEST)
+    messages = [orjson.loads(element[9:]) for element in sent_on]
+    tools = [{"name": "add", "input_schema": {"type": "object"}}]
+    check_create({"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": messages, "tools": tools})
+
+
+def test_what_baton_put_in_is_passed_over() -> None:
+    turns = [[user("q"), calling("x")], [user("never mind"), assistant("A")], [user("r"), assistant("B")]]
+    stored, spans = stored_of(*turns)
+    assert [elements.unpack(element).synthetic for element in stored] == [False, False, True, *[False] * 4]
+    assert spans[1] == Span(2, 5)
+    seen = [message for turn in turns for message in turn]
+    assert plan(stored, spans, [*seen, user("s")]) == Plan(7, [user("s")])
+    assert plan(stored, spans, seen[:5]) == Plan(5, [user("r")])
+    assert plan(stored, spans, seen[:3]) == Plan(2, [user("never mind")])
+    assert plan(stored, spans, [*seen[:2], user("well")]) == Plan(2, [user("well")])
+    assert plan(stored, spans, [*seen[:3], assistant("other"), user("r")]) == Plan(
+        2, [user("never mind"), assistant("other"), user("r")]
+    )
+    # The result has come after all: the client's conversation never went on without it.
+    assert plan(stored, spans, [*seen[:2], results("x")]) == Plan(2, [results("x")])
+
+
+def test_a_refused_question_between_calls_and_what_closed_them() -> None:
+    turns = [[user("q"), calling("x")], [user("never mind"), assistant("A")]]
+    stored, spans = stored_of(*turns)
+    refused = tuple(pack([user(text)], stored[1][1:9])[0][1:9] for text in ("how to…", "how about…"))
+    spans[1:1] = [Span(2, 2, refused=(refused[0],)), Span(2, 2, refused=(refused[1],))]
+    pairs = [user("how to…"), assistant("No."), user("how about…"), assistant("No.")]
+    sent = [*turns[0], *pairs, *turns[1], user("r")]
+    assert plan(stored, spans, sent) == Plan(5, [user("r")])
+    assert plan(stored, spans, [*turns[0], *pairs, user("other")]) == Plan(2, [user("other")])
+    assert plan(stored, spans, [*turns[0], *pairs, user("never mind")]) == Plan(2, [user("never mind")])
+
+
+CUT = calling("x", "y", text="Let me see.")
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        CUT,
+        calling("x", text="Let me see."),
+        assistant("Let me see."),
+        assistant("Let me"),
+        calling("x", text="Let"),
+        calling("x"),
+    ],
+    ids=["all", "one-call", "no-call", "some-text", "some-text-and-a-call", "a-call-alone"],
+)
+def test_of_an_answer_that_was_cut_short_its_caller_may_have_seen_fewer_calls(seen: dict[str, Any]) -> None:
+    stored, spans = pack([user("a"), CUT], FIRST_DIGEST), [Span(0, 2, incomplete=True)]
+    for behind in ([user("go on")], [results("x"), user("go on")]):
+        assert plan(stored, spans, [user("a"), seen, *behind]) == Plan(2, behind)
+
+
+@pytest.mark.parametrize(
+    "seen",
+    [
+        calling("x", "y", "z", text="Let me see."),
+        calling("y", text="Let me see."),
+        calling("x", text="Let me see.", given=1),
+        calling("x", text="Well."),
+    ],
+    ids=["more", "the-second", "another-input", "another-text"],
+)
+def test_but_not_others(seen: dict[str, Any]) -> None:
+    stored = pack([user("a"), CUT], FIRST_DIGEST)
+    sent = [user("a"), seen, user("go on")]
+    assert plan(stored, [Span(0, 2, incomplete=True)], sent) == Plan(0, sent)

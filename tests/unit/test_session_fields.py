@@ -154,6 +154,69 @@ def test_messages_are_kept_as_they_are() -> None:
     assert messages({"messages": []}) == []
 
 
+CALL: dict[str, Any] = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": [1]}}
+RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1"}
+
+
+def test_tool_calls_and_results_are_kept_as_they_are() -> None:
+    text = {"type": "text", "text": "a"}
+    given = [
+        {"role": "assistant", "content": [text, CALL, {**CALL, "id": "toolu_2", "input": {}}]},
+        {
+            "role": "user",
+            "content": [{**RESULT, "content": "x"}, {**RESULT, "content": [text], "is_error": True}, text],
+        },
+        {"role": "user", "content": [RESULT, {**RESULT, "is_error": False}]},
+    ]
+    assert messages({"messages": given}) == given
+
+
+@pytest.mark.parametrize("nothing", ["", [], None])
+def test_a_result_may_say_nothing(nothing: Any) -> None:
+    given = [{"role": "user", "content": [{**RESULT, "content": nothing}]}]
+    assert messages({"messages": given}) == [{"role": "user", "content": [RESULT]}]
+
+
+def without(block: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in block.items() if key != name}
+
+
+NO_YES_OR_NO: list[Any] = [None, 0, "no"]
+DEEP: list[Any] = []
+for _ in range(300):
+    DEEP = [DEEP]
+
+
+NO_INPUT: list[Any] = [None, [], "{}", {"a": DEEP}]
+
+
+@pytest.mark.parametrize(
+    ("role", "block", "place"),
+    [
+        ("user", CALL, ""),
+        ("assistant", RESULT, ""),
+        ("assistant", {**CALL, "cache_control": None}, ""),
+        *(("assistant", without(CALL, name), "") for name in ("id", "name", "input")),
+        *(("assistant", {**CALL, "id": value}, ".id") for value in ("", "a b", "a.b", 5, None, "a" * 257)),
+        *(("assistant", {**CALL, "name": value}, ".name") for value in ("", "a b", 5, "a" * 129)),
+        *(("assistant", {**CALL, "input": value}, ".input") for value in NO_INPUT),
+        ("user", without(RESULT, "tool_use_id"), ""),
+        ("user", {**RESULT, "id": "x"}, ""),
+        ("user", {**RESULT, "tool_use_id": "a b"}, ".tool_use_id"),
+        ("user", {**RESULT, "content": 5}, ".content"),
+        ("user", {**RESULT, "content": " "}, ".content"),
+        ("user", {**RESULT, "content": ["x"]}, ".content.0"),
+        ("user", {**RESULT, "content": [{"type": "image"}]}, ".content.0"),
+        ("user", {**RESULT, "content": [{"type": "text", "text": ""}]}, ".content.0.text"),
+        *(("user", {**RESULT, "is_error": value}, ".is_error") for value in NO_YES_OR_NO),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_blocks_of_tools_are_checked_by_place(role: str, block: dict[str, Any], place: str) -> None:
+    given = [{"role": role, "content": [{"type": "text", "text": "a"}, block]}]
+    assert problem(messages, {"messages": given}) == ("invalid_value", f"messages.0.content.1{place}")
+
+
 @pytest.mark.parametrize(
     ("given", "code", "param"),
     [

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from service.simulator import answers, events, rules
+from service.simulator import answers, calls, events, rules
 from service.simulator.errors import ApiError
 from service.simulator.faults import Fault, FaultQueue, Pace, parse_fault, parse_pace
 from service.simulator.journal import BODY_BYTES_KEPT_MAX, KEPT, Journal
@@ -152,6 +152,7 @@ def text_of(parsed: list[dict[str, Any]]) -> str:
 
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
 RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "seen"}
+LOOK = {"name": "look", "input_schema": {"type": "object"}}
 TEXT = {"type": "text", "text": "then"}
 DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
 CITED = {"type": "text", "text": "x", "citations": [{"type": "char_location"}]}
@@ -181,7 +182,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("tools", request(tools={}), "tools: "),
     ("a tool of a wrong type", request(tools=["look"]), "tools.0: "),
     ("a tool without schema", request(tools=[{"name": "look"}]), "tools.0.custom.input_schema: "),
-    ("two tools of a name", request(tools=[{"name": "a", "input_schema": {}}] * 2), "tools: Tool names"),
+    ("two tools of a name", request(tools=[LOOK, LOOK]), "tools: Tool names"),
     ("system", request(system=5), "system: "),
     ("an empty system block", request(system=[{"type": "text", "text": ""}]), "system.0.text: "),
     ("an image as system", request(system=[{"type": "image", "source": {}}]), "system.0.type: "),
@@ -293,10 +294,10 @@ ACCEPTED: list[tuple[str, dict[str, Any]]] = [
             user("x"),
             assistant([{"type": "thinking", "thinking": "", "signature": "s"}, TEXT, {**CALL, "caller": None}]),
             user([{**RESULT, "content": [TEXT]}, TEXT]),
-            tools=[{"name": "look", "input_schema": {"type": "object"}}, {"type": "web_search_20260101"}],
+            tools=[LOOK, {"type": "web_search_20260101"}],
         ),
     ),
-    ("results in two messages", request(user("x"), assistant([CALL]), user([RESULT]), user("y"))),
+    ("results in two messages", request(user("x"), assistant([CALL]), user([RESULT]), user("y"), tools=[LOOK])),
     ("an answer with citations null", request(user("x"), assistant([{**TEXT, "citations": None}]), user("y"))),
     ("a document", request(user([DOCUMENT, {"type": "image", "source": {}}, TEXT]))),
     ("max_tokens 0", request(max_tokens=0)),
@@ -362,8 +363,8 @@ def test_whatever_is_sent_is_refused_or_answered(body: dict[str, Any]) -> None:
     except ApiError as error:
         assert error.status in (400, 404)
         return
-    said = answers.answer(answers.read(body))
-    reply = events.compose(body, said, message_id="msg_1", input_tokens=tokens)
+    said, made = answers.answer(answers.read(body)), calls.decide(body)
+    reply = events.compose(body, said, message_id="msg_1", input_tokens=tokens, calls=made)
     assert said and events.message(reply) and read_events(stream_text(reply))
 
 

@@ -31,6 +31,7 @@ THINKING = block(
     {"type": "signature_delta", "signature": "c2lnbmVk"},
 )
 TOOL_START = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}}
+DEEP = '{"a": ' + "[" * 300 + "]" * 300 + "}"
 
 
 def json_delta(text: str) -> Json:
@@ -132,6 +133,22 @@ def test_of_a_broken_answer_tool_calls_are_kept_whole_or_not_at_all() -> None:
         assert broken_off(call[:events]) == []
 
 
+@pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded", "refusal"])
+def test_a_call_that_claude_cut_short_is_dropped(reason: str) -> None:
+    call = block(1, TOOL_START, json_delta('{"a": 1'))
+    answer = fed(answer_events(text_block(0, "Hi"), call, stop_reason=reason))
+    assert answer.complete
+    assert answer.content() == [{"type": "text", "text": "Hi"}]
+    assert answer.tool_calls() == []
+    assert broken_off(text_block(0, "Hi"), call) == [{"type": "text", "text": "Hi"}]
+
+
+def test_the_tool_calls_of_an_answer() -> None:
+    calls = [block(1, TOOL_START, json_delta('{"a": 1}')), block(2, {**TOOL_START, "id": "toolu_2"})]
+    answer = fed(answer_events(text_block(0, "Hi"), *calls, stop_reason="tool_use"))
+    assert [(call["id"], call["input"]) for call in answer.tool_calls()] == [("toolu_1", {"a": 1}), ("toolu_2", {})]
+
+
 def test_a_broken_unknown_block_is_dropped() -> None:
     assert broken_off(block(0, {"type": "hologram"}, whole=False)) == []
     assert broken_off(block(0, {"type": "redacted_thinking", "data": "x"}, whole=False)) == []
@@ -216,7 +233,17 @@ WRONG: dict[str, list[Json]] = {
     "block without a type": [message_start(), *block(0, {"text": ""})],
     "block that is no object": [message_start(), {"type": "content_block_start", "index": 0, "content_block": 5}],
     "block whose text is none": [message_start(), *block(0, {"type": "text", "text": None})],
-    "tool input that is not JSON": [message_start(), *block(0, TOOL_START, json_delta('{"a": '))],
+    "tool input that is not JSON": answer_events(block(0, TOOL_START, json_delta('{"a": ')), stop_reason="tool_use"),
+    "tool input that is no object": [message_start(), *block(0, TOOL_START, json_delta("[1]"))],
+    "tool input that nests too deeply": [message_start(), *block(0, TOOL_START, json_delta(DEEP))],
+    "tool call without an id": [message_start(), *block(0, {"type": "tool_use", "name": "add", "input": {}})],
+    "tool call whose name is none": [message_start(), *block(0, {**TOOL_START, "name": None})],
+    "delta after a call that was cut": [
+        message_start(),
+        *block(0, TOOL_START, json_delta('{"a": ')),
+        {"type": "content_block_delta", "index": 0, "delta": json_delta("1}")},
+    ],
+    "input of a text": [message_start(), *block(0, {"type": "text", "text": ""}, json_delta("{}"))],
     "message that is no object": [{"type": "message_start", "message": "x"}],
     "message_start without a message": [{"type": "message_start"}],
     "usage that is text": [{"type": "message_start", "message": {"id": "msg_1", "usage": "much"}}],
@@ -330,6 +357,7 @@ def text(said: str, **fields: Any) -> Json:
 
 THOUGHT = {"type": "thinking", "thinking": "hm", "signature": "s"}
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1, "b": {"c": 2, "d": 3}}}
+RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "five"}
 
 
 @pytest.mark.parametrize(
@@ -342,6 +370,11 @@ CALL = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": 1, "b
         (assistant(text("Hi")), assistant({"type": "redacted_thinking", "data": "x"}, text("Hi"))),
         (assistant(CALL), assistant({**CALL, "input": {"b": {"d": 3, "c": 2}, "a": 1}})),
         (assistant(CALL), assistant({**CALL, "caller": {"type": "direct"}, "cache_control": {"type": "ephemeral"}})),
+        (assistant(text("a"), CALL, text("b")), assistant(text("ab"), CALL)),
+        (user([RESULT]), user([{**RESULT, "is_error": True}])),
+        (user([RESULT]), user([{**RESULT, "content": [text("fi"), text("ve")]}])),
+        (user([{**RESULT, "content": ""}]), user([{"type": "tool_result", "tool_use_id": "toolu_1"}])),
+        (user([{**RESULT, "content": []}]), user([{"type": "tool_result", "tool_use_id": "toolu_1", "content": None}])),
     ],
 )
 def test_what_looks_the_same_to_a_caller_has_the_same_digest(one: Json, other: Json) -> None:
@@ -358,6 +391,11 @@ def test_what_looks_the_same_to_a_caller_has_the_same_digest(one: Json, other: J
         (assistant(CALL), assistant({**CALL, "id": "toolu_2"})),
         (assistant(CALL), assistant({**CALL, "name": "sub"})),
         (assistant(text("Hi")), assistant(text("Hi"), CALL)),
+        (assistant(CALL, {**CALL, "id": "toolu_2"}), assistant({**CALL, "id": "toolu_2"}, CALL)),
+        (user([RESULT]), user([{**RESULT, "tool_use_id": "toolu_2"}])),
+        (user([RESULT]), user([{**RESULT, "content": "six"}])),
+        (user([RESULT]), user("five")),
+        (user([RESULT]), user([{**RESULT, "content": [text("five"), {"type": "image", "source": {}}]}])),
         (user([{"type": "image", "source": {"data": "a"}}]), user([{"type": "image", "source": {"data": "b"}}])),
     ],
 )

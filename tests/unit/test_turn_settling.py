@@ -41,7 +41,7 @@ class StoreOfOneTurn:
         return Begun(1, "head_x", 0, 0, 0, "", "", 0, 1, "")
 
     async def history(self, *_: Any) -> History:
-        return History([], b"")
+        return History([], b"", b"")
 
     async def commit(self, *_: Any) -> Any:
         return self._answer("commit")
