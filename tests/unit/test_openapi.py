@@ -245,7 +245,7 @@ def test_every_parameter_of_a_chat_is_described() -> None:
     request = SCHEMAS["ChatCompletionRequest"]["properties"]
     assert request.keys() == chat.MAPPED | chat.TOLD.keys() | chat.REFUSED.keys()
     part = request["messages"]["items"]["anyOf"][0]["properties"]["content"]["anyOf"][1]["items"]
-    places = {"messages.content": part, "messages": request["messages"]["items"]}
+    places = {"messages.content": part, "messages": request["messages"]["items"]["anyOf"][0]}
     places["stream_options"] = request["stream_options"]
     for name in chat.TOLD_WITHIN:
         place, _, field = name.rpartition(".")
