@@ -175,7 +175,7 @@ class Store:
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
     async def everything(self) -> Everything:
-        """Every key of the namespace with its value and end of life."""
+        """Every key of the namespace with its value and end of life; not one that ends while it is looked at."""
         read = {
             b"string": self.redis.get,
             b"hash": self.redis.hgetall,
@@ -184,8 +184,10 @@ class Store:
         }
         found: Everything = {}
         async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):
-            value = await read[await self.redis.type(key)](key)
-            found[key.decode()] = (value, await self.redis.pexpiretime(key))
+            kind = await self.redis.type(key)
+            value = await read[kind](key) if kind != b"none" else None
+            if (end := await self.redis.pexpiretime(key)) != -2:  # asked last: -2 means that it has gone by now
+                found[key.decode()] = (value, end)
         return found
 
     async def now_ms(self) -> int:
