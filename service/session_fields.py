@@ -19,6 +19,7 @@ METADATA_VALUE_CHARS_MAX: Final = 512
 TITLE_CHARS_MAX: Final = 512
 TTL_S_MAX: Final = 31_536_000
 TURNS_MAX: Final = 1_000_000
+APPENDED_MAX: Final = 100_000  # messages at once, and blocks in them; Claude's own limit of messages
 
 _PATCHABLE: Final = ("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds")
 _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
@@ -113,7 +114,17 @@ def messages(body: Any) -> list[dict[str, Any]]:
         raise BatonError("missing_value", "`messages` is required.", param="messages")
     if not isinstance(fields["messages"], list):
         raise _invalid("messages", "must be a list")
+    _check_size(fields["messages"])
     return [_message(message, f"messages.{index}") for index, message in enumerate(fields["messages"])]
+
+
+def _check_size(given: list[Any]) -> None:
+    """Refuses more than Claude would read, and more than can be looked at without keeping other callers waiting."""
+    if len(given) > APPENDED_MAX:
+        raise _invalid("messages", f"may hold at most {APPENDED_MAX} messages")
+    contents = [message.get("content") for message in given if isinstance(message, dict)]
+    if sum(len(content) for content in contents if isinstance(content, list)) > APPENDED_MAX:
+        raise _invalid("messages", f"may hold at most {APPENDED_MAX} blocks of content")
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -135,13 +146,18 @@ def _content(content: Any, where: str) -> Any:
         return _text(content, where)
     if not isinstance(content, list) or not content:
         raise _invalid(where, "must be a string or a non-empty list of text parts")
-    blocks = []
-    for index, part in enumerate(content):
-        place = f"{where}.{index}"
-        if not isinstance(part, dict) or part.get("type") != "text" or part.keys() != {"type", "text"}:
-            raise _invalid(place, "must be {type: text, text}")
-        blocks.append({"type": "text", "text": _text(part["text"], f"{place}.text")})
-    return blocks
+    return [_text_block(part, f"{where}.{index}") for index, part in enumerate(content)]
+
+
+def _text_block(block: Any, where: str) -> dict[str, Any]:
+    """A text block. As Claude's API and its SDKs have it, it may carry fields that say nothing: they are left out."""
+    if not isinstance(block, dict) or block.get("type") != "text":
+        raise _invalid(where, "must be {type: text, text}")
+    for name, value in block.items():
+        if name not in ("type", "text") and value not in (None, [], {}):
+            field = f"{where}.{name}"[:128]
+            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
+    return {"type": "text", "text": _text(block.get("text"), f"{where}.text")}
 
 
 def _object(body: Any) -> dict[str, Any]:
