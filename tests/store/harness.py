@@ -70,11 +70,12 @@ class Store:
         namespace: str,
         *,
         buckets: int = 1,
+        secret: bytes = SECRET,
         budget_s: float = 5.0,
         per_owner_max: int = 1_000_000,
         total_max: int = 1_000_000,
     ) -> "Store":
-        keyspace = Keyspace(namespace, buckets, SECRET)
+        keyspace = Keyspace(namespace, buckets, secret)
         index = Index(redis, keyspace, budget_s=budget_s)
         ends: list[str] = []
         capacity = Capacity(
