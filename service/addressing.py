@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from service.errors import BatonError, chosen
+from service.errors import BatonError, chosen, session_not_found
 from storage.keys import TURN_ID, Keyspace, SessionRef
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,199}")
@@ -43,11 +43,11 @@ def resolve(keyspace: Keyspace, owner: str, session: str, mode: Mode = "any") ->
     """An id or name as given, never ``new``.
 
     Raises:
-        BatonError: invalid_session_id, or session_not_found for an issued id in a bucket that does not exist.
+        BatonError: invalid_session_id, or session_not_found for an id that cannot have been issued.
     """
     if session.startswith("sess_"):
         if not keyspace.is_session_id(session):
-            raise BatonError("session_not_found", "There is no such session.", param="session_id")
+            raise session_not_found()
         return Address(keyspace.session(session, owner), "", "continue" if mode == "any" else mode)
     return Address(named(keyspace, owner, session, param="session_id"), session, mode)
 

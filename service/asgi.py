@@ -26,7 +26,8 @@ from service.dialects.errors import anthropic_error, is_anthropic_path, openai_e
 from service.errors import BatonError, internal_error
 from service.exchange import draining
 
-_UNREAD = {"connection": "close"}  # what was not read of a request must not be taken for the next one
+_DROP_WAIT_S = 30.0  # what comes of a body after its answer is dropped for so long at most,
+_DROP_SILENCE_S = 1.0  # and as long as it keeps coming
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
@@ -79,12 +80,18 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
         late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
-        raise BatonError("body_timeout", late, headers=_UNREAD) from None
+        raise BodyUnread("body_timeout", late) from None
+
+
+class BodyUnread(BatonError):
+    """Told while the body may still be coming. The connection ends with it, lest the rest be taken for a request."""
+
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(code, message, retry_after_s=retry_after_s, headers={"connection": "close"})
 
 
 def _too_large(bytes_max: int) -> BatonError:
-    message = f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX)."
-    return BatonError("request_too_large", message, headers=_UNREAD)
+    return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
 
 
 def parse_json(body: bytes) -> Any:
@@ -99,12 +106,14 @@ def parse_json(body: bytes) -> Any:
         raise BatonError("invalid_json", f"The body is not JSON: {error.msg} (at {error.pos}).") from None
 
 
-async def send_json(send: Send, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-    """Sends a rendered JSON body as the whole response."""
+async def send_json(
+    send: Send, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None, is_end: bool = True
+) -> None:
+    """Sends a rendered JSON body as the whole response; if it is not the end, the connection is not closed yet."""
     pairs = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     pairs += [(name.lower().encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": not is_end})
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:
@@ -205,7 +214,7 @@ class Bodies:
             size = len(message.get("body", b""))
             if self._held_bytes + size > self._bytes_max:
                 full = "This replica holds all the request bodies it may; try again."
-                raise BatonError("overloaded", full, retry_after_s=1, headers=_UNREAD)
+                raise BodyUnread("overloaded", full, retry_after_s=1)
             held_bytes += size
             self._held_bytes += size
             return message
@@ -214,6 +223,18 @@ class Bodies:
             yield hear
         finally:
             self._held_bytes -= held_bytes
+
+    async def drop(self, receive: Receive) -> None:
+        """Lets the rest of a request pass whose answer has been sent; most senders read it only when they are through.
+
+        Closed at once, the connection would be reset, and they would see that instead of their answer.
+        """
+        with contextlib.suppress(TimeoutError, BatonError):
+            async with asyncio.timeout(_DROP_WAIT_S):
+                more = True
+                while more:
+                    async with asyncio.timeout(_DROP_SILENCE_S):
+                        more = (await self._arrived(receive)).get("more_body", False)
 
     async def _arrived(self, receive: Receive) -> Message:
         scope = asyncio.timeout(0 if self._draining else None)
@@ -263,6 +284,7 @@ class Edge:
             await send(message)
 
         started = time.perf_counter()
+        unread = False
         with telemetry.request(request_id):
             try:
                 with self._bodies.counted(receive) as hear:
@@ -274,13 +296,23 @@ class Edge:
                     raise
                 await _answer(scope, tell, draining(), request_id)
             except Exception as error:
-                told = _as_told(error)
-                if told.code == "internal_error":
-                    telemetry.log.error("internal_error", exc_info=error)
+                told = _told(error)
                 if status == 0:
-                    await _answer(scope, tell, told, request_id)
+                    unread = isinstance(told, BodyUnread)
+                    await _answer(scope, tell, told, request_id, is_end=not unread)
             finally:
                 telemetry.request_done(scope, status, time.perf_counter() - started)
+        if unread:
+            await self._bodies.drop(receive)
+            await send({"type": "http.response.body"})
+
+
+def _told(error: Exception) -> BatonError:
+    """What the caller is told; the log is told the cause of a fault of ours."""
+    told = _as_told(error)
+    if told.code == "internal_error":
+        telemetry.log.error("internal_error", exc_info=error)
+    return told
 
 
 def _as_told(error: Exception) -> BatonError:
@@ -294,7 +326,7 @@ def _as_told(error: Exception) -> BatonError:
     return internal_error()
 
 
-async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str) -> None:
+async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str, *, is_end: bool = True) -> None:
     anthropic = is_anthropic_path(scope["path"])
     body = anthropic_error(error, request_id) if anthropic else openai_error(error)
-    await send_json(send, body, status=error.status, headers=error.response_headers())
+    await send_json(send, body, status=error.status, headers=error.response_headers(), is_end=is_end)

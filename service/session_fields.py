@@ -21,6 +21,7 @@ METADATA_VALUE_CHARS_MAX: Final = 512
 TITLE_CHARS_MAX: Final = 512
 TTL_S_MAX: Final = 31_536_000
 TURNS_MAX: Final = 1_000_000
+APPENDED_MAX: Final = 100_000  # messages at once, and blocks in them; Claude's own limit of messages
 
 _PATCHABLE: Final = ("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds")
 _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
@@ -115,7 +116,17 @@ def messages(body: Any) -> list[dict[str, Any]]:
         raise BatonError("missing_value", "`messages` is required.", param="messages")
     if not isinstance(fields["messages"], list):
         raise _invalid("messages", "must be a list")
+    _check_size(fields["messages"])
     return [_message(message, f"messages.{index}") for index, message in enumerate(fields["messages"])]
+
+
+def _check_size(given: list[Any]) -> None:
+    """Refuses more than Claude would read, and more than can be looked at without keeping other callers waiting."""
+    if len(given) > APPENDED_MAX:
+        raise _invalid("messages", f"may hold at most {APPENDED_MAX} messages")
+    contents = [message.get("content") for message in given if isinstance(message, dict)]
+    if sum(len(content) for content in contents if isinstance(content, list)) > APPENDED_MAX:
+        raise _invalid("messages", f"may hold at most {APPENDED_MAX} blocks of content")
 
 
 def _message(message: Any, where: str) -> dict[str, Any]:
@@ -148,10 +159,10 @@ def _block(block: Any, where: str, role: str) -> dict[str, Any]:
         return _tool_use(block, where)
     if kind == "tool_result" and role == "user":
         return _tool_result(block, where)
-    if kind != "text" or block.keys() != {"type", "text"}:
+    if kind != "text":
         other = "tool_use" if role == "assistant" else "tool_result"
         raise _invalid(where, f"must be {{type: text, text}} or a block of type {other}")
-    return {"type": "text", "text": _text(block["text"], f"{where}.text")}
+    return _text_block(block, where)
 
 
 def _tool_use(block: dict[str, Any], where: str) -> dict[str, Any]:
@@ -188,18 +199,24 @@ def _result_content(content: Any, where: str) -> Any:
         return _text(content, where)
     if not isinstance(content, list):
         raise _invalid(where, "must be a string or a list of text blocks")
-    texts = []
-    for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or part.keys() != {"type", "text"}:
-            raise _invalid(f"{where}.{index}", "must be {type: text, text}")
-        texts.append({"type": "text", "text": _text(part["text"], f"{where}.{index}.text")})
-    return texts
+    return [_text_block(part, f"{where}.{index}") for index, part in enumerate(content)]
 
 
 def _token(value: Any, where: str, pattern: re.Pattern[str]) -> str:
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
         raise _invalid(where, f"must match {pattern.pattern}")
     return value
+
+
+def _text_block(block: Any, where: str) -> dict[str, Any]:
+    """A text block. As Claude's API and its SDKs have it, it may carry fields that say nothing: they are left out."""
+    if not isinstance(block, dict) or block.get("type") != "text":
+        raise _invalid(where, "must be {type: text, text}")
+    for name, value in block.items():
+        if name not in ("type", "text") and value not in (None, [], {}):
+            field = f"{where}.{name}"[:128]
+            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
+    return {"type": "text", "text": _text(block.get("text"), f"{where}.text")}
 
 
 def _object(body: Any) -> dict[str, Any]:

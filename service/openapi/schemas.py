@@ -124,7 +124,10 @@ _CREATED: Final = {
     "absolute_expires_at": maybe(INSTANT),
 }
 
-_TEXT_PART: Final = asked({"type": one_of("text"), "text": NOT_BLANK}, required=("type", "text"))
+_TEXT_PART: Final[Schema] = {
+    **asked({"type": one_of("text"), "text": NOT_BLANK}, required=("type", "text")),
+    "additionalProperties": {"enum": [None, [], {}], "description": "fields that say nothing are left out"},
+}
 _CALL_PART: Final = asked(
     {"type": one_of("tool_use"), "id": TEXT, "name": TEXT, "input": {"type": "object", "additionalProperties": True}},
     required=("type", "id", "name", "input"),

@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from tests.e2e.caller import Answer, Caller
+from tests.e2e.caller import Answer, Caller, eventually
 
 
 async def create(caller: Caller, **fields: Any) -> Any:
@@ -16,6 +16,16 @@ async def create(caller: Caller, **fields: Any) -> Any:
 async def append(caller: Caller, session: str, *messages: dict[str, Any], **options: Any) -> Answer:
     body = {"messages": list(messages)}
     return await caller.request("POST", f"/v1/sessions/{session}/messages", json=body, **options)
+
+
+async def looked_at_after(instant: str, caller: Caller, session: str) -> Any:
+    """The session, looked at in a later millisecond than that of an earlier access."""
+
+    async def look() -> Any:
+        seen = await caller.session(session)
+        return seen if seen["last_accessed_at"] > instant else None
+
+    return await eventually(look, "an access in a later millisecond")
 
 
 def user(text: str) -> dict[str, Any]:

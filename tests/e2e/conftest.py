@@ -5,9 +5,11 @@ Nothing is cleaned up between tests: each has session names and marks of its own
 
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
+from openai import AsyncOpenAI
 
 from tests.e2e.caller import Caller
 from tests.instruments.processes import Fleet, Replica, Simulator
@@ -55,6 +57,16 @@ def one(fleet: Fleet, http: aiohttp.ClientSession) -> Caller:
 def two(fleet: Fleet, http: aiohttp.ClientSession) -> Caller:
     """Asks the second replica."""
     return Caller(http, fleet.replicas[1].url)
+
+
+@pytest.fixture
+async def sdks(fleet: Fleet) -> AsyncIterator[list[AsyncOpenAI]]:
+    """OpenAI's SDK as installed, pointed at the first and at the second replica; it does not retry."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(AsyncOpenAI(base_url=f"{replica.url}/v1", api_key="unused", max_retries=0))
+            for replica in fleet.replicas[:2]
+        ]
 
 
 @pytest.fixture

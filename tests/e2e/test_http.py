@@ -4,7 +4,9 @@ import asyncio
 import json
 from urllib.parse import urlsplit
 
+import openai
 import pytest
+from openai import AsyncOpenAI
 
 from tests.e2e.caller import Caller
 from tests.e2e.test_bad_input import TIMEOUT_S, code_of, post, raw
@@ -87,6 +89,23 @@ async def test_bodies_in_flight_are_limited(fleet: Fleet) -> None:
     status, headers, body = await raw(replica.url, post(b" " * 1025))
     assert (status, code_of(body), headers["retry-after"]) == (503, "overloaded", "1")
     assert (await raw(replica.url, post(REFUSED)))[0] == 400
+
+
+@pytest.mark.parametrize("size_bytes", [4_097, 500_000, 40_000_000])
+async def test_who_sends_all_before_reading_reads_why_it_was_refused(hasty: Replica, size_bytes: int) -> None:
+    async with AsyncOpenAI(base_url=f"{hasty.url}/v1", api_key="unused", max_retries=0) as client:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await client.chat.completions.create(
+                model="claude-sonnet-5-5", messages=[{"role": "user", "content": "x" * size_bytes}]
+            )
+    assert (refused.value.status_code, refused.value.response.json()["error"]["code"]) == (413, "request_too_large")
+
+
+async def test_a_refused_sender_who_falls_silent_is_not_waited_for(hasty: Replica) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4097\r\n\r\n"
+    answer = await everything(hasty.url, head + b"x")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert answer.count(b"HTTP/1.1") == 1
 
 
 async def test_a_body_that_is_still_coming_ends_with_the_drain(fleet: Fleet) -> None:

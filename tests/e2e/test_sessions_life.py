@@ -8,7 +8,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from tests.e2e.by_hand import append, assistant, create, unused, user
+from tests.e2e.by_hand import append, assistant, create, looked_at_after, unused, user
 from tests.e2e.caller import Caller, chunks_of, eventually
 from tests.instruments.processes import Fleet, Replica, Simulator
 
@@ -139,9 +139,12 @@ async def test_stats_of_nobody_and_of_some(pair: list[Caller]) -> None:
 
 async def test_a_list_shows_every_session_once_last_accessed_first(pair: list[Caller]) -> None:
     one, two = pair
-    made = [(await create(pair[n % 2]))["id"] for n in range(100)]
-    await one.session(made[0])
-    expected = [made[0], *made[:0:-1]]
+    made = [await create(pair[n % 2]) for n in range(100)]
+    touched = await one.session(made[0]["id"])
+    accessed = {session["id"]: session["last_accessed_at"] for session in (*made, touched)}
+    assert touched["last_accessed_at"] == max(accessed.values())
+    # Some share a millisecond: then the greatest id goes first.
+    expected = sorted(accessed, key=lambda session: (accessed[session], session), reverse=True)
     shown: list[str] = []
     query, pages = "?limit=30", 0
     while True:
@@ -168,20 +171,24 @@ async def test_a_list_does_not_extend_the_life_of_what_it_shows(pair: list[Calle
 
 async def test_lists_are_filtered_by_title_and_metadata(pair: list[Caller]) -> None:
     one, two = pair
-    for number in range(12):
+    made = [
         await create(
             one,
             name=f"s{number}",
             title=f"{'Plan' if number % 2 else 'Note'} {number}",
             metadata={"n": str(number % 3)},
         )
-    assert [e["name"] for e in (await listed(two, "?title_prefix=Plan"))["sessions"]] == [
-        *("s11", "s9", "s7", "s5", "s3", "s1")
+        for number in range(12)
     ]
+    made.sort(key=lambda session: (session["last_accessed_at"], session["id"]), reverse=True)
+    plans = [session["name"] for session in made if session["title"].startswith("Plan")]
+    assert sorted(plans) == ["s1", "s11", "s3", "s5", "s7", "s9"]
+    assert [e["name"] for e in (await listed(two, "?title_prefix=Plan"))["sessions"]] == plans
+    first, second = [name for name in plans if name in ("s3", "s9")]
     both = await listed(two, "?title_prefix=Plan&metadata[n]=0&limit=1")
-    assert ([e["name"] for e in both["sessions"]], both["has_more"], both["total"]) == (["s9"], True, None)
+    assert ([e["name"] for e in both["sessions"]], both["has_more"], both["total"]) == ([first], True, None)
     rest = await listed(one, f"?title_prefix=Plan&metadata[n]=0&limit=1&cursor={both['next_cursor']}")
-    assert ([e["name"] for e in rest["sessions"]], rest["has_more"]) == (["s3"], False)
+    assert ([e["name"] for e in rest["sessions"]], rest["has_more"]) == ([second], False)
     assert (await listed(one, "?metadata[n]=0&metadata[m]=1"))["sessions"] == []
     assert (await listed(one, "?title_prefix=plan"))["sessions"] == []
 
@@ -309,11 +316,14 @@ async def test_the_running_turn_of_a_deleted_session_ends_in_an_error(pair: list
 
 
 async def test_at_the_cap_the_session_not_accessed_for_longest_goes(crowded: Caller) -> None:
-    first, second, third = [await create(crowded, name=unused()) for _ in range(3)]
-    await crowded.session(first["name"])
-    fourth = await create(crowded, name=unused())
-    assert {entry["id"] for entry in (await listed(crowded))["sessions"]} == {first["id"], third["id"], fourth["id"]}
-    await assert_absent(crowded, second["name"])
+    first, *others = [await create(crowded, name=unused()) for _ in range(3)]
+    last = max(session["last_accessed_at"] for session in others)
+    await looked_at_after(last, crowded, first["name"])
+    # Two that share a millisecond: the smallest id goes first.
+    gone, stays = sorted(others, key=lambda session: (session["last_accessed_at"], session["id"]))
+    kept = [first, stays, await create(crowded, name=unused())]
+    assert {entry["id"] for entry in (await listed(crowded))["sessions"]} == {session["id"] for session in kept}
+    await assert_absent(crowded, gone["name"])
     found = await stats(crowded)
     assert (found["total_sessions"], found["evicted_sessions"], found["expired_sessions"]) == (3, 1, 0)
     assert (await crowded.chat("Hello.", unused())).status == 200

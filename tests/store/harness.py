@@ -70,11 +70,12 @@ class Store:
         namespace: str,
         *,
         buckets: int = 1,
+        secret: bytes = SECRET,
         budget_s: float = 5.0,
         per_owner_max: int = 1_000_000,
         total_max: int = 1_000_000,
     ) -> "Store":
-        keyspace = Keyspace(namespace, buckets, SECRET)
+        keyspace = Keyspace(namespace, buckets, secret)
         index = Index(redis, keyspace, budget_s=budget_s)
         ends: list[str] = []
         capacity = Capacity(
@@ -176,7 +177,7 @@ class Store:
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
     async def everything(self) -> Everything:
-        """Every key of the namespace with its value and end of life."""
+        """Every key of the namespace with its value and end of life; not one that ends while it is looked at."""
         read = {
             b"string": self.redis.get,
             b"hash": self.redis.hgetall,
@@ -185,8 +186,10 @@ class Store:
         }
         found: Everything = {}
         async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):
-            value = await read[await self.redis.type(key)](key)
-            found[key.decode()] = (value, await self.redis.pexpiretime(key))
+            kind = await self.redis.type(key)
+            value = await read[kind](key) if kind != b"none" else None
+            if (end := await self.redis.pexpiretime(key)) != -2:  # asked last: -2 means that it has gone by now
+                found[key.decode()] = (value, end)
         return found
 
     async def now_ms(self) -> int:

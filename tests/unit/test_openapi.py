@@ -331,7 +331,8 @@ def test_every_field_of_a_session_is_described() -> None:
         ({"messages": [{**USER, "name": "n"}]}, False),
         ({"messages": [{"role": "user", "content": []}]}, False),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}, False),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "cache_control": None}]}]}, False),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "citations": None}]}]}, True),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "citations": [1]}]}]}, False),
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from service.errors import BatonError
-from service.session_fields import Creation, changes, creation, messages
+from service.session_fields import APPENDED_MAX, Creation, changes, creation, messages
 
 NOW_MS = 1_800_000_000_000
 ALIASES = {"gpt-4o": "claude-x"}
@@ -217,6 +217,25 @@ def test_blocks_of_tools_are_checked_by_place(role: str, block: dict[str, Any], 
     assert problem(messages, {"messages": given}) == ("invalid_value", f"messages.0.content.1{place}")
 
 
+@pytest.mark.parametrize("more", [{"citations": None}, {"citations": []}, {"cache_control": None}], ids=str)
+def test_a_text_block_as_claude_has_it_is_taken_for_its_text(more: dict[str, Any]) -> None:
+    block = {"type": "text", "text": "a"}
+    given = [{"role": "assistant", "content": [{**more, **block}]}]
+    assert messages({"messages": given}) == [{"role": "assistant", "content": [block]}]
+
+
+def test_no_more_is_appended_at_once_than_claude_reads() -> None:
+    message: dict[str, Any] = {"role": "user", "content": "x"}
+    assert len(messages({"messages": [message] * APPENDED_MAX})) == APPENDED_MAX
+    assert problem(messages, {"messages": [message] * (APPENDED_MAX + 1)}) == ("invalid_value", "messages")
+    half = {"role": "user", "content": [{"type": "text", "text": "x"}] * (APPENDED_MAX // 2)}
+    assert len(messages({"messages": [half] * 2})) == 2
+    assert problem(messages, {"messages": [half, half, {**half, "content": half["content"][:1]}]}) == (
+        "invalid_value",
+        "messages",
+    )
+
+
 @pytest.mark.parametrize(
     ("given", "code", "param"),
     [
@@ -233,6 +252,17 @@ def test_blocks_of_tools_are_checked_by_place(role: str, block: dict[str, Any], 
         ([{"role": "user", "content": "x"}, {"role": "user", "content": [7]}], "invalid_value", "messages.1.content.0"),
         ([{"role": "user", "content": [{"type": "text", "text": " "}]}], "invalid_value", "messages.0.content.0.text"),
         ([{"role": "user", "content": [{"type": "image"}]}], "invalid_value", "messages.0.content.0"),
+        ([{"role": "user", "content": [{"type": "text"}]}], "invalid_value", "messages.0.content.0.text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}],
+            "unsupported",
+            "messages.0.content.0.cache_control",
+        ),
+        (
+            [{"role": "assistant", "content": [{"type": "text", "text": "x", "citations": [{}]}]}],
+            "unsupported",
+            "messages.0.content.0.citations",
+        ),
         ([{"role": "user", "content": "x", "name": "n"}], "unknown_field", "messages.0.name"),
     ],
 )
