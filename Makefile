@@ -50,7 +50,7 @@ format: $(INSTALLED) ## format and fix what can be fixed
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 -s tests/faults
 
-bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script
+bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## renew requirements/*.txt from pyproject.toml (needs uv)

@@ -1,1 +1,1 @@
-"""What a turn and a streamed event cost; see __main__.py."""
+"""What a turn, a streamed event and a store full of sessions cost; see __main__.py."""

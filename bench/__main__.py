@@ -5,8 +5,9 @@ hits both: *baton*, a real ``baton serve``, and the *floor* (floor.py), the leas
 of the process only, user and system, per turn or per streamed event (the turn's own work shared out over its events);
 medians over the rounds. Requests per second would measure the machine's other tenants.
 
-Also: a turn at 200 stored messages beside one at 2, resident memory before and after, and the server time of the two
-scripts of a turn at 10 and at 10,000 stored messages.
+Also: a turn at 200 stored messages beside one at 2, resident memory before and after, the server time of the two
+scripts of a turn at 10 and at 10,000 stored messages, and what the operations on sessions cost with 1,000 and with
+100,000 sessions in the store (capacity.py).
 """
 
 import argparse
@@ -18,11 +19,12 @@ import secrets
 import statistics
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from bench import capacity
 from bench.fake import BURST_DELTAS, PACED_DELTAS
 from bench.processes import Load, Process, load, running
 from bench.store import Store
@@ -33,6 +35,9 @@ _NAMESPACE: Final = "bench"
 _TURNS_PER_SESSION: Final = 4
 _WARM_UP_TURNS: Final = 200
 _LENGTHS: Final = [10, 10_000]
+_FEW: Final = 1_000
+_MANY: Final = 100_000
+_MANY_QUICK: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -166,17 +171,40 @@ async def _print_server_times(valkey_url: str, secret: str, *, quick: bool) -> N
         print(f"{verb:<24}{short[verb]:>16.1f}{long[verb]:>16.1f}{long[verb] / short[verb]:>10.2f}")
 
 
+async def measure_capacity(sizes: Mapping[str, int], *, quick: bool) -> None:
+    """What sessions cost in a small and in a large store, printed; ``sizes`` by the servers' addresses."""
+    async with contextlib.AsyncExitStack() as stack:
+        stores = [capacity.FilledStore(url, size) for url, size in sizes.items()]
+        for store in stores:
+            await stack.enter_async_context(contextlib.aclosing(store))
+            await store.fill()
+        samples = await capacity.measured(stores, rounds=5 if quick else 20)
+    print(f"\n{'µs, by sessions in the store':<34}{'server time':>27}{'CPU of the client':>27}")
+    print(" " * 34 + f"{stores[0].size:>10,}{stores[1].size:>10,}{'ratio':>7}" * 2)
+    for name, (small, large) in samples.items():
+        server = _columns([cost.server_us for cost in small], [cost.server_us for cost in large])
+        client = _columns([cost.client_us for cost in small], [cost.client_us for cost in large])
+        print(f"{name:<34}{server}{client}")
+    memory = (f"{store.bytes_per_session:.0f} bytes at {store.size:,}" for store in stores)
+    print(f"\nmemory of the server for an empty session: {', '.join(memory)}")
+
+
+def _columns(small: Sequence[float], large: Sequence[float]) -> str:
+    return f"{statistics.median(small):>10.1f}{statistics.median(large):>10.1f}{ratio(large, small):>7.2f}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="CPU per turn and per streamed event.")
     parser.add_argument("--quick", action="store_true", help="two rounds instead of five")
     quick = parser.parse_args(argv).quick
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
-    with (
-        tempfile.TemporaryDirectory(prefix="baton-bench-") as folder,
-        EmbeddedValkey.start(Path(folder) / "store") as valkey,
-    ):
-        asyncio.run(measure(valkey.url, Path(folder), quick=quick))
+    with tempfile.TemporaryDirectory(prefix="baton-bench-") as folder:
+        with EmbeddedValkey.start(Path(folder) / "store") as valkey:
+            asyncio.run(measure(valkey.url, Path(folder), quick=quick))
+        with EmbeddedValkey.start(Path(folder) / "few") as few, EmbeddedValkey.start(Path(folder) / "many") as many:
+            sizes = {few.url: _FEW, many.url: _MANY_QUICK if quick else _MANY}
+            asyncio.run(measure_capacity(sizes, quick=quick))
 
 
 if __name__ == "__main__":

@@ -41,13 +41,14 @@ def _commit(begun: Begun, messages: list[bytes]) -> Commit:
     )
 
 
-def _uncapped(redis: Any, keyspace: Keyspace) -> Capacity:
+def capacity(redis: Any, keyspace: Keyspace, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> Capacity:
+    """The caps of a replica; none that matters unless told so."""
     return Capacity(
         Index(redis, keyspace, budget_s=10),
         ScriptRunner(redis),
         keyspace,
-        per_owner_max=1_000_000,
-        total_max=1_000_000,
+        per_owner_max=per_owner_max,
+        total_max=total_max,
         budget_s=10,
         on_end=lambda _: None,
     )
@@ -59,7 +60,7 @@ class Store:
     def __init__(self, url: str, namespace: str, secret: str, owner: str) -> None:
         self._redis: Any = connect(url, connections_max=16, deadlines=Deadlines(command_s=10))
         self._keyspace = Keyspace(namespace, 1, secret.encode())
-        self._sessions = Sessions(self._redis, self._keyspace, _uncapped(self._redis, self._keyspace), budget_s=10)
+        self._sessions = Sessions(self._redis, self._keyspace, capacity(self._redis, self._keyspace), budget_s=10)
         self._turns = Turns(self._redis, begin_budget_s=10, settle_budget_s=10)
         self._owner = owner
 
