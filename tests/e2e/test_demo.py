@@ -16,9 +16,11 @@ import pytest
 
 from service import demo
 from tests.instruments.child import Child
+from tests.instruments.ports import reserved_port
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 10.0
 DEMO = (sys.executable, "-m", "service.cli", "demo")
 FRONT = (sys.executable, "-m", "service.cli", "demo-front", "--listen", "127.0.0.1:0")
@@ -30,8 +32,8 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 def scrubbed(directory: Path) -> dict[str, str]:
-    """Next to no environment; everything the demo makes is made below `directory`."""
-    return {"PATH": os.environ["PATH"], "HOME": str(directory), "TMPDIR": str(directory)}
+    """Next to no environment but where Baton is; everything the demo makes is made below `directory`."""
+    return {"PATH": os.environ["PATH"], "HOME": str(directory), "TMPDIR": str(directory), "PYTHONPATH": str(ROOT)}
 
 
 def working_below(directory: Path) -> set[int]:
@@ -173,20 +175,17 @@ async def test_requests_of_one_connection_go_to_the_replicas_in_turn(tmp_path: P
 
 
 async def test_a_replica_that_refuses_is_skipped_and_comes_back(tmp_path: Path) -> None:
-    async with upstream(saying(b"one")) as first:
-        async with upstream(saying(b"two")) as second:
-            pass  # its port refuses from here on
-        async with front(tmp_path, first, second) as client:
+    with reserved_port() as second:
+        async with upstream(saying(b"one")) as first, front(tmp_path, first, second) as client:
             assert [await ask(client) for _ in range(3)] == [("1", "one")] * 3
-            async with upstream(saying(b"two again"), second):
-                assert ("2", "two again") in [await ask(client) for _ in range(2)]
+            async with upstream(saying(b"two"), second):
+                assert ("2", "two") in [await ask(client) for _ in range(2)]
 
 
 async def test_without_any_replica_the_answer_is_503(tmp_path: Path) -> None:
-    async with upstream(saying(b"")) as port:
-        pass
-    async with front(tmp_path, port) as client, client.get("/") as response:
-        assert response.status == 503
+    with reserved_port() as port:
+        async with front(tmp_path, port) as client, client.get("/") as response:
+            assert response.status == 503
 
 
 @pytest.mark.parametrize(

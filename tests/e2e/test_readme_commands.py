@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.instruments.ports import reserved_port
 
 ROOT = Path(__file__).resolve().parents[2]
 NOT_COPIED = (".git", ".venv", ".baton", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info")
@@ -30,16 +31,15 @@ def blocks() -> dict[str, str]:
     return dict(re.findall(r"<!-- runs: (\w+) -->\n```\w+\n(.*?)```\n", readme, re.DOTALL))
 
 
-def free_port() -> int:
-    with socket.socket() as chooser:
-        chooser.bind(("127.0.0.1", 0))
-        return int(chooser.getsockname()[1])
-
-
 class Reader:
-    """Somebody who follows the README, in a copy of the repository."""
+    """Somebody who follows the README, in a copy of the repository.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        directory: for the copy, and home.
+        baton, claude: the ports for 8000 and 9000.
+    """
+
+    def __init__(self, directory: Path, baton: int, claude: int) -> None:
         self.copy = directory / "baton"
         shutil.copytree(ROOT, self.copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
         (self.copy / ".venv").mkdir()
@@ -48,7 +48,7 @@ class Reader:
                 (self.copy / ".venv" / entry.name).symlink_to(entry)
         (self.copy / ".venv" / ".installed").touch()  # newer than what it is made from: make installs nothing
         self._blocks = blocks()
-        self._baton, self._claude = free_port(), free_port()
+        self._baton, self._claude = baton, claude
         self._environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(directory),
@@ -108,6 +108,12 @@ class Reader:
         return [".venv/bin/python", "-c", text] if name == "sdk" else ["bash", "-euc", text]
 
 
+@pytest.fixture
+def reader(tmp_path: Path) -> Iterator[Reader]:
+    with reserved_port() as baton, reserved_port() as claude:
+        yield Reader(tmp_path, baton, claude)
+
+
 def answers(printed: str) -> list[str]:
     """The answers of curls that print one JSON object after the other."""
     decoder, found = json.JSONDecoder(), []
@@ -123,8 +129,8 @@ def test_every_block_that_is_marked_is_known() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_the_demo_as_the_readme_starts_it(tmp_path: Path) -> None:
-    said = Reader(tmp_path).runs("demo", timeout_s=100)
+def test_the_demo_as_the_readme_starts_it(reader: Reader) -> None:
+    said = reader.runs("demo", timeout_s=100)
     proof = said.partition("What this proves")[2]
     assert proof.count("✓") == 9, said
     assert "✗" not in proof
@@ -132,8 +138,7 @@ def test_the_demo_as_the_readme_starts_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_a_conversation_without_a_key_as_the_readme_tells_it(tmp_path: Path) -> None:
-    reader = Reader(tmp_path)
+def test_a_conversation_without_a_key_as_the_readme_tells_it(reader: Reader) -> None:
     with reader.leaves_running("simulate", "simulator listening"), reader.leaves_running("serve", '"listening"'):
         assert answers(reader.runs("curl", timeout_s=20))[1] == "Your name is Ada."
         assert reader.runs("sdk", timeout_s=20) == "Your name is Ada.\n"

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ import aiohttp
 
 from storage.embedded import EmbeddedValkey
 from tests.instruments.child import STARTUP_TIMEOUT_S, Child, freeze_process
+from tests.instruments.ports import reserved_port
 from tests.instruments.stall import HttpStall, RedisStall
 
 CONTROL_TIMEOUT_S = 10.0
@@ -120,30 +121,31 @@ class Replica(Child):
 
 
 class Valkey:
-    """An embedded Valkey in a directory of its own; killed and started again it keeps data, port and password."""
+    """An embedded Valkey in a directory of its own; killed and started again it keeps data, port and password.
+
+    Attributes:
+        port: where it listens, and where nobody else does while it is down.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._server = EmbeddedValkey.start(directory)
         self._frozen = False
+        with ExitStack() as stack:  # a failed start is undone at once
+            self.port = stack.enter_context(reserved_port())
+            self._server = EmbeddedValkey.start(directory, port=self.port)
+            self._reservation = stack.pop_all()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.stop()
+        self._reservation.close()
 
     @property
     def url(self) -> str:
         """``redis://:password@127.0.0.1:port/0``."""
         return self._server.url
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        port = urlsplit(self.url).port
-        assert port is not None
-        return port
 
     @property
     def pid(self) -> int:
@@ -174,8 +176,8 @@ class Valkey:
     def start(self) -> None:
         """Start it again on the same data after ``kill9`` or ``stop``; blocks until it answers."""
         address = self.url
-        self._server = EmbeddedValkey.start(self._directory)
-        assert self.url == address, "somebody took the port in between"
+        self._server = EmbeddedValkey.start(self._directory, port=self.port)
+        assert self.url == address
 
     def stop(self) -> None:
         """End it in order; harmless when it has ended."""

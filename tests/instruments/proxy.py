@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
-LOOPBACK = "127.0.0.1"
+from tests.instruments.ports import LOOPBACK, reserved_port
+
 REACHED_TIMEOUT_S = 10.0
 _LINE_BYTES_MAX = 1_048_576
 
@@ -132,6 +133,7 @@ class StallProxy(ABC, Generic[S]):
     def __init__(self, upstream_port: int) -> None:
         self.upstream_port = upstream_port
         self.port = 0
+        self._reservation = contextlib.ExitStack()
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.Task[None]] = set()
         self._links_made = 0
@@ -154,9 +156,10 @@ class StallProxy(ABC, Generic[S]):
 
     async def accept(self) -> None:
         """Listen: on a free port at first, on the same port again after ``refuse``."""
+        if not self.port:
+            self.port = self._reservation.enter_context(reserved_port())
         if self._server is None:
             self._server = await asyncio.start_server(self._connected, LOOPBACK, self.port, limit=_LINE_BYTES_MAX)
-            self.port = self._server.sockets[0].getsockname()[1]
 
     async def refuse(self) -> None:
         """Stop listening and end every connection: the server is gone, as far as clients can tell."""
@@ -171,12 +174,13 @@ class StallProxy(ABC, Generic[S]):
             await server.wait_closed()
 
     async def stop(self) -> None:
-        """End everything.
+        """End everything and give the port back.
 
         Raises:
             ExceptionGroup: the proxy misread its protocol on the way, so the test proved nothing.
         """
         await self.refuse()
+        self._reservation.close()
         if self._misread:
             raise ExceptionGroup(f"{type(self).__name__} misread its protocol", self._misread)
 

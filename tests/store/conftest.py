@@ -11,7 +11,6 @@ Servers last for the whole run; every test has a namespace of its own.
 
 import importlib.metadata
 import itertools
-import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from hashlib import sha1
@@ -26,6 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from storage.embedded import EmbeddedValkey
 from storage.scripts import SCRIPTS, Script
 from tests.instruments.child import Child
+from tests.instruments.ports import reserved_port
 from tests.store.harness import Store, real_redis
 
 CLUSTER_START_S = 10.0
@@ -40,25 +40,22 @@ def valkey_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture
 def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
-    """A server for a test that does it harm."""
-    with EmbeddedValkey.start(tmp_path / "valkey") as server:
+    """A server for a test that does it harm; while it is down, nobody else is where it was."""
+    with reserved_port() as port, EmbeddedValkey.start(tmp_path / "valkey", port=port) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     directory = tmp_path_factory.mktemp("cluster")
-    with socket.socket() as first, socket.socket() as second:
-        for chooser in (first, second):
-            chooser.bind(("127.0.0.1", 0))
-        port, bus_port = first.getsockname()[1], second.getsockname()[1]
-    arguments = f"--bind 127.0.0.1 --port {port} --cluster-enabled yes --cluster-port {bus_port} --appendonly no"
-    node = Child("node", [_server_binary(), *arguments.split(), "--save", ""], directory)
-    try:
-        _form_cluster(node, port)
-        yield f"redis://127.0.0.1:{port}/0"
-    finally:
-        node.destroy()
+    with reserved_port() as port, reserved_port() as bus_port:
+        arguments = f"--bind 127.0.0.1 --port {port} --cluster-enabled yes --cluster-port {bus_port} --appendonly no"
+        node = Child("node", [_server_binary(), *arguments.split(), "--save", ""], directory)
+        try:
+            _form_cluster(node, port)
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            node.destroy()
 
 
 def _server_binary() -> str:

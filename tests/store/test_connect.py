@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from storage.connect import Deadlines, StoreRefused, first_contact, reachable
+from storage.connect import StoreRefused, first_contact, reachable
 from storage.embedded import EmbeddedValkey
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
@@ -13,18 +13,19 @@ from tests.store.harness import SECRET, real_redis
 
 pytestmark = pytest.mark.anyio
 
+DEADLINE_S = 10.0
 KEYSPACE = Keyspace("baton", 1, SECRET)
 
 
 @pytest.fixture
 async def redis(own_valkey: EmbeddedValkey) -> AsyncIterator[Any]:
-    client = real_redis(own_valkey.url, Deadlines(connect_s=0.2, command_s=0.2, pool_wait_s=0.2))
+    client = real_redis(own_valkey.url)
     yield client
     await client.aclose()
 
 
 async def meet(redis: Any, keyspace: Keyspace = KEYSPACE, *, eviction_allowed: bool = False) -> list[str]:
-    return await first_contact(redis, keyspace, eviction_allowed=eviction_allowed, deadline_s=1.0)
+    return await first_contact(redis, keyspace, eviction_allowed=eviction_allowed, deadline_s=DEADLINE_S)
 
 
 async def test_the_namespace_is_claimed_once_and_for_all(redis: Any) -> None:
@@ -80,9 +81,9 @@ async def test_no_server_is_unavailable_not_refused(redis: Any, own_valkey: Embe
 
 
 async def test_reachable_means_that_writes_are_taken(redis: Any, own_valkey: EmbeddedValkey) -> None:
-    assert await reachable(redis, KEYSPACE, deadline_s=1.0) is True
+    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is True
     await redis.config_set("maxmemory", "1")
     assert await redis.ping()
-    assert await reachable(redis, KEYSPACE, deadline_s=1.0) is False
+    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
     own_valkey.stop()
-    assert await reachable(redis, KEYSPACE, deadline_s=1.0) is False
+    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False

@@ -20,6 +20,7 @@ import redis
 
 from storage import embedded
 from storage.embedded import EmbeddedRefused, EmbeddedValkey, probe
+from tests.instruments.ports import reserved_port
 
 OWNER = Path(__file__).with_name("embedded_owner.py")
 Reply = dict[str, Any]
@@ -69,12 +70,13 @@ def mode(path: Path) -> int:
 
 
 def test_data_and_address_survive_a_restart(tmp_path: Path) -> None:
-    with EmbeddedValkey.start(tmp_path) as first, client_of(first.url) as client:
-        client.set("k", "kept")
-    assert server_is_gone(tmp_path)
-    with EmbeddedValkey.start(tmp_path) as second, client_of(second.url) as client:
-        assert client.get("k") == b"kept"
-        assert (second.url, second.pid == first.pid) == (first.url, False)
+    with reserved_port() as port:
+        with EmbeddedValkey.start(tmp_path, port=port) as first, client_of(first.url) as client:
+            client.set("k", "kept")
+        assert server_is_gone(tmp_path)
+        with EmbeddedValkey.start(tmp_path) as second, client_of(second.url) as client:
+            assert client.get("k") == b"kept"
+            assert (second.url, second.pid == first.pid) == (first.url, False)
 
 
 def test_data_survives_kill_9_of_the_server(tmp_path: Path) -> None:
@@ -251,9 +253,8 @@ def squatter(answer: bytes = b"") -> Iterator[int]:
 
 
 def test_a_port_lost_to_a_race_is_replaced_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free_port = embedded._free_port
-    with squatter(b"+OK\r\n+PONG\r\n") as taken:  # even one who claims to be the server
-        ports = iter([taken, taken, free_port()])
+    with squatter(b"+OK\r\n+PONG\r\n") as taken, reserved_port() as free:  # even one who claims to be the server
+        ports = iter([taken, taken, free])
         monkeypatch.setattr(embedded, "_free_port", lambda: next(ports))
         with EmbeddedValkey.start(tmp_path) as server, client_of(server.url) as client:
             assert f":{taken}/" not in server.url
@@ -269,8 +270,7 @@ def test_losing_every_race_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_port_asked_for_is_taken_or_refused(tmp_path: Path) -> None:
-    port = embedded._free_port()
-    with EmbeddedValkey.start(tmp_path, port=port) as server:
+    with reserved_port() as port, EmbeddedValkey.start(tmp_path, port=port) as server:
         assert server.url.endswith(f"@127.0.0.1:{port}/0")
     with squatter() as taken, pytest.raises(EmbeddedRefused, match=f"no free port .*{taken}"):
         EmbeddedValkey.start(tmp_path, port=taken)
@@ -383,9 +383,10 @@ def test_probe_believes_only_a_server_that_knows_the_password(answer: bytes, mea
 
 
 def test_loading_may_take_longer_than_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with EmbeddedValkey.start(tmp_path) as server:
-        pass
-    answers = iter(["silent", *["loading"] * 30])
-    monkeypatch.setattr(embedded, "probe", lambda *address: next(answers, None) or probe(*address))
-    with EmbeddedValkey.start(tmp_path, start_timeout_s=0.1) as again:
-        assert again.url == server.url
+    with reserved_port() as port:
+        with EmbeddedValkey.start(tmp_path, port=port) as server:
+            pass
+        answers = iter(["silent", *["loading"] * 30])
+        monkeypatch.setattr(embedded, "probe", lambda *address: next(answers, None) or probe(*address))
+        with EmbeddedValkey.start(tmp_path, start_timeout_s=0.1) as again:
+            assert again.url == server.url

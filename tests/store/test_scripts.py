@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import RedisError
 
 import storage
 import storage.results
@@ -25,7 +26,7 @@ from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request, Rewind
 from tests.instruments.child import freeze_process
-from tests.store.harness import Store, elements, real_redis
+from tests.store.harness import Store, elements, real_redis, until
 
 PACKAGE = Path(storage.__file__).parent
 FREEING = ("abort", "cancel", "commit", "delete", "delivered", "evict", "renew", "sweep", "sweep_lock", "touch")
@@ -225,8 +226,24 @@ async def test_a_call_on_keys_of_two_slots_is_a_bug(store: Store) -> None:
 
 @pytest.fixture
 async def own_store(own_valkey: EmbeddedValkey) -> AsyncIterator[Store]:
-    """On a server of its own, with short deadlines."""
+    """On a server of its own."""
+    redis = real_redis(own_valkey.url)
+    yield Store.of(redis, "own")
+    await redis.aclose()
+
+
+@pytest.fixture
+async def hasty_store(own_valkey: EmbeddedValkey) -> AsyncIterator[Store]:
+    """The same with short deadlines, for what shall fail; connected, which may take longer on a busy machine."""
     redis = real_redis(own_valkey.url, IMPATIENT)
+
+    async def connected() -> bool:
+        try:
+            return bool(await redis.ping())
+        except RedisError:
+            return False
+
+    await until(connected)
     yield Store.of(redis, "own", budget_s=0.6)
     await redis.aclose()
 
@@ -241,19 +258,21 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 @pytest.mark.anyio
-async def test_a_frozen_server_is_given_up_within_the_budget(own_store: Store, own_valkey: EmbeddedValkey) -> None:
+async def test_a_frozen_server_is_given_up_within_the_budget(
+    own_store: Store, hasty_store: Store, own_valkey: EmbeddedValkey
+) -> None:
     ref = await own_store.created()
     turn, begun = await own_store.begun(ref)
     with frozen(own_valkey.pid):
         started = time.monotonic()
         with pytest.raises(StoreUnavailable) as caught:
-            await own_store.commit(ref, turn, begun.head, elements(1))
+            await hasty_store.commit(ref, turn, begun.head, elements(1))
         assert 0.5 < time.monotonic() - started < 3.0
         assert caught.value.outcome_unknown is True
         with pytest.raises(StoreUnavailable):
-            await own_store.turns.history(ref, 1)
+            await hasty_store.turns.history(ref, 1)
         with pytest.raises(StoreUnavailable):
-            await own_store.sessions.messages(ref, 0, 1)
+            await hasty_store.sessions.messages(ref, 0, 1)
     # The commit that was sent before may have been executed at the thaw; either way this is its only effect.
     assert await own_store.commit(ref, turn, begun.head, elements(1)) == Settled("committed", 1)
     assert await own_store.redis.llen(ref.keys[1]) == 1
@@ -265,20 +284,19 @@ async def test_a_server_that_is_gone_was_surely_not_asked(own_store: Store, own_
     own_valkey.stop()
     await own_store.redis.connection_pool.disconnect()
     started = time.monotonic()
-    patient = Store.of(own_store.redis, "own", budget_s=5.0)
     with pytest.raises(StoreUnavailable) as caught:
-        await patient.begin(ref, new_turn_id())
+        await own_store.begin(ref, new_turn_id())
     assert time.monotonic() - started < 2.5
     assert caught.value.outcome_unknown is False
 
 
 @pytest.mark.anyio
 async def test_a_server_that_went_away_after_it_was_asked_may_have_executed(
-    own_store: Store, own_valkey: EmbeddedValkey
+    own_store: Store, hasty_store: Store, own_valkey: EmbeddedValkey
 ) -> None:
     ref = await own_store.created()
     with frozen(own_valkey.pid):
-        beginning = asyncio.create_task(own_store.begin(ref, new_turn_id()))
+        beginning = asyncio.create_task(hasty_store.begin(ref, new_turn_id()))
         await asyncio.wait({beginning}, timeout=1.5 * IMPATIENT.command_s)
         os.kill(own_valkey.pid, signal.SIGKILL)
         with pytest.raises(StoreUnavailable) as caught:
@@ -287,19 +305,19 @@ async def test_a_server_that_went_away_after_it_was_asked_may_have_executed(
 
 
 @pytest.mark.anyio
-async def test_a_commit_waits_for_a_server_that_restarts(own_valkey: EmbeddedValkey, tmp_path: Path) -> None:
-    redis = real_redis(own_valkey.url, IMPATIENT)
-    store = Store.of(redis, "own", budget_s=10.0)
-    ref = await store.created()
-    turn, begun = await store.begun(ref)
+async def test_a_commit_waits_for_a_server_that_restarts(
+    own_store: Store, hasty_store: Store, own_valkey: EmbeddedValkey, tmp_path: Path
+) -> None:
+    ref = await own_store.created()
+    turn, begun = await own_store.begun(ref)
     own_valkey.stop()
-    committing = asyncio.create_task(store.commit(ref, turn, begun.head, elements(1)))
+    waiting = Store.of(hasty_store.redis, "own", budget_s=10.0)
+    committing = asyncio.create_task(waiting.commit(ref, turn, begun.head, elements(1)))
     finished, _ = await asyncio.wait({committing}, timeout=0.2)
     assert not finished
     with EmbeddedValkey.start(tmp_path / "valkey"):
         assert await committing == Settled("committed", 1)
-        assert (await store.turns.history(ref, 1)).elements == elements(1)
-    await redis.aclose()
+        assert (await own_store.turns.history(ref, 1)).elements == elements(1)
 
 
 @pytest.mark.anyio
@@ -311,15 +329,16 @@ async def test_a_commit_that_never_found_a_server_was_surely_not_executed(
     own_valkey.stop()
     await own_store.redis.connection_pool.disconnect()
     started = time.monotonic()
+    brief = Store.of(own_store.redis, "own", budget_s=0.6)
     with pytest.raises(StoreUnavailable) as caught:
-        await own_store.commit(ref, turn, begun.head, elements(1))
+        await brief.commit(ref, turn, begun.head, elements(1))
     assert 0.5 < time.monotonic() - started < 3.0
     assert caught.value.outcome_unknown is False
 
 
 @pytest.mark.anyio
 async def test_a_full_pool_was_surely_not_asked(own_valkey: EmbeddedValkey) -> None:
-    redis = real_redis(own_valkey.url, IMPATIENT)
+    redis = real_redis(own_valkey.url, Deadlines(pool_wait_s=0.2))
     pool: Any = redis.connection_pool
     taken = [await pool.get_connection() for _ in range(pool.max_connections)]
     with pytest.raises(StoreUnavailable) as caught:

@@ -13,7 +13,7 @@ from service.events import Event
 from service.exchange import _HANDOVER_BYTES_MAX, Exchange, Exchanges, HandOver, Interrupt, OnDisconnect
 from tests.unit.claude_events import answer_events, as_events, message_start, text_block
 
-pytestmark = pytest.mark.anyio
+pytestmark = pytest.mark.leaping
 
 EVENTS = as_events(answer_events(text_block(0, "Hel", "lo")))
 BEGINNING = as_events([message_start(), *text_block(0, "Hel", whole=False)])

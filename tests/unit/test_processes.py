@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import redis.asyncio
 
 from tests.instruments.child import POLL_INTERVAL_S, Child, ChildFailed, clean_environment
+from tests.instruments.ports import LOOPBACK, reserved_port
 from tests.instruments.processes import Valkey, with_port
 
 pytestmark = pytest.mark.anyio
@@ -136,6 +138,18 @@ def test_a_frozen_valkey_can_be_stopped(tmp_path: Path) -> None:
         valkey.freeze()
     with pytest.raises(ProcessLookupError):
         os.kill(valkey.pid, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port that is reserved cannot be used either")
+def test_a_reserved_port_is_refused_to_others_while_nobody_listens_there() -> None:
+    with reserved_port() as port:
+        for _ in range(2):
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((LOOPBACK, port))
+            with socket.socket() as stranger, pytest.raises(OSError, match="in use"):
+                stranger.bind((LOOPBACK, port))
+            with socket.create_server((LOOPBACK, port)), socket.create_connection((LOOPBACK, port)):
+                pass
 
 
 def test_a_url_keeps_its_password_on_another_port() -> None:

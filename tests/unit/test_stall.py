@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
+from tests.instruments.ports import LOOPBACK, reserved_port
 from tests.instruments.processes import Valkey
-from tests.instruments.proxy import LOOPBACK
 from tests.instruments.resp import Argv, PendingReplies, ProtocolError, Reply, read_command, read_reply
 from tests.instruments.stall import HttpStall, RedisStall, _EventTrap, _Exchange
 
@@ -322,17 +322,19 @@ async def test_a_refusing_proxy_looks_like_a_server_that_is_gone(client: Client,
 
 
 async def test_a_client_of_a_dead_server_is_disconnected(valkey: Valkey) -> None:
-    async with await asyncio.start_server(lambda reader, writer: writer.close(), LOOPBACK, 0) as server:
-        async with RedisStall(server.sockets[0].getsockname()[1]) as proxy:
+    with reserved_port() as port:
+        async with (
+            await asyncio.start_server(lambda reader, writer: writer.close(), LOOPBACK, port),
+            RedisStall(port) as proxy,
+        ):
             reader, writer = await asyncio.open_connection(LOOPBACK, proxy.port)
             assert await reader.read() == b""
             writer.close()
-        port = server.sockets[0].getsockname()[1]
-    async with RedisStall(port) as proxy:
-        reader, writer = await asyncio.open_connection(LOOPBACK, proxy.port)
-        with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
-        writer.close()
+        async with RedisStall(port) as proxy:
+            reader, writer = await asyncio.open_connection(LOOPBACK, proxy.port)
+            with contextlib.suppress(ConnectionError):
+                assert await reader.read() == b""
+            writer.close()
 
 
 async def test_a_command_arriving_byte_by_byte_is_one_command(valkey: Valkey, proxy: RedisStall) -> None:
