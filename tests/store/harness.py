@@ -181,10 +181,14 @@ class Store:
             b"hash": self.redis.hgetall,
             b"list": lambda key: self.redis.lrange(key, 0, -1),
             b"zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
+            b"stream": self.redis.xrange,
         }
         found: Everything = {}
         async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):
-            value = await read[await self.redis.type(key)](key)
+            kind = await self.redis.type(key)
+            if kind == b"none":
+                continue  # it has expired since it was listed
+            value = await read[kind](key)
             found[key.decode()] = (value, await self.redis.pexpiretime(key))
         return found
 
