@@ -13,6 +13,7 @@ from storage.results import (
     BeginResult,
     Begun,
     Busy,
+    Fate,
     Fenced,
     KeyReused,
     Moved,
@@ -351,3 +352,23 @@ async def test_an_append_meets_the_key_of_a_turn(store: Store) -> None:
     await store.settled(ref, "aborted", aborted)
     assert await append(store, ref, Request("append", "second"), turn=second) == Settled("committed", 3)
     assert await append(store, ref, Request("append", "second")) == Answered(second, 3)
+
+
+async def test_an_append_that_finds_the_lease_of_its_keys_turn_over_gets_the_key(store: Store) -> None:
+    ref = await store.created()
+    first, _ = await store.begun(ref, request=OTHER_OF_KEY, lease_ms=1)
+    await store.until_lease_is_over(ref)
+    second = new_turn_id()
+    assert await append(store, ref, KEYED, turn=second) == Settled("committed", 2)
+    assert await store.turns.fates(ref, [first]) == [Fate("dead", 1, delivered=False)]
+    assert await append(store, ref, KEYED) == Answered(second, 2)
+
+
+async def test_an_append_never_takes_a_running_turn_for_an_answer(store: Store) -> None:
+    ref = await store.created()
+    turn, _ = await store.begun(ref, request=KEYED)
+    before = await store.everything()
+    busy = await append(store, ref, KEYED)
+    assert isinstance(busy, Busy)
+    assert busy.turn_id == turn
+    assert await store.everything() == before
