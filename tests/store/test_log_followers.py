@@ -1,0 +1,77 @@
+"""Whoever follows a turn by its log sees every frame once and in order, however the log was written and is read."""
+
+import asyncio
+import itertools
+from dataclasses import dataclass
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage.keys import SessionRef
+from storage.log import End
+from storage.results import Renewed
+from tests.store.harness import Store, frames, real_redis, shown
+
+_namespaces = itertools.count()
+
+
+@dataclass
+class Follower:
+    """Somebody who reads from where he was cut off, until the log ends."""
+
+    begins_after: int
+    ordinal: int = 0
+    seen: bytes = b""
+    end: End | None = None
+
+    async def poll(self, store: Store, ref: SessionRef, turn: str) -> None:
+        found = await store.log.tail(ref, turn, 1, self.ordinal)
+        self.seen += found.frames
+        self.ordinal, self.end = found.ordinal, found.end
+
+
+async def written_and_read(store: Store, data: st.DataObject) -> None:
+    """One turn. A renewal leaves no gap behind what is logged; it may repeat any of that, and may come late."""
+    ref = await store.created()
+    turn, begun = await store.begun(ref, streamed=True)
+    followers = [Follower(after, after) for after in data.draw(st.lists(st.integers(0, 20), max_size=4))]
+    followers.append(Follower(0))
+    last = 0
+    for _ in range(data.draw(st.integers(0, 12))):
+        if data.draw(st.booleans()):
+            await data.draw(st.sampled_from(followers)).poll(store, ref, turn)
+        else:
+            first = data.draw(st.integers(1, last + 1))
+            until = data.draw(st.integers(first, last + 4))
+            assert await store.renew(ref, turn, shown(first, until)) == Renewed(cancel=False)
+            last = max(last, until)
+    how: End = data.draw(st.sampled_from(["told", "dead"]))
+    if how == "dead":
+        await store.renew(ref, turn, lease_ms=1)
+        await store.until_lease_is_over(ref)
+        await store.abort(ref, turn, "finder")
+    else:
+        end = shown(data.draw(st.integers(1, last + 1)), last + data.draw(st.integers(1, 3)))
+        last = end.ordinal
+        committed = data.draw(st.booleans())
+        await (store.commit(ref, turn, begun.head, [], end=end) if committed else store.abort(ref, turn, end=end))
+    for follower in followers:
+        while follower.end is None:
+            await follower.poll(store, ref, turn)
+        assert follower.end == how
+        assert follower.seen == frames(follower.begins_after + 1, last)
+
+
+@settings(max_examples=100)
+@given(data=st.data())
+def test_whatever_the_batches_and_the_polls_every_frame_is_read_once_and_in_order(
+    valkey_url: str, data: st.DataObject
+) -> None:
+    async def example() -> None:
+        redis = real_redis(valkey_url)
+        try:
+            await written_and_read(Store.of(redis, f"log{next(_namespaces)}"), data)
+        finally:
+            await redis.aclose()
+
+    asyncio.run(example())
