@@ -68,20 +68,27 @@ class Log:
         except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
         frames, ordinal = _frames(entries, after)
+        # The newest entry may have been written since the others were read: then it is not their end.
+        read_to = _ordinal(entries[-1]) if entries else after
         end: End | None = None
-        if newest and b"e" in newest[0][1] and (not entries or entries[-1][0] == newest[0][0]):
+        if newest and b"e" in newest[0][1] and _ordinal(newest[0]) <= read_to:
             end = newest[0][1][b"e"].decode()
         return Tail(read_fate(fate) if fate else None, frames, ordinal, end)
+
+
+def _ordinal(entry: Any) -> int:
+    """Of the last frame in an entry."""
+    return int(entry[0].partition(b"-")[2])
 
 
 def _frames(entries: Sequence[Any], after: int) -> tuple[bytes, int]:
     """The frames of entries that come after an ordinal, and the ordinal of the last."""
     found = []
-    for entry_id, fields in entries:
-        frames: bytes = fields.get(b"f", b"")
+    for entry in entries:
+        frames: bytes = entry[1].get(b"f", b"")
         if frames:
             found.append(_cut(frames, after))
-            after = int(entry_id.partition(b"-")[2])
+            after = _ordinal(entry)
     return b"".join(found), after
 
 

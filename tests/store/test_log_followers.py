@@ -2,8 +2,12 @@
 
 import asyncio
 import itertools
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -17,7 +21,7 @@ _namespaces = itertools.count()
 
 @dataclass
 class Follower:
-    """Somebody who reads from where he was cut off, until the log ends."""
+    """Somebody who reads from where he was cut off."""
 
     begins_after: int
     ordinal: int = 0
@@ -28,6 +32,67 @@ class Follower:
         found = await store.log.tail(ref, turn, 1, self.ordinal)
         self.seen += found.frames
         self.ordinal, self.end = found.ordinal, found.end
+
+
+class OneByOne:
+    """A pipeline as a busy server may execute it: one command after the other, and somebody else's in between.
+
+    Args:
+        redis: the client.
+        meanwhile: is called once.
+        before: index of the command that it comes before.
+    """
+
+    def __init__(self, redis: Any, meanwhile: Callable[[], Awaitable[object]], before: int) -> None:
+        self._redis = redis
+        self._meanwhile = meanwhile
+        self._before = before
+        self._commands: list[Callable[[], Awaitable[Any]]] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, command: str) -> Callable[..., None]:
+        def queue(*args: Any, **options: Any) -> None:
+            self._commands.append(partial(getattr(self._redis, command), *args, **options))
+
+        return queue
+
+    async def execute(self) -> list[Any]:
+        replies = []
+        for index, command in enumerate(self._commands):
+            if index == self._before:
+                await self._meanwhile()
+            replies.append(await command())
+        return replies
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("before", [0, 1, 2])
+@pytest.mark.parametrize("logged", [0, 3])
+async def test_a_turn_that_ends_while_its_log_is_read_is_read_to_its_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch, before: int, logged: int
+) -> None:
+    ref = await store.created()
+    turn, begun = await store.begun(ref, streamed=True)
+    follower = Follower(0)
+    if logged:
+        await store.renew(ref, turn, shown(1, logged))
+        await follower.poll(store, ref, turn)
+
+    async def commit() -> None:
+        await store.commit(ref, turn, begun.head, [], end=shown(logged + 1, 6))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store.redis, "pipeline", lambda transaction: OneByOne(store.redis, commit, before))
+        await follower.poll(store, ref, turn)
+    assert (follower.end, follower.seen) in ((None, frames(1, logged)), ("told", frames(1, 6)))
+    if follower.end is None:
+        await follower.poll(store, ref, turn)
+    assert (follower.end, follower.seen) == ("told", frames(1, 6))
 
 
 async def written_and_read(store: Store, data: st.DataObject) -> None:
@@ -56,8 +121,7 @@ async def written_and_read(store: Store, data: st.DataObject) -> None:
         committed = data.draw(st.booleans())
         await (store.commit(ref, turn, begun.head, [], end=end) if committed else store.abort(ref, turn, end=end))
     for follower in followers:
-        while follower.end is None:
-            await follower.poll(store, ref, turn)
+        await follower.poll(store, ref, turn)
         assert follower.end == how
         assert follower.seen == frames(follower.begins_after + 1, last)
 
