@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage.keys import SessionRef
-from storage.log import End
-from storage.results import Renewed
+from storage.log import End, Tail
+from storage.results import Fate, Renewed
 from tests.store.harness import Store, frames, real_redis, shown
 
 _namespaces = itertools.count()
@@ -93,6 +93,21 @@ async def test_a_turn_that_ends_while_its_log_is_read_is_read_to_its_end(
     if follower.end is None:
         await follower.poll(store, ref, turn)
     assert (follower.end, follower.seen) == ("told", frames(1, 6))
+
+
+@pytest.mark.anyio
+async def test_a_log_with_a_gap_is_never_read_as_if_it_were_whole(store: Store) -> None:
+    """A server that restarted has lost the renewal that brought 4 and 5; its replica had the reply and goes on."""
+    ref = await store.created()
+    turn, begun = await store.begun(ref, streamed=True)
+    await store.renew(ref, turn, shown(1, 3))
+    await store.renew(ref, turn, shown(6, 7))
+    await store.commit(ref, turn, begun.head, [], end=shown(8, 8))
+    fate = Fate("committed", 1, delivered=False)
+    assert await store.log.tail(ref, turn, 1, 0) == Tail(fate, frames(1, 3), 3, None)
+    assert await store.log.tail(ref, turn, 1, 3) == Tail(fate, b"", 3, "overflow")
+    assert await store.log.tail(ref, turn, 1, 4) == Tail(fate, b"", 4, "overflow")
+    assert await store.log.tail(ref, turn, 1, 5) == Tail(fate, frames(6, 8), 8, "told"), "who has them misses nothing"
 
 
 async def written_and_read(store: Store, data: st.DataObject) -> None:
