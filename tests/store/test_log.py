@@ -143,6 +143,16 @@ async def test_what_the_caller_of_an_aborted_turn_was_told_is_the_end_of_its_log
     assert await store.log.tail(ref, turn, 1, 2) == tail(ABORTED, 3, 4, "told")
 
 
+async def test_an_end_that_brings_nothing_new_is_an_end_all_the_same(store: Store) -> None:
+    ref = await store.created()
+    turn, begun = await streaming(store, ref)
+    await store.renew(ref, turn, shown(1, 5))
+    await store.commit(ref, turn, begun.head, [], end=shown(4, 5))
+    for after in range(6):
+        assert await store.log.tail(ref, turn, 1, after) == tail(COMMITTED, after + 1, 5, "told")
+    assert await logged(store, ref) == ["1-5", "1-6"]
+
+
 @pytest.mark.parametrize("finder", ["abort", "begin", "append"])
 async def test_whoever_finds_a_turn_dead_ends_its_log(store: Store, finder: str) -> None:
     ref = await store.created()
@@ -202,6 +212,23 @@ async def test_of_one_turn_8_mib_are_logged(store: Store) -> None:
     turn, _ = await streaming(store, ref)
     await store.renew(ref, turn, shown(1, 1))
     assert await store.log.tail(ref, turn, 2, 0) == tail(None, 1, 1), "the next turn has room of its own"
+
+
+@on_valkey
+@pytest.mark.parametrize("verdict", ["committed", "aborted"])
+async def test_an_end_beyond_8_mib_is_not_logged(store: Store, verdict: str) -> None:
+    """What renewals could not bring comes with the verdict, and is bounded as they are."""
+    ref = await store.created()
+    turn, begun = await streaming(store, ref)
+    for ordinal in range(1, 9):
+        await store.renew(ref, turn, large(ordinal))
+    if verdict == "committed":
+        await store.commit(ref, turn, begun.head, [], end=shown(9, 9))
+    else:
+        await store.abort(ref, turn, end=shown(9, 9))
+    fate = COMMITTED if verdict == "committed" else ABORTED
+    assert await store.log.tail(ref, turn, 1, 7) == Tail(fate, large(8).frames, 8, "overflow")
+    assert await store.log.tail(ref, turn, 1, 8) == Tail(fate, b"", 8, "overflow")
 
 
 # life

@@ -131,7 +131,7 @@ async def written_and_read(store: Store, data: st.DataObject) -> None:
         await store.until_lease_is_over(ref)
         await store.abort(ref, turn, "finder")
     else:
-        end = shown(data.draw(st.integers(1, last + 1)), last + data.draw(st.integers(1, 3)))
+        end = shown(data.draw(st.integers(1, last + 1)), last + data.draw(st.integers(0, 3)))
         last = end.ordinal
         committed = data.draw(st.booleans())
         await (store.commit(ref, turn, begun.head, [], end=end) if committed else store.abort(ref, turn, end=end))
