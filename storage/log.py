@@ -5,6 +5,9 @@ tells the turn's number and the ordinal of its last frame. Entries may overlap, 
 more: whoever reads cuts off what it has. The last entry of a turn says how it ended, and was written by the script that
 gave the turn its verdict. So a verdict without an end in the log means that the log has expired, if the verdict was
 read first.
+
+A log can have a gap: a Redis that restarts, or fails over, may have lost the last entries that it acknowledged, and the
+turn goes on behind them. Whoever reads up to a gap is told that the rest is not there.
 """
 
 import asyncio
@@ -32,7 +35,7 @@ class Tail:
         frames: those after that frame, as far as they were read; may be none.
         ordinal: of the last of them, or the one asked for.
         end: how the turn ended, if this is the end of the log: the frames say it (told), its replica vanished (dead),
-            or no more was logged (overflow).
+            or what comes is not in the log (overflow).
     """
 
     fate: Fate | None
@@ -67,28 +70,43 @@ class Log:
                 fate, entries, newest = await batch.execute()
         except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
-        frames, ordinal = _frames(entries, after)
+        frames, ordinal, gap = _frames(entries, after)
+        # The newest entry may have been written since the others were read: then it is not their end.
+        read_to = _ordinal(entries[-1]) if entries else after
         end: End | None = None
-        if newest and b"e" in newest[0][1] and (not entries or entries[-1][0] == newest[0][0]):
+        if gap:
+            end = "overflow" if not frames else None
+        elif newest and b"e" in newest[0][1] and _ordinal(newest[0]) <= read_to:
             end = newest[0][1][b"e"].decode()
         return Tail(read_fate(fate) if fate else None, frames, ordinal, end)
 
 
-def _frames(entries: Sequence[Any], after: int) -> tuple[bytes, int]:
-    """The frames of entries that come after an ordinal, and the ordinal of the last."""
-    found = []
-    for entry_id, fields in entries:
-        frames: bytes = fields.get(b"f", b"")
+def _ordinal(entry: Any) -> int:
+    """Of the last frame in an entry."""
+    return int(entry[0].partition(b"-")[2])
+
+
+def _frames(entries: Sequence[Any], after: int) -> tuple[bytes, int, bool]:
+    """The frames of entries that come after an ordinal, the ordinal of the last, and whether a gap follows it."""
+    found: list[bytes] = []
+    for entry in entries:
+        frames: bytes = entry[1].get(b"f", b"")
         if frames:
-            found.append(_cut(frames, after))
-            after = int(entry_id.partition(b"-")[2])
-    return b"".join(found), after
+            new = _cut(frames, after)
+            if new is None:
+                return b"".join(found), after, True
+            found.append(new)
+            after = _ordinal(entry)
+    return b"".join(found), after, False
 
 
-def _cut(frames: bytes, after: int) -> bytes:
-    """Without those up to an ordinal. A line break within a frame is never followed by ``id:``; JSON has none."""
+def _cut(frames: bytes, after: int) -> bytes | None:
+    """Without those up to an ordinal; None if the one behind it is missing.
+
+    A line break within a frame is never followed by ``id:``; JSON has none.
+    """
     next_frame = b"id: %d\n" % (after + 1)
     if frames.startswith(next_frame):
         return frames
     at = frames.find(b"\n\n" + next_frame)
-    return frames[at + 2 :] if at >= 0 else frames
+    return frames[at + 2 :] if at >= 0 else None

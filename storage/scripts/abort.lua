@@ -20,7 +20,7 @@
 
 local turn_id, mode = ARGV[2], ARGV[3]
 
-local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax', 'eo')
+local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'n', 'ct', 'ttl', 'ax', 'eo', 'eb')
 if not s[1] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -44,7 +44,7 @@ if mode == 'finder' then
 else
   if holds then settled = 'A' .. s[3] end
   redis.call('HSET', VERDICTS, turn_id, settled)
-  if holds then log_end(s[3], s[9], ARGV[4], ARGV[5], 'told') end
+  if holds then log_end(s[3], s[9], s[10], ARGV[4], ARGV[5], 'told') end
 end
 if holds then redis.call('HSET', SESSION, 'lt', '', 'lx', '0', 'cx', '0', 'us', '') end
 live_until(end_of_life(now, tonumber(s[7]), tonumber(s[8]), holds and 0 or tonumber(s[4])))

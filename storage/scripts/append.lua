@@ -2,7 +2,8 @@
 -- append: a turn without Claude: messages become history as they are.
 --
 -- Guarantees: a compare-and-set on head like commit's, and only while no turn runs; the turn is numbered and has its
---   verdict at once. Repeatable by turn id, and by idempotency key while that is one of the last 128 turns'.
+--   verdict at once. Repeatable by turn id, and by idempotency key while that is one of the last 128 turns'; a turn whose
+--   lease is found over is declared dead here, and its key is free.
 -- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max,
 --   7 fingerprint of the request, 8 digest of its idempotency key ('' none), 9 bytes of the messages,
@@ -25,17 +26,16 @@ local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b'
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
+local now = now_ms()
+local remaining = lease_remaining_ms(s[4], now)
 local known = key ~= '' and earlier_turn(key, fingerprint, tonumber(s[3]))
 if known then
   local became = redis.call('HGET', VERDICTS, known.id)
-  local running = not became and s[2] == known.id
-  if running or (became and string.sub(became, 1, 1) == 'C') then
-    if known.fingerprint ~= fingerprint then return { 'REUSED', known.id } end
-    return { 'ANSWERED', known.id, known.number }
-  end
+  local running = not became and s[2] == known.id and remaining > 0
+  local committed = became and string.sub(became, 1, 1) == 'C'
+  if (running or committed) and known.fingerprint ~= fingerprint then return { 'REUSED', known.id } end
+  if committed then return { 'ANSWERED', known.id, known.number } end
 end
-local now = now_ms()
-local remaining = lease_remaining_ms(s[4], now)
 if s[2] ~= '' and remaining > 0 then return { 'BUSY', s[2], text(remaining) } end
 if tonumber(s[9]) > 0 and now >= tonumber(s[9]) then return { 'GONE' } end
 if s[5] ~= ARGV[4] then return { 'FENCED' } end

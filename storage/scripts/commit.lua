@@ -26,7 +26,7 @@ local bytes, first = tonumber(ARGV[20]), 21
 local added = #ARGV - first + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
-  'rev', 'md', 'eo')
+  'rev', 'md', 'eo', 'eb')
 if not s[1] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -56,7 +56,7 @@ for from = first, #ARGV, 500 do
 end
 redis.call('LSET', TURNS, number - 1, ARGV[4])
 redis.call('HSET', VERDICTS, turn_id, 'C' .. s[3])
-log_end(s[3], s[16], ARGV[18], ARGV[19], 'told')
+log_end(s[3], s[16], s[17], ARGV[18], ARGV[19], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',

@@ -29,7 +29,7 @@ local logged, ordinal, frames = tonumber(s[7]), tonumber(ARGV[5]), ARGV[6]
 if logged and ordinal and ordinal > logged then
   local bytes = tonumber(s[8]) + #frames
   if bytes > LOG_BYTES_MAX then
-    log_end(s[6], s[7], '', '', 'overflow')
+    log_end(s[6], s[7], s[8], '', '', 'overflow')
     redis.call('HSET', SESSION, 'eo', 'over')
   else
     log(s[6], ARGV[5], 'f', frames)

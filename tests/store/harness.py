@@ -1,7 +1,7 @@
 """A store under test: verbs with defaults, what a test may look at, and waiting by the server's own clock."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ from storage.connect import Deadlines, connect
 from storage.elements import FIRST_DIGEST, pack
 from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
+from storage.log import Log
 from storage.results import (
     BeginResult,
     Begun,
@@ -25,13 +26,15 @@ from storage.results import (
     Renewed,
     Settled,
     UnknownTurn,
+    Verdict,
 )
 from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
-from storage.turns import Commit, Request, Turns, Usage
+from storage.turns import NOTHING_SHOWN, Commit, Request, Shown, Turns, Usage
 
 OWNER = "alice"
 SECRET = b"0123456789abcdef"
+PLAIN = Request("print")
 TTL_MS = 600_000
 LEASE_MS = 20_000
 WAIT_S = 5.0
@@ -42,6 +45,15 @@ Everything = dict[str, tuple[Any, int]]
 def elements(count: int, text: str = "m") -> list[bytes]:
     """Distinct small elements."""
     return [pack(b'{"role":"user","content":"%s%d"}' % (text.encode(), i), FIRST_DIGEST) for i in range(count)]
+
+
+def frames(first: int, last: int) -> bytes:
+    """Frames of these ordinals, as the caller of a streamed turn is shown them."""
+    return b"".join(b'id: %d\ndata: {"delta":"%d"}\n\n' % (n, n) for n in range(first, last + 1))
+
+
+def shown(first: int, last: int) -> Shown:
+    return Shown(last, frames(first, last))
 
 
 def real_redis(url: str, deadlines: Deadlines | None = None) -> Any:
@@ -61,6 +73,7 @@ class Store:
     capacity: Capacity
     sessions: Sessions
     turns: Turns
+    log: Log
     ends: list[str]
 
     @classmethod
@@ -89,7 +102,7 @@ class Store:
         )
         sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
         turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=budget_s)
-        return cls(redis, keyspace, index, capacity, sessions, turns, ends)
+        return cls(redis, keyspace, index, capacity, sessions, turns, Log(redis, budget_s=budget_s), ends)
 
     def capped(self, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> "Store":
         """The same namespace as a replica with caps sees it."""
@@ -120,7 +133,7 @@ class Store:
         self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS, turns_max: int = 1_000, **asked: Any
     ) -> BeginResult:
         record = f"pending {turn}".encode()
-        fields = {"request": Request("print")} | asked
+        fields = {"request": PLAIN} | asked
         return await self.turns.begin(
             ref, turn, replica="r1", lease_ms=lease_ms, record=record, turns_max=turns_max, **fields
         )
@@ -134,8 +147,10 @@ class Store:
         assert isinstance(begun, Begun)
         return turn, begun
 
-    async def renew(self, ref: SessionRef, turn: str, *, lease_ms: int = LEASE_MS) -> Renewed | Settled | Lost | Gone:
-        return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage=Usage(output=1))
+    async def renew(
+        self, ref: SessionRef, turn: str, shown: Shown = NOTHING_SHOWN, *, lease_ms: int = LEASE_MS
+    ) -> Renewed | Settled | Lost | Gone:
+        return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage=Usage(output=1), shown=shown)
 
     async def commit(
         self, ref: SessionRef, turn: str, head: str, messages: list[bytes], **changes: Any
@@ -159,10 +174,27 @@ class Store:
         assert await self.commit(ref, turn, begun.head, messages, **changes) == Settled("committed", begun.number)
         return turn
 
+    async def settled(
+        self, ref: SessionRef, verdict: Verdict, request: Request = PLAIN, messages: Sequence[bytes] = ()
+    ) -> tuple[str, Begun]:
+        """A turn that has this verdict: its id and what its begin was answered."""
+        turn, begun = await self.begun(ref, request=request, lease_ms=1 if verdict == "dead" else LEASE_MS)
+        result: Any
+        match verdict:
+            case "committed":
+                result = await self.commit(ref, turn, begun.head, list(messages), revision=begun.revision)
+            case "aborted":
+                result = await self.abort(ref, turn)
+            case "dead":
+                await self.until_lease_is_over(ref)
+                result = await self.abort(ref, turn, "finder")
+        assert result == Settled(verdict, begun.number)
+        return turn, begun
+
     async def abort(
-        self, ref: SessionRef, turn: str, mode: Literal["holder", "finder"] = "holder"
+        self, ref: SessionRef, turn: str, mode: Literal["holder", "finder"] = "holder", end: Shown = NOTHING_SHOWN
     ) -> Settled | Removed | Live | UnknownTurn | Gone:
-        return await self.turns.abort(ref, turn, mode)
+        return await self.turns.abort(ref, turn, mode, end=end)
 
     async def field(self, ref: SessionRef, name: str) -> str:
         """One field of the session's hash."""
@@ -183,6 +215,7 @@ class Store:
             b"hash": self.redis.hgetall,
             b"list": lambda key: self.redis.lrange(key, 0, -1),
             b"zset": lambda key: self.redis.zrange(key, 0, -1, withscores=True),
+            b"stream": self.redis.xrange,
         }
         found: Everything = {}
         async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):

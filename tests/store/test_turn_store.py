@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 import pytest
 
-from storage.keys import SessionRef, new_turn_id
+from storage.keys import new_turn_id
 from storage.results import (
     Begun,
     Busy,
@@ -28,27 +28,6 @@ from tests.store.harness import LEASE_MS, TTL_MS, Store, elements
 pytestmark = pytest.mark.anyio
 
 GRACE_MS = 60_000
-
-
-async def dead_turn(store: Store, ref: SessionRef) -> tuple[str, Begun]:
-    """A turn that a finder has declared dead."""
-    turn, begun = await store.begun(ref, lease_ms=1)
-    await store.until_lease_is_over(ref)
-    assert await store.abort(ref, turn, "finder") == Settled("dead", begun.number)
-    return turn, begun
-
-
-async def settled_turn(
-    store: Store, ref: SessionRef, verdict: Literal["committed", "aborted", "dead"]
-) -> tuple[str, Begun]:
-    if verdict == "dead":
-        return await dead_turn(store, ref)
-    turn, begun = await store.begun(ref)
-    if verdict == "committed":
-        await store.commit(ref, turn, begun.head, elements(2))
-    else:
-        await store.abort(ref, turn)
-    return turn, begun
 
 
 # begin
@@ -121,7 +100,7 @@ async def test_every_verb_tells_a_settled_turn_its_verdict_and_writes_nothing(
     store: Store, verdict: Literal["committed", "aborted", "dead"]
 ) -> None:
     ref = await store.created()
-    turn, begun = await settled_turn(store, ref, verdict)
+    turn, begun = await store.settled(ref, verdict, messages=elements(2))
     before = await store.everything()
     settled = Settled(verdict, 1)
     assert await store.begin(ref, turn) == settled
@@ -445,7 +424,7 @@ async def test_a_finder_waits_for_the_end_of_the_lease(store: Store) -> None:
 
 async def test_a_finder_declares_a_turn_dead_once_its_lease_is_over(store: Store) -> None:
     ref = await store.created()
-    turn, begun = await dead_turn(store, ref)
+    turn, begun = await store.settled(ref, "dead")
     assert await store.commit(ref, turn, begun.head, elements(1)) == Settled("dead", 1)
     await store.assert_consistent(ref)
     _, begun = await store.begun(ref)

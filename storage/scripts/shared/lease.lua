@@ -14,5 +14,5 @@ end
 -- The finder's half of abort: the verdict 'dead' is written before anybody concludes anything from the clock.
 local function declare_dead(turn_id, number, logged)
   redis.call('HSET', VERDICTS, turn_id, 'D' .. number)
-  log_end(number, logged, '', '', 'dead')
+  log_end(number, logged, 0, '', '', 'dead')
 end

@@ -14,10 +14,13 @@ local function log(number, ordinal, ...)
   redis.call('PEXPIRE', LOG, LOG_LIFE_MS)
 end
 
--- The last entry of a turn that is logged.
-local function log_end(number, logged, ordinal, frames, how)
+-- The last entry of a turn that is logged: up to the ordinal `logged`, in so many bytes. Frames that are logged already,
+-- or for which there is no room, are left away.
+local function log_end(number, logged, bytes, ordinal, frames, how)
   local last = tonumber(logged)
   if not last then return end
-  ordinal = math.max(last + 1, tonumber(ordinal) or 0)
+  ordinal = tonumber(ordinal)
+  if not ordinal or ordinal <= last then ordinal, frames = last + 1, '' end
+  if frames ~= '' and tonumber(bytes) + #frames > LOG_BYTES_MAX then ordinal, frames, how = last + 1, '', 'overflow' end
   log(number, ordinal, 'f', frames, 'e', how)
 end
