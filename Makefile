@@ -8,6 +8,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# As many tests at once as there are cores, up to four; a module's tests together and in order, since they share
+# processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
+SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help install demo serve test lint format unit storm bench lock clean
 .DEFAULT_GOAL := help
@@ -40,15 +43,16 @@ lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
 	$(BIN)/mypy --no-error-summary
 	$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports
 
-unit: $(INSTALLED) ## the tests (ARGS='-k commit' to choose)
-	$(BIN)/python -m pytest $(ARGS)
+unit: $(INSTALLED) ## the tests, side by side (ARGS='-k commit' to choose, ARGS='-n 0' for one after the other)
+	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
 format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
-	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 -s tests/faults
+	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
+	  -o faulthandler_timeout=0 -s tests/faults
 
 bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
