@@ -121,7 +121,7 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
     ({"messages": None}, "`messages` is required.", "messages", "missing_value"),
     (
         {"messages": [{"role": "robot", "content": "Hi"}]},
-        "`messages.0.role` must be one of system, developer, user, assistant.",
+        "`messages.0.role` must be one of system, developer, user, assistant, tool.",
         "messages.0.role",
         "invalid_value",
     ),

@@ -41,7 +41,7 @@ async def blown(directory: Path, plan: Plan) -> tuple[Storm, list[Received], dic
 
 
 async def test_storm_of_killed_and_frozen_replicas_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    turns = int(os.environ.get("STORM_TURNS") or 400)
+    turns = int(os.environ.get("STORM_TURNS") or 200)
     storm, _, records = await blown(tmp_path, Plan(turns, SEED, kills=turns // 250, freezes=turns // 125))
     assert storm.log.outcomes()["complete"] > len(storm.log.turns) / 2
     assert storm.log.lost_replies >= 3
