@@ -41,6 +41,11 @@ HEADERS: Final = (
         ("request",),
         "the caller's name for this request: sent again with it, it is the same turn, or makes the same session",
     ),
+    Header(
+        "X-Stainless-Retry-Count",
+        ("request",),
+        "how often an SDK has sent this before; without a key, that is how its retry is recognised",
+    ),
     Header("X-Expect-Turn", ("request",), "the turn that the caller takes for the session's last; another is an error"),
     Header("Last-Event-ID", ("request",), "the `id` of the last event that the caller has; those after it are sent"),
     Header("X-Request-Id", ("request", "answer", "error"), "echoed if it has a harmless form, else made"),

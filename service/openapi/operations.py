@@ -127,6 +127,7 @@ CHAT: Final = (
         headers=(
             *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
             *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
+            "X-Stainless-Retry-Count",
         ),
         answers=(
             Answer(

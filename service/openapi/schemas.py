@@ -86,6 +86,7 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Session-Input": one_of("delta", "full"),
     "Idempotency-Key": {"type": "string", "pattern": "^[ -~]{1,255}$"},
     "X-Expect-Turn": _TURN_ID,
+    "X-Stainless-Retry-Count": {"type": "string", "pattern": "^[0-9]{1,4}$"},
     "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,15}$"},
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
 }
