@@ -79,17 +79,13 @@ def canonical(body: Mapping[str, Any]) -> bytes:
 
 def comes_again(scope: Scope) -> bool:
     """Whether the request is of a client that sends it again by itself, and cannot be known by a key when it does."""
-    return key_of(scope) is None and _retry_count(scope) is not None
+    return key_of(scope) is None and header(scope, b"x-stainless-retry-count") is not None
 
 
 def _was_sent_before(scope: Scope) -> bool:
     """Whether an SDK says that it has sent this before; a count that is none counts as zero."""
-    count = _retry_count(scope) or b""
-    return len(count) < 5 and count.isdigit() and int(count) > 0
-
-
-def _retry_count(scope: Scope) -> bytes | None:
-    return next((value for name, value in scope["headers"] if name == b"x-stainless-retry-count"), None)
+    count = header(scope, b"x-stainless-retry-count") or ""
+    return len(count) < 5 and count.isascii() and count.isdecimal() and int(count) > 0
 
 
 def _digest(*parts: bytes) -> str:

@@ -60,8 +60,8 @@ async def test_storm_of_impatient_sdks_asks_claude_again_only_where_it_must(tmp_
     became = Counter(record.state for session in records.values() for record in session)
     repeated = asked.total() - len(asked)
     print(f"Claude was asked {asked.total()} times for {len(asked)} turns; turns begun: {dict(became)}")
-    # Whoever is asked again was asked before by a turn that has not become history: its holder died (pending: nobody has
-    # found it yet), or could not store it, or its caller left.
+    # Whoever is asked again was asked before by a turn that has not become history: its holder died (pending: nobody
+    # has found it yet), or could not store it, or its caller left.
     holder_lost = became["dead"] + became["pending"] + became["aborted"]
     if on_disconnect == "continue":
         assert became["rewound"] == 0
