@@ -233,7 +233,7 @@ SESSIONS: Final = (
         body="NewMessages",
         headers=("X-Session-On-Conflict", "X-Expect-Turn", "Idempotency-Key"),
         answers=(Answer(200, "they are part of the history", _json("Appended")),),
-        errors=(*_BODY, "missing_value", *_SESSION, *_APPENDED),
+        errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED),
         error_headers=("X-Turn-Id",),
     ),
 )

@@ -229,7 +229,7 @@ _STATES: Final = ("ready", "starting", "draining")
 SCHEMAS: Final[dict[str, Schema]] = {
     "NewSession": asked(_CREATED, required=("model",)),
     "SessionChanges": asked({**_SETTABLE, "ttl_seconds": _TTL}),
-    "NewMessages": asked({"messages": listed(_NEW_MESSAGE)}, required=("messages",)),
+    "NewMessages": asked({"messages": listed(_NEW_MESSAGE, maxItems=limits.APPENDED_MAX)}, required=("messages",)),
     "Session": _SESSION,
     "SessionList": said(
         {

@@ -323,6 +323,7 @@ def test_every_field_of_a_session_is_described() -> None:
     ("body", "fits"),
     [
         ({"messages": []}, True),
+        ({"messages": [USER] * 100_001}, False),
         ({"messages": [USER, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]}, True),
         ({"messages": None}, False),
         ({}, False),
@@ -334,7 +335,7 @@ def test_every_field_of_a_session_is_described() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "citations": None}]}]}, True),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "citations": [1]}]}]}, False),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:120],
 )
 def test_messages_by_hand_are_described_as_they_are_parsed(body: Any, fits: bool) -> None:
     try:
