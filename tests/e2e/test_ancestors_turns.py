@@ -14,7 +14,7 @@ import pytest
 from openai import AsyncOpenAI
 
 from tests.e2e.by_hand import create
-from tests.e2e.caller import CHAT, Caller, eventually
+from tests.e2e.caller import CHAT, Caller, eventually, text_of
 from tests.e2e.test_bad_input import TIMEOUT_S, post
 from tests.instruments.processes import Simulator
 
@@ -230,6 +230,17 @@ async def test_a_stream_is_role_then_text_then_the_reason_then_usage_then_done(
             "x-request-id": "mine",
             **({"x-turn-id": stream.headers["x-turn-id"]} if session else {}),
         }
+
+
+async def test_a_long_answer_that_comes_at_once_is_streamed_whole(one: Caller, two: Caller, name: str) -> None:
+    words = " ".join(f"{n}é🙂" + "x" * 100 for n in range(3_000))
+    for number, caller in enumerate((one, two) * 3):
+        async with caller.stream(f"Repeat after me: {words}", f"{name}-{number}") as stream:
+            frames = await stream.rest()
+        assert text_of(frames) == words
+        assert frames[-1] == b"data: [DONE]"
+        answered = (await two.messages(f"{name}-{number}"))[-1]
+        assert answered == {"role": "assistant", "content": [{"type": "text", "text": words}]}
 
 
 async def test_after_done_the_response_ends_and_the_connection_is_free_or_closed_as_asked(
