@@ -54,6 +54,7 @@ class Lease:
         self._interrupt = interrupt
         # A timer, and a task only when it fires: most turns end before the first renewal.
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0  # kept beside it: uvloop's handles of what is due at once do not tell
         self._renewing: asyncio.Task[None] | None = None
         self._stopped = False
         self._handed_on = False  # what is not logged goes with the verdict
@@ -105,9 +106,10 @@ class Lease:
         loop = asyncio.get_running_loop()
         due = loop.time() + wait_s
         if self._timer is not None:
-            if self._timer.when() <= due:
+            if self._due <= due:
                 return
             self._timer.cancel()
+        self._due = due
         self._timer = loop.call_at(due, self._fire)
 
     def _fire(self) -> None:
