@@ -73,6 +73,7 @@ class FilledStore:
         self.redis: Any = connect(url, connections_max=4, deadlines=Deadlines(command_s=10))
         self.size = size
         self.keyspace = Keyspace("bench", 1, b"secret of a bench")
+        self.indexes = self.keyspace.index(0, self.keyspace.owner_tag(_OWNER))
         self.index = Index(self.redis, self.keyspace, budget_s=10)
         self.capacity = capacity(self.redis, self.keyspace)
         self.sessions = Sessions(self.redis, self.keyspace, self.capacity, budget_s=10)
@@ -113,7 +114,7 @@ class FilledStore:
             part = refs[at : at + _FILL_BATCH]
             scores = {ref.id: accessed[ref.id] for ref in part}
             async with self.redis.pipeline(transaction=False) as batch:
-                for key in refs[0].keys[7:9]:
+                for key in (self.indexes.by_access, self.indexes.owner_by_access):
                     batch.zadd(key, scores)
                 for ref in part:
                     batch.hset(ref.keys[0], "la", accessed[ref.id])
@@ -133,16 +134,15 @@ class FilledStore:
 
     async def middle(self, count: int) -> list[Listed]:
         """The sessions in the middle of the owner's list."""
-        key = self.keyspace.index(0, self.keyspace.owner_tag(_OWNER)).owner_by_access
-        start = self.size // 2
+        key, start = self.indexes.owner_by_access, self.size // 2
         found = await self.redis.zrange(key, start, start + count - 1, desc=True, withscores=True)
         return [Listed(int(score), session_id.decode()) for session_id, score in found]
 
     async def until_let_go(self, refs: list[SessionRef]) -> None:
-        """Waits until the server has deleted these expired sessions; their places in the indexes stay."""
+        """Waits for sessions to expire. The last look makes the server delete their keys; the indexes keep them."""
 
         async def let_go() -> bool:
-            return not await self.redis.exists(*(key for ref in refs for key in ref.keys[:6]))
+            return not any(await self.sessions.snapshots(refs))
 
         await _until(let_go)
 

@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import platform
+import re
 import signal
 import socket
 import stat
@@ -328,6 +330,20 @@ def test_the_server_does_not_inherit_our_environment(tmp_path: Path, monkeypatch
     told = (tmp_path / "data" / "valkey.log").read_text()
     assert "PWD=" in told
     assert "sk-ant" not in told
+
+
+@pytest.mark.skipif(platform.libc_ver() < ("glibc", "2.33"), reason="this C library does not list what it can tune")
+def test_the_servers_malloc_is_tuned(tmp_path: Path) -> None:
+    """What is misspelt is passed over in silence, so the server's own loader is asked what it understood."""
+    with EmbeddedValkey.start(tmp_path) as server:
+        process = Path("/proc", str(server.pid))
+        environment = dict(
+            setting.split("=", 1) for setting in (process / "environ").read_text().split("\0") if setting
+        )
+        loader = re.search(r"/\S+/ld-\S+", (process / "maps").read_text())
+    assert loader is not None
+    told = subprocess.run([loader[0], "--list-tunables"], env=environment, capture_output=True, text=True, check=True)
+    assert "glibc.malloc.tcache_count: 0x200 " in told.stdout
 
 
 # Starts that fail, and slow ones
