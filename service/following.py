@@ -80,6 +80,8 @@ class Following:
                     raise Interrupt.REPLICA_LOST.told()
                 case "overflow":
                     raise events_not_found()
+                case "gone":
+                    raise session_not_found()
             if tail.fate is not None and not tail.frames:
                 raise events_not_found()
             if not tail.frames:

@@ -20,6 +20,7 @@ from storage.turns import Shown, Turns, Usage
 
 _BATCH_BYTES: Final = 8 * 1024
 _BATCH_S: Final = 0.25
+_STORE_WAIT_S: Final = 1.0
 _LOG_BYTES_MAX: Final = 8 * 1024 * 1024  # as in scripts/shared/log.lua; what comes behind is not kept here either
 _RENEWING: Final[set[asyncio.Task[None]]] = set()  # so that one which is the last of its turn is not lost
 
@@ -54,6 +55,7 @@ class Lease:
         self._interrupt = interrupt
         # A timer, and a task only when it fires: most turns end before the first renewal.
         self._timer: asyncio.TimerHandle | None = None
+        self._not_before = 0.0  # a store that does not answer is left alone for a moment
         self._due = 0.0  # kept beside it: uvloop's handles of what is due at once do not tell
         self._renewing: asyncio.Task[None] | None = None
         self._stopped = False
@@ -104,7 +106,7 @@ class Lease:
         if self._stopped or self._renewing is not None:
             return
         loop = asyncio.get_running_loop()
-        due = loop.time() + wait_s
+        due = max(loop.time() + wait_s, self._not_before)
         if self._timer is not None:
             if self._due <= due:
                 return
@@ -128,6 +130,7 @@ class Lease:
             )
         except StoreUnavailable:
             result = None
+            self._not_before = asyncio.get_running_loop().time() + _STORE_WAIT_S
         else:
             del self._unlogged[:batch]
             self._unlogged_bytes -= len(shown.frames)

@@ -160,7 +160,7 @@ class Opening:
                     started = time.perf_counter()
                     await self._patience.wait(busy)
                     self.waited_s += time.perf_counter() - started
-                case Gone() if mode == "any" and not self._expected and creations < _CREATIONS_MAX:
+                case Gone() if self._may_create and creations < _CREATIONS_MAX:
                     await self._create(must_be_new=False)
                     creations += 1
                 case Moved() if request.replaces:
@@ -172,6 +172,11 @@ class Opening:
                     )
                 case refused:
                     raise self._refusal(refused)
+
+    @property
+    def _may_create(self) -> bool:
+        """Whether a session that is not there is made; one that an earlier attempt made may have gone with it."""
+        return self._expected == "unused" or (self._address.mode == "any" and not self._expected)
 
     def _refusal(self, refused: KeyReused | Moved | Settled | TurnsFull | Gone | Corrupt) -> BatonError:
         match refused:
@@ -206,6 +211,7 @@ class Opening:
                 streamed=self._streamed,
                 # A turn can take the place of the last one only; that stands where the expected one stood.
                 expected=request.replaces or self._expected,
+                wanted=self._wanted,
             )
         except StoreUnavailable as error:
             self.unsettled = error.outcome_unknown or self._created

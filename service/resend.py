@@ -106,6 +106,8 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
     # The first difference: a stored message that the request does not have, or has otherwise.
     first = min(matched, len(stored) - 1)
     cut = next((span.start for span in spans if span.start <= first < span.end), 0)
+    if cut == matched and used == len(messages):  # it ends where messages by hand end: these are asked anew
+        cut = next((span.start for span in spans if span.start <= cut - 1 < span.end), 0)
     return Plan(cut, list(messages[places[cut] if cut < matched else used :]))
 
 

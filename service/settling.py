@@ -98,6 +98,9 @@ class Settlement:
                 case Settled("committed"):
                     self._count_stored(status)
                     return None
+                case Settled("dead"):
+                    count("superseded")
+                    return Interrupt.LEASE_LOST.told()
                 case Gone():
                     count("session_gone")
                     return session_not_found()

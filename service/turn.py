@@ -250,6 +250,7 @@ class Turn(Exchange):
             except BatonError:
                 if begun:
                     raise
+                await asyncio.sleep(_POLL_S)
                 return False
         return begun
 
@@ -305,7 +306,8 @@ class Turn(Exchange):
             self._lease.stop()
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
-        if not self._opening.unsettled:
+        told_again = failure is None and self._begun is None
+        if told_again or not self._opening.unsettled:
             return failure
         if failure is None:
             refused = self.answer.stop_reason == "refusal"

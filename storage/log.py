@@ -3,8 +3,8 @@
 An entry holds frames as the turn's caller was shown them, each beginning with its ordinal (``id: 7``), and its own id
 tells the turn's number and the ordinal of its last frame. Entries may overlap, where a renewal was sent again with
 more: whoever reads cuts off what it has. The last entry of a turn says how it ended, and was written by the script that
-gave the turn its verdict. So a verdict without an end in the log means that the log has expired, if the verdict was
-read first.
+gave the turn its verdict. So a verdict without an end in the log means that the log has expired; both are read at one
+instant.
 
 A log can have a gap: a Redis that restarts, or fails over, may have lost the last entries that it acknowledged, and the
 turn goes on behind them. Whoever reads up to a gap is told that the rest is not there.
@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from storage.keys import SessionRef
 from storage.results import Fate, StoreUnavailable, read_fate
 
-End = Literal["told", "dead", "overflow"]
+End = Literal["told", "dead", "overflow", "gone"]
 _ENTRIES: Final = 64  # read at once
 _ORDINAL_MAX: Final = 2**63 - 1
 
@@ -35,7 +35,7 @@ class Tail:
         frames: those after that frame, as far as they were read; may be none.
         ordinal: of the last of them, or the one asked for.
         end: how the turn ended, if this is the end of the log: the frames say it (told), its replica vanished (dead),
-            or what comes is not in the log (overflow).
+            what comes is not in the log (overflow), or the session does not know the turn any more (gone).
     """
 
     fate: Fate | None
@@ -59,17 +59,21 @@ class Log:
     async def tail(self, ref: SessionRef, turn_id: str, number: int, after: int) -> Tail:
         """What comes after the frame of ordinal ``after`` (0: all of it). Ask `Sessions.get` for permission first.
 
-        Cost: one round trip, up to 64 entries; there may be more behind them.
+        Cost: one round trip, up to 64 entries, all of one instant; there may be more behind them.
         """
         key, last = ref.keys[7], f"{number}-{_ORDINAL_MAX}"
         try:
-            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=False) as batch:
-                batch.hget(ref.keys[3], turn_id)  # before the log, see the module's docstring
+            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=True) as batch:
+                batch.hget(ref.keys[3], turn_id)
+                batch.hget(ref.keys[0], "lt")
                 batch.xrange(key, f"({number}-{after}", last, count=_ENTRIES)
                 batch.xrevrange(key, last, f"{number}-0", count=1)
-                fate, entries, newest = await batch.execute()
+                fate, running, entries, newest = await batch.execute()
         except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        if not fate and running not in (None, turn_id.encode()):
+            # Removed and made anew: the log's numbers are those of other turns. (One that expired left its log behind.)
+            return Tail(None, b"", after, "gone")
         frames, ordinal, gap = _frames(entries, after)
         # The newest entry may have been written since the others were read: then it is not their end.
         read_to = _ordinal(entries[-1]) if entries else after

@@ -12,7 +12,7 @@ hide the time that this takes.
 import asyncio
 import builtins
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
@@ -100,7 +100,14 @@ class ScriptRunner:
         self._redis = redis
 
     async def run(
-        self, verb: str, keys: Sequence[str], args: Sequence[Any], *, budget_s: float, wait_for_server: bool = False
+        self,
+        verb: str,
+        keys: Sequence[str],
+        args: Sequence[Any],
+        *,
+        budget_s: float,
+        wait_for_server: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> Reply:
         """Runs a script, sending it again while its outcome is unknown and ``budget_s`` is not used up.
 
@@ -111,6 +118,7 @@ class ScriptRunner:
             budget_s: for everything together.
             wait_for_server: send it again also while no connection can be made or Redis is still loading its data;
                 otherwise that is reported at once.
+            wanted: asked before it is sent again; what nobody wants any more is not.
 
         Raises:
             StoreUnavailable: not answered within the budget, or refused.
@@ -129,7 +137,9 @@ class ScriptRunner:
                         passing = isinstance(error, ConnectionError | TimeoutError)
                         if not passing or not (unknown or wait_for_server):
                             raise
-                    await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
+                        await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
+                        if not wanted():
+                            raise
         except (RedisError, builtins.TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=unknown) from error
         raise AssertionError("the budget ends before the attempts do")

@@ -195,6 +195,7 @@ class Turns:
         request: Request,
         streamed: bool = False,
         expected: str = "",
+        wanted: Callable[[], bool] = lambda: True,
     ) -> BeginResult:
         """Takes the lease and numbers the turn, or tells which earlier turn the request is; see scripts/begin.lua.
 
@@ -208,10 +209,12 @@ class Turns:
             request: which one it is.
             streamed: whether its answer will be logged as it comes.
             expected: the head that the session must have; ``unused`` for one that was created by a turn and holds none.
+            wanted: asked before it is sent again, where its reply was lost.
         """
         of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
         args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
-        return read_begin(await self._scripts.run("begin", ref.keys, args, budget_s=self._begin_budget_s))
+        reply = await self._scripts.run("begin", ref.keys, args, budget_s=self._begin_budget_s, wanted=wanted)
+        return read_begin(reply)
 
     async def history(self, ref: SessionRef, messages: int) -> History:
         """The first ``messages`` elements, the system prompt and the tools, in one round trip.

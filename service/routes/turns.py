@@ -22,7 +22,7 @@ from service.session_view import turn_object
 from storage import elements
 from storage.keys import SessionRef
 from storage.log import Log
-from storage.results import Cancelling, Gone, Over, UnknownTurn
+from storage.results import Cancelling, Gone, Live, Over, UnknownTurn
 from storage.sessions import Sessions
 from storage.turns import Turns
 
@@ -88,10 +88,12 @@ class TurnRoutes:
         turn = await self._turn(ref, request)
         result = await stored(self.turns.cancel(ref, turn["id"]))
         if isinstance(result, Over):  # nobody is left who could stop it: it ends here
-            await stored(self.turns.abort(ref, turn["id"], "finder"))
-        elif isinstance(result, Gone):
+            ended = await stored(self.turns.abort(ref, turn["id"], "finder"))
+            # Or its replica was only frozen, and has just gone on.
+            result = await stored(self.turns.cancel(ref, turn["id"])) if isinstance(ended, Live) else result
+        if isinstance(result, Gone):
             raise session_not_found()
-        elif isinstance(result, UnknownTurn):
+        if isinstance(result, UnknownTurn):
             raise _turn_not_found()
         if isinstance(result, Cancelling):
             telemetry.CANCELS.inc()
@@ -146,6 +148,9 @@ class TurnRoutes:
         records = [orjson.loads(record) for record in await stored(self.turns.records(ref, first, last))]
         fates = await stored(self.turns.fates(ref, [record["id"] for record in records]))
         cuts = await stored(self.turns.cuts(ref))
+        for at, (record, fate) in enumerate(zip(records, fates, strict=True)):
+            if fate and fate.verdict == "committed" and record["state"] == "pending":  # it was, a moment ago
+                records[at] = orjson.loads((await stored(self.turns.records(ref, first + at, first + at)))[0])
         return [
             turn_object(number, record, fate, cuts)
             for number, (record, fate) in enumerate(zip(records, fates, strict=True), start=first)

@@ -59,7 +59,7 @@ if not again then
   if holder ~= '' and remaining > 0 then return { 'BUSY', holder, text(remaining) } end
   if absolute_ms > 0 and now >= absolute_ms then return { 'GONE' } end
   if redis.call('HLEN', VERDICTS) >= tonumber(ARGV[7]) then return { 'TURNS_FULL' } end
-  if max_turns > 0 and turns >= max_turns then return { 'TURNS_FULL' } end
+  if max_turns > 0 and turns - (replaced ~= '' and 1 or 0) >= max_turns then return { 'TURNS_FULL' } end
 end
 if redis.call('LLEN', MESSAGES) ~= tonumber(messages) or redis.call('LLEN', TURNS) ~= tonumber(holder_number) then
   return { 'CORRUPT' }

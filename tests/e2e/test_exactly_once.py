@@ -237,6 +237,31 @@ async def test_a_new_session_under_a_key_is_made_once(
     assert (made.status, made.headers["x-session-state"]) == (200, "new")
 
 
+async def test_the_same_request_at_the_same_time_makes_one_session(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    await simulator.fault("slow_deltas", delay_ms=20, match=name)
+    both = [caller.chat(f"count to 9 {name}", "new", headers=keyed(name)) for caller in (one, two, one, two)]
+    first, *others = await asyncio.gather(*both)
+    assert (first.status, {other.body for other in others}) == (200, {first.body})
+    assert await asked(simulator, name) == 1
+
+
+async def test_a_repetition_makes_the_session_anew_if_the_first_attempt_took_it_along(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    await simulator.fault("slow_first_byte", delay_ms=600, match=name)
+    async with one.stream(f"Hi {name}", name, headers=keyed("k", X_Session_Mode="create")) as stream:
+        waiting = asyncio.create_task(two.chat(f"Hi {name}", name, headers=keyed("k", X_Session_Mode="create")))
+        await asyncio.sleep(0.2)
+        turn = (await two.get(f"/v1/sessions/{name}/turns")).json["turns"][0]["id"]
+        await two.request("POST", f"/v1/sessions/{name}/turns/{turn}/cancel")
+        await stream.rest()
+    answer = await waiting
+    assert answer.status == 200, answer.body
+    assert (await one.session(name))["message_count"] == 2
+
+
 async def test_a_named_session_is_created_once_under_a_key(one: Caller, two: Caller, name: str) -> None:
     headers = keyed("k", X_Session_Mode="create")
     first = await one.chat("Hi", name, headers=headers)

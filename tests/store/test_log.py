@@ -314,6 +314,19 @@ async def test_a_log_outlives_its_session_but_not_the_next_one_of_its_id(store: 
     assert await store.log.tail(ref, turn, 1, 0) == tail(None, 1, 1)
 
 
+async def test_a_follower_is_not_shown_the_turn_of_a_session_that_was_made_anew(store: Store) -> None:
+    creating = new_turn_id()
+    ref = await store.created(creating_turn_id=creating)
+    await streaming(store, ref, creating)
+    await store.renew(ref, creating, shown(1, 5))
+    assert await store.abort(ref, creating) == Removed()
+    await store.create(ref)
+    other, _ = await streaming(store, ref)
+    await store.renew(ref, other, shown(1, 8))
+    assert await store.log.tail(ref, creating, 1, 5) == Tail(None, b"", 5, "gone")
+    assert await store.log.tail(ref, other, 1, 5) == tail(None, 6, 8)
+
+
 async def test_a_sweep_takes_the_log_along(store: Store) -> None:
     ref = await left_by_an_expired_session(store)
     assert await store.capacity.sweep(ref) is True

@@ -58,6 +58,12 @@ def test_what_is_new(sent: list[dict[str, Any]], kept: int, new: list[dict[str, 
     assert plan(STORED, SPANS, sent) == Plan(kept, new)
 
 
+def test_messages_by_hand_that_a_request_ends_with_are_asked_anew() -> None:
+    talk = [user("a"), assistant("A"), user("by hand"), user("q"), assistant("Q")]
+    spans = [Span(0, 2), Span(2, 3, by_hand=True), Span(3, 5)]
+    assert plan(pack(talk, FIRST_DIGEST), spans, talk[:3]) == Plan(2, [user("by hand")])
+
+
 def test_an_empty_session_takes_everything() -> None:
     assert plan([], [], [*TALK, user("d")]) == Plan(0, [*TALK, user("d")])
 
