@@ -64,11 +64,11 @@ class Log:
         key, last = ref.keys[7], f"{number}-{_ORDINAL_MAX}"
         try:
             async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=True) as batch:
-                batch.hget(ref.keys[3], turn_id)
                 batch.hget(ref.keys[0], "lt")
+                batch.hget(ref.keys[3], turn_id)
                 batch.xrange(key, f"({number}-{after}", last, count=_ENTRIES)
                 batch.xrevrange(key, last, f"{number}-0", count=1)
-                fate, running, entries, newest = await batch.execute()
+                running, fate, entries, newest = await batch.execute()
         except (RedisError, TimeoutError) as error:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
         if not fate and running not in (None, turn_id.encode()):
