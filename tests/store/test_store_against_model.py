@@ -3,55 +3,60 @@
 import asyncio
 import itertools
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from storage.keys import SessionRef, new_nonce, new_turn_id
+from storage.log import Tail
 from storage.results import (
     Begun,
     Busy,
+    Cancelling,
     Created,
     Exists,
     Fenced,
     Gone,
+    Live,
     Lost,
+    Moved,
+    Over,
     Patched,
     Renewed,
     RevisionConflict,
+    Running,
     Settled,
+    UnknownTurn,
 )
 from storage.sessions import Snapshot
-from storage.turns import Request, Rewind
-from tests.store.harness import Store, elements, real_redis
+from storage.turns import Request, Rewind, Shown
+from tests.store.harness import Store, elements, real_redis, shown
+from tests.store.model import Begin, Known, Logged, Session
 
 T = TypeVar("T")
-SESSIONS = [("alice", "a"), ("alice", "b"), ("bob", "a")]
+SESSIONS: list[Session] = [("alice", "a"), ("alice", "b"), ("bob", "a")]
 _namespaces = itertools.count()
 
-which = st.sampled_from(SESSIONS)
+which = st.sampled_from([*SESSIONS[:1] * 3, *SESSIONS[1:]])  # one of them has a longer history than the others
 counts = st.integers(0, 3)
 
 
-@dataclass
-class Known:
-    """What the model knows of one session. A turn is open until the model knows its verdict."""
-
-    head: str
-    revision: int = 1
-    title: str = ""
-    turns: int = 0
-    numbers: int = 0
-    messages: list[bytes] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)  # how many messages there were after each committed turn
-    running: str = ""
-    lease_over: bool = False
-    verdicts: dict[str, Settled] = field(default_factory=dict)
+REQUESTS = [
+    *(Request(what, key) for what in "pq" for key in ("k1", "k2")),
+    *(Request(what, retried=True) for what in "pq"),
+]
+requests = st.sampled_from([*REQUESTS, Request("p"), Request("q")])
 
 
 class Machine(RuleBasedStateMachine):
@@ -62,10 +67,10 @@ class Machine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.redis: Any = real_redis(url)
         self.store = Store.of(self.redis, f"model{next(_namespaces)}", buckets=buckets)
-        self.known: dict[tuple[str, str], Known] = {}
-        self.expired: set[tuple[str, str]] = set()  # gone, and still counted
+        self.known: dict[Session, Known] = {}
+        self.expired: set[Session] = set()  # gone, and still counted
         self.ended = dict.fromkeys(("alice", "bob"), 0), dict.fromkeys(("alice", "bob"), 0)  # expired, deleted
-        self.turns: list[tuple[tuple[str, str], str, str, Known]] = []
+        self.turns: list[Begin] = []
 
     def teardown(self) -> None:
         self.wait(self.redis.aclose())
@@ -77,11 +82,16 @@ class Machine(RuleBasedStateMachine):
 
         return self.runner.run(done())
 
-    def ref(self, session: tuple[str, str]) -> SessionRef:
+    def ref(self, session: Session) -> SessionRef:
         return self.store.keyspace.session(self.store.keyspace.named(*session), session[0])
 
+    @initialize()
+    def create_all(self) -> None:
+        for session in SESSIONS:
+            self.create(session)
+
     @rule(session=which)
-    def create(self, session: tuple[str, str]) -> None:
+    def create(self, session: Session) -> None:
         nonce = new_nonce()
         made = self.wait(self.store.create(self.ref(session), nonce))
         if session in self.known:
@@ -91,42 +101,56 @@ class Machine(RuleBasedStateMachine):
         self.swept(session)
         self.known[session] = Known(nonce)
 
-    @rule(session=which)
-    def begin(self, session: tuple[str, str]) -> None:
-        turn, known = new_turn_id(), self.known.get(session)
-        begun = self.wait(self.store.begin(self.ref(session), turn))
+    @rule(session=which, request=requests, streamed=st.booleans(), expected=st.sampled_from(["", "", "head", "other"]))
+    def begin(self, session: Session, request: Request, streamed: bool, expected: str) -> None:
+        turn, known, ref = new_turn_id(), self.known.get(session), self.ref(session)
+        head = known.head if known and expected == "head" else expected
+        begun = self.wait(self.store.begin(ref, turn, request=request, streamed=streamed, expected=head))
         if known is None:
             assert begun == Gone()
-        elif known.running and not known.lease_over:
+        elif earlier := known.earlier(request):
+            assert begun == earlier
+        elif expected == "other":
+            assert begun == Moved(known.head)
+        elif known.runs:
             assert isinstance(begun, Busy)
             assert begun.turn_id == known.running
         else:
-            self.dead(known)
-            known.numbers += 1
-            known.running, known.lease_over = turn, False
+            known.begins(turn, request, streamed=streamed)
             assert isinstance(begun, Begun)
             assert (begun.number, begun.head, begun.turns) == (known.numbers, known.head, known.turns)
             assert (begun.messages, begun.revision) == (len(known.messages), known.revision)
-            self.turns.append((session, turn, begun.head, known))
+            self.turns.append(Begin(session, ref, turn, begun.number, begun.head, known))
+
+    def one_turn(self, data: st.DataObject) -> tuple[Begin, Known | None]:
+        """A turn that began once, and the session that there is now."""
+        began = data.draw(st.sampled_from(self.turns[-3:]) | st.sampled_from(self.turns))
+        return began, self.known.get(began.session)
+
+    @staticmethod
+    def next_frames(data: st.DataObject, began: Begin) -> Shown:
+        """What a caller was shown since, perhaps with frames that are logged already, perhaps nothing."""
+        logged = began.known.logs.get(began.turn)
+        last = logged.ordinal if logged else 0
+        return shown(max(1, last + 1 - data.draw(counts)), last + data.draw(counts))
 
     @precondition(lambda self: self.turns)
     @rule(data=st.data(), count=counts, rewind=st.booleans())
     def commit(self, data: st.DataObject, count: int, rewind: bool) -> None:
-        session, turn, head, began_in = data.draw(st.sampled_from(self.turns))
-        known, new = self.known.get(session), elements(count, turn)
-        kept = data.draw(st.sampled_from([0, *began_in.ends])) if rewind else None
+        began, known = self.one_turn(data)
+        new, shown_last = elements(count, began.turn), self.next_frames(data, began)
+        kept = data.draw(st.sampled_from([0, *began.known.ends])) if rewind else None
         cut: Rewind | None = None
-        if kept is not None and known is began_in and known.running == turn:
+        if kept is not None and known is began.known and known.running == began.turn:
             dropped = sum(end > kept for end in known.ends)
             cut = Rewind(kept, sum(map(len, known.messages[:kept])), dropped)
-        settled = self.wait(
-            self.store.commit(self.ref(session), turn, head, new, revision=0, rewind=cut, record=turn.encode())
-        )
+        changes = {"revision": 0, "rewind": cut, "record": began.turn.encode(), "end": shown_last}
+        settled = self.wait(self.store.commit(began.ref, began.turn, began.head, new, **changes))
         if known is None:
             assert settled == Gone()
-        elif turn in known.verdicts:
-            assert settled == known.verdicts[turn]
-        elif known.running != turn:
+        elif began.turn in known.verdicts:
+            assert settled == known.verdicts[began.turn]
+        elif known.running != began.turn:
             assert settled == Fenced()
         else:
             assert settled == Settled("committed", known.numbers)
@@ -137,59 +161,109 @@ class Machine(RuleBasedStateMachine):
             known.messages += new
             known.ends.append(len(known.messages))
             known.turns += 1
-            known.head, known.running = turn, ""
-            known.verdicts[turn] = settled
+            known.ends_log(shown_last.ordinal, "told")
+            known.head, known.running = began.turn, ""
+            known.verdicts[began.turn] = settled
 
     @precondition(lambda self: self.turns)
     @rule(data=st.data())
-    def abort_or_renew(self, data: st.DataObject) -> None:
-        session, turn, _, began_in = data.draw(st.sampled_from(self.turns))
-        known = self.known.get(session)
-        if data.draw(st.booleans()):
-            renewed = self.wait(self.store.renew(self.ref(session), turn))
-            if known is None:
-                assert renewed == Gone()
-            elif known.running == turn:
-                assert renewed == Renewed(cancel=False)
-                known.lease_over = False
-            else:
-                assert renewed == known.verdicts.get(turn, Lost())
-            return
-        aborted = self.wait(self.store.abort(self.ref(session), turn))
+    def renew(self, data: st.DataObject) -> None:
+        began, known = self.one_turn(data)
+        new = self.next_frames(data, began)
+        renewed = self.wait(self.store.renew(began.ref, began.turn, new))
+        if known is None:
+            assert renewed == Gone()
+        elif known.running != began.turn:
+            assert renewed == known.verdicts.get(began.turn, Lost())
+        else:
+            assert renewed == Renewed(cancel=known.cancelled)
+            known.lease_over = False
+            if logged := known.logs.get(began.turn):
+                logged.goes_on(new.ordinal)
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data(), mode=st.sampled_from(["holder", "finder"]))
+    def abort(self, data: st.DataObject, mode: Literal["holder", "finder"]) -> None:
+        began, known = self.one_turn(data)
+        end = self.next_frames(data, began) if mode == "holder" else Shown()
+        aborted = self.wait(self.store.abort(began.ref, began.turn, mode, end))
         if known is None:
             assert aborted == Gone()
-            return
-        number = known.numbers if known.running == turn else 0
-        assert aborted == known.verdicts.setdefault(turn, Settled("aborted", number))
-        assert number == 0 or known is began_in
-        known.running = "" if known.running == turn else known.running
+        elif began.turn in known.verdicts:
+            assert aborted == known.verdicts[began.turn]
+        elif mode == "finder" and known.running != began.turn:
+            assert aborted == UnknownTurn()
+        elif mode == "finder" and known.runs:
+            assert isinstance(aborted, Live)
+        elif mode == "finder":
+            known.dies()
+            assert aborted == known.verdicts[began.turn]
+        elif known.running != began.turn:
+            known.verdicts[began.turn] = Settled("aborted", 0)
+            assert aborted == known.verdicts[began.turn]
+        else:
+            known.ends_log(end.ordinal, "told")
+            known.running = ""
+            known.verdicts[began.turn] = Settled("aborted", began.number)
+            assert aborted == known.verdicts[began.turn]
 
-    @rule(session=which, count=st.integers(1, 3), wrong_head=st.booleans())
-    def append(self, session: tuple[str, str], count: int, wrong_head: bool) -> None:
-        known, turn = self.known.get(session), new_turn_id()
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        began, known = self.one_turn(data)
+        cancelled = self.wait(self.store.turns.cancel(began.ref, began.turn))
+        if known is None:
+            assert cancelled == Gone()
+        elif known.running != began.turn:
+            assert cancelled == known.verdicts.get(began.turn, UnknownTurn())
+        elif known.lease_over:
+            assert cancelled == Over()
+        else:
+            assert cancelled == Cancelling(began.number)
+            known.cancelled = True
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data())
+    def delivered(self, data: st.DataObject) -> None:
+        began, known = self.one_turn(data)
+        fate = known.fate(began.turn) if known else None
+        committed = fate is not None and fate.verdict == "committed"
+        assert self.wait(self.store.turns.delivered(began.ref, began.turn)) is committed
+        if known and committed:
+            known.delivered.add(began.turn)
+
+    @precondition(lambda self: self.turns)
+    @rule(data=st.data(), after=st.integers(0, 9))
+    def tail(self, data: st.DataObject, after: int) -> None:
+        began, known = self.one_turn(data)
+        if known is not began.known:
+            return  # its number may be another turn's by now
+        logged = known.logs.get(began.turn, Logged(began.number))
+        tail = self.wait(self.store.log.tail(began.ref, began.turn, began.number, after))
+        assert tail == Tail(known.fate(began.turn), *logged.after(after), logged.end)
+
+    @rule(session=which, count=st.integers(1, 3), wrong_head=st.booleans(), request=requests)
+    def append(self, session: Session, count: int, wrong_head: bool, request: Request) -> None:
+        known, turn, ref = self.known.get(session), new_turn_id(), self.ref(session)
         head = known.head if known and not wrong_head else "head_x"
         new = elements(count, turn)
-        settled = self.wait(
-            self.store.turns.append(
-                self.ref(session), turn, head=head, record=b"{}", turns_max=999, request=Request("append"), elements=new
-            )
-        )
+        fixed: dict[str, Any] = {"head": head, "record": b"{}", "turns_max": 999}
+        settled = self.wait(self.store.turns.append(ref, turn, request=request, elements=new, **fixed))
+        earlier = known.earlier(request) if known and request.key else None
         if known is None:
             assert settled == Gone()
-        elif known.running and not known.lease_over:
+        elif earlier and not isinstance(earlier, Running):
+            assert settled == earlier
+        elif known.runs:
             assert isinstance(settled, Busy)
         elif wrong_head:
             assert settled == Fenced()
         else:
-            self.dead(known)
-            known.numbers += 1
-            assert settled == Settled("committed", known.numbers)
-            known.messages += new
-            known.head = turn
-            known.verdicts[turn] = settled
+            known.appends(turn, request, new)
+            assert settled == known.verdicts[turn]
 
     @rule(session=which, title=st.text("ab", min_size=1, max_size=3), expected=st.none() | st.integers(1, 3))
-    def patch(self, session: tuple[str, str], title: str, expected: int | None) -> None:
+    def patch(self, session: Session, title: str, expected: int | None) -> None:
         known = self.known.get(session)
         patched = self.wait(self.store.sessions.patch(self.ref(session), {"title": title}, expected_revision=expected))
         if known is None:
@@ -202,20 +276,20 @@ class Machine(RuleBasedStateMachine):
             assert patched == Patched(known.revision)
 
     @rule(session=which)
-    def delete(self, session: tuple[str, str]) -> None:
+    def delete(self, session: Session) -> None:
         was_there = self.known.pop(session, None) is not None
         assert self.wait(self.store.sessions.delete(self.ref(session))) is was_there
         self.ended[1][session[0]] += was_there
 
     @rule(session=which)
-    def lease_ends(self, session: tuple[str, str]) -> None:
+    def lease_ends(self, session: Session) -> None:
         known = self.known.get(session)
         if known is not None and known.running:
             self.wait(self.redis.hset(self.ref(session).keys[0], "lx", "1"))
             known.lease_over = True
 
     @rule(session=which)
-    def expire(self, session: tuple[str, str]) -> None:
+    def expire(self, session: Session) -> None:
         if self.known.pop(session, None) is not None:
             ref = self.ref(session)
             self.wait(self.redis.hset(ref.keys[0], mapping={"ttl": "1", "lt": "", "lx": "0"}))
@@ -224,52 +298,59 @@ class Machine(RuleBasedStateMachine):
             self.expired.add(session)
 
     @rule(session=which)
-    def sweep(self, session: tuple[str, str]) -> None:
+    def sweep(self, session: Session) -> None:
         was_expired = session in self.expired
         assert self.wait(self.store.capacity.sweep(self.ref(session))) is (session not in self.known)
         self.swept(session)
         assert self.store.ends.count("expired") == sum(self.ended[0].values()) or not was_expired
 
-    def swept(self, session: tuple[str, str]) -> None:
+    def swept(self, session: Session) -> None:
         if session in self.expired:
             self.expired.remove(session)
             self.ended[0][session[0]] += 1
 
-    @staticmethod
-    def dead(known: Known) -> None:
-        if known.running:
-            known.verdicts[known.running] = Settled("dead", known.numbers)
-            known.running = ""
-
     @invariant()
-    def sessions_are_as_known(self) -> None:
-        for session in SESSIONS:
-            ref, known = self.ref(session), self.known.get(session)
-            snapshot = self.wait(self.store.sessions.get(ref))
-            if known is None:
-                assert snapshot == Gone()
-                continue
-            assert isinstance(snapshot, Snapshot)
-            assert (snapshot.head, snapshot.revision, snapshot.title) == (known.head, known.revision, known.title)
-            assert (snapshot.turns, snapshot.messages) == (known.turns, len(known.messages))
-            assert snapshot.running_turn_id == ("" if known.lease_over else known.running)
-            assert self.wait(self.store.turns.count(ref)) == known.numbers
-            assert self.wait(self.store.sessions.messages(ref, 0, 99)) == known.messages
-            self.wait(self.store.assert_consistent(ref))
+    def everything_is_as_known(self) -> None:
+        async def looked_at() -> None:
+            for session in SESSIONS:
+                await self.is_as_known(session)
+            for owner in ("alice", "bob"):
+                await self.numbers_are_exact(owner)
 
-    @invariant()
-    def numbers_are_exact(self) -> None:
-        for owner in ("alice", "bob"):
-            counted = self.wait(self.store.index.counts(owner))
-            living = [known for session, known in self.known.items() if session[0] == owner]
-            unswept = sum(session[0] == owner for session in self.expired)
-            assert (counted.total, counted.expired_unswept) == (len(living) + unswept, unswept)
-            assert (counted.expired, counted.deleted) == (self.ended[0][owner], self.ended[1][owner])
-            if not unswept:
-                assert counted.messages == sum(len(known.messages) for known in living)
-                assert counted.size_bytes == sum(len(one) for known in living for one in known.messages)
-            listed = self.wait(self.store.index.page(owner, None, 10))
-            assert len(listed) == counted.total
+        self.wait(looked_at())
+
+    async def is_as_known(self, session: Session) -> None:
+        ref, known = self.ref(session), self.known.get(session)
+        snapshot = await self.store.sessions.get(ref)
+        if known is None:
+            assert snapshot == Gone()
+            return
+        assert isinstance(snapshot, Snapshot)
+        assert (snapshot.head, snapshot.revision, snapshot.title) == (known.head, known.revision, known.title)
+        assert (snapshot.turns, snapshot.messages) == (known.turns, len(known.messages))
+        assert snapshot.running_turn_id == ("" if known.lease_over else known.running)
+        assert await self.store.turns.count(ref) == known.numbers
+        assert await self.store.sessions.messages(ref, 0, 99) == known.messages
+        assert await self.store.turns.fates(ref, list(known.verdicts)) == [known.fate(turn) for turn in known.verdicts]
+        await self.store.assert_consistent(ref)
+        for turn, logged in known.logs.items():
+            tail = await self.store.log.tail(ref, turn, logged.number, 0)
+            assert tail == Tail(known.fate(turn), *logged.after(0), logged.end)
+        for request in REQUESTS:
+            told = await self.store.begin(ref, new_turn_id(), request=request, expected="other")
+            assert told == (known.earlier(request) or Moved(known.head))
+
+    async def numbers_are_exact(self, owner: str) -> None:
+        counted = await self.store.index.counts(owner)
+        living = [known for session, known in self.known.items() if session[0] == owner]
+        unswept = sum(session[0] == owner for session in self.expired)
+        assert (counted.total, counted.expired_unswept) == (len(living) + unswept, unswept)
+        assert (counted.expired, counted.deleted) == (self.ended[0][owner], self.ended[1][owner])
+        if not unswept:
+            assert counted.messages == sum(len(known.messages) for known in living)
+            assert counted.size_bytes == sum(len(one) for known in living for one in known.messages)
+        listed = await self.store.index.page(owner, None, 10)
+        assert len(listed) == counted.total
 
 
 def drive(url: str, buckets: int) -> None:
