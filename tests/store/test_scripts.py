@@ -21,12 +21,23 @@ import storage.results
 from storage.connect import Deadlines
 from storage.embedded import EmbeddedValkey
 from storage.keys import new_nonce, new_turn_id
-from storage.results import LEASE_MS_MAX, Begun, Created, Removed, Renewed, Settled, StoreUnavailable
+from storage.log import Tail
+from storage.results import (
+    LEASE_MS_MAX,
+    Begun,
+    Cancelling,
+    Created,
+    Fate,
+    Removed,
+    Renewed,
+    Settled,
+    StoreUnavailable,
+)
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
 from storage.sessions import Sessions, Snapshot
-from storage.turns import Request, Rewind
+from storage.turns import Request
 from tests.instruments.child import freeze_process
-from tests.store.harness import Store, elements, real_redis, until
+from tests.store.harness import Store, elements, frames, real_redis, shown, until
 
 PACKAGE = Path(storage.__file__).parent
 FREEING = ("abort", "cancel", "commit", "delete", "delivered", "evict", "renew", "sweep", "sweep_lock", "touch")
@@ -149,47 +160,6 @@ async def test_what_a_turn_executes_does_not_grow_with_the_history(store: Store)
         seen.append(([words[0] for words in begin], [words[0] for words in commit]))
     assert seen[0] == seen[1]
     assert all(seen[0])
-
-
-@on_valkey
-@pytest.mark.anyio
-async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
-    async with executed(store) as commands:
-        creating = new_turn_id()
-        removed = await store.created(creating_turn_id=creating)
-        await store.begun(removed, creating)
-        assert await store.abort(removed, creating) == Removed()
-        ref = await store.created()
-        dead, _ = await store.begun(ref, lease_ms=1)
-        await store.until_lease_is_over(ref)
-        turn, begun = await store.begun(ref)
-        await store.renew(ref, turn)
-        await store.commit(ref, turn, begun.head, elements(2), system_json=b"x")
-        await store.sessions.get(ref)
-        await store.sessions.touch(ref)
-        await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=1)
-        await store.turns.append(
-            ref, new_turn_id(), head=turn, record=b"r", turns_max=99, request=Request("a", "key"), elements=elements(2)
-        )
-        rewinding, begun = await store.begun(ref)
-        await store.commit(ref, rewinding, begun.head, elements(1), rewind=Rewind(2, sum(map(len, elements(2))), 0))
-        deleted, evicted = await store.created(), await store.created()
-        assert await store.sessions.delete(deleted) is True
-        runner, accessed = ScriptRunner(store.redis), await store.field(evicted, "la")
-        args = (evicted.id, evicted.owner_tag, accessed)
-        assert await runner.run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]
-        await store.capacity.sweep_bucket(0, interval_ms=60_000)
-        await store.capacity.sweep(ref)
-        await store.redis.unlink(*ref.keys[:7])
-        assert await store.capacity.sweep(ref) is True
-    declared = {*ref.keys, *removed.keys, *deleted.keys, *evicted.keys, store.keyspace.index(0, "").sweep_lock}
-    assert set(ref.keys[:7]) <= {key for words in commands for key in words[1:2]}, "and every key of a session is used"
-    for name, *arguments in commands:
-        if name.upper() == "TIME":
-            continue
-        touched = arguments if name.upper() == "UNLINK" else arguments[:1]
-        assert declared.issuperset(touched), name
-    assert dead != turn
 
 
 @on_valkey
@@ -354,26 +324,39 @@ async def test_a_full_pool_was_surely_not_asked(own_valkey: EmbeddedValkey) -> N
 async def test_a_full_server_takes_nothing_new_and_lets_everything_end(own_store: Store) -> None:
     running, ending, creating_turn = await own_store.created(), await own_store.created(), new_turn_id()
     created = await own_store.created(creating_turn_id=creating_turn)
-    expired = await own_store.created()
-    turn, begun = await own_store.begun(running)
-    aborted, _ = await own_store.begun(ending)
+    expired, deleted = await own_store.created(), await own_store.created()
+    turn, begun = await own_store.begun(running, streamed=True)
+    aborted, _ = await own_store.begun(ending, streamed=True)
     await own_store.redis.unlink(expired.keys[0])
     before = await own_store.everything()
     await own_store.redis.config_set("maxmemory", "1")
 
-    with pytest.raises(StoreUnavailable) as caught:
-        await own_store.create(own_store.ref())
-    assert caught.value.outcome_unknown is False
-    with pytest.raises(StoreUnavailable) as caught:
-        await own_store.begin(created, creating_turn)
-    assert caught.value.outcome_unknown is False
+    head, request = await own_store.field(created, "head"), Request("print", "key")
+    fixed: Any = {"head": head, "record": b"", "turns_max": 9, "request": request, "elements": elements(1)}
+    for refused in (
+        own_store.create(own_store.ref()),
+        own_store.begin(created, creating_turn, streamed=True, request=request),
+        own_store.turns.append(created, new_turn_id(), **fixed),
+        own_store.sessions.patch(created, {"title": "T"}, expected_revision=None),
+    ):
+        with pytest.raises(StoreUnavailable) as caught:
+            await refused
+        assert caught.value.outcome_unknown is False
     assert await own_store.everything() == before
 
-    assert await own_store.renew(running, turn) == Renewed(cancel=False)
-    assert await own_store.commit(running, turn, begun.head, elements(600)) == Settled("committed", 1)
-    assert await own_store.abort(ending, aborted) == Settled("aborted", 1)
+    assert await own_store.renew(running, turn, shown(1, 600)) == Renewed(cancel=False)
+    assert await own_store.turns.cancel(running, turn) == Cancelling(1)
+    assert await own_store.renew(running, turn) == Renewed(cancel=True)
+    end = {"end": shown(601, 602)}
+    assert await own_store.commit(running, turn, begun.head, elements(600), **end) == Settled("committed", 1)
+    assert await own_store.turns.delivered(running, turn) is True
+    fate = Fate("committed", 1, delivered=True)
+    assert await own_store.log.tail(running, turn, 1, 0) == Tail(fate, frames(1, 602), 602, "told")
+    assert await own_store.abort(ending, aborted, end=shown(1, 2)) == Settled("aborted", 1)
+    assert (await own_store.log.tail(ending, aborted, 1, 0)).frames == frames(1, 2)
     assert await own_store.abort(created, creating_turn) == Removed()
     assert await own_store.sessions.touch(running) is True
     assert await own_store.capacity.sweep(expired) is True
+    assert await own_store.sessions.delete(deleted) is True
     assert isinstance(await own_store.sessions.get(running), Snapshot)
     await own_store.assert_consistent(running)

@@ -1,0 +1,124 @@
+"""A script touches no key that it does not declare: asked of the server, which tells every command that it executes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from storage.keys import SessionRef, new_nonce, new_turn_id
+from storage.results import Answered, Cancelling, Removed, Renewed, Running, Settled
+from storage.scripts import SCRIPTS, VERBS, ScriptRunner
+from storage.turns import Request, Rewind
+from tests.store.harness import Store, elements, shown
+
+pytestmark = pytest.mark.anyio
+
+KEYED = Request("print", "key")
+VERB_OF = {script.sha: verb for verb, script in SCRIPTS.items()}
+NO_KEYS = ("TIME",)
+KEYS_ONLY = ("UNLINK",)  # all others that scripts use take one key, first
+
+
+@dataclass
+class Run:
+    """One execution of a script: the keys that it declared, and the commands that it executed, as words."""
+
+    verb: str
+    declared: set[str]
+    commands: list[list[str]] = field(default_factory=list)
+
+    def touched(self) -> set[str]:
+        found: set[str] = set()
+        for name, *arguments in self.commands:
+            if name.upper() not in NO_KEYS:
+                found.update(arguments if name.upper() in KEYS_ONLY else arguments[:1])
+        return found
+
+
+@asynccontextmanager
+async def recorded(store: Store) -> AsyncIterator[list[Run]]:
+    """Every script that is executed meanwhile; the server tells a script's call before its commands."""
+    for script in SCRIPTS.values():
+        await store.redis.script_load(script.source)
+    runs: list[Run] = []
+    async with store.redis.monitor() as monitor:
+        yield runs
+        marker = new_nonce()
+        await store.redis.echo(marker)
+        while marker not in (line := await monitor.next_command())["command"]:
+            name, *arguments = line["command"].split(" ")
+            if line["client_type"] == "lua":
+                runs[-1].commands.append([name, *arguments])
+            elif name.upper() == "EVALSHA":
+                sha, count = arguments[:2]
+                runs.append(Run(VERB_OF[sha], set(arguments[2 : 2 + int(count)])))
+
+
+async def streamed_turns(store: Store, ref: SessionRef) -> None:
+    """Begun, followed, cancelled and ended in every way, with a key and without."""
+    dead, _ = await store.begun(ref, streamed=True, request=KEYED, lease_ms=1)
+    await store.renew(ref, dead, shown(1, 2), lease_ms=1)
+    await store.until_lease_is_over(ref)
+    turn, begun = await store.begun(ref, streamed=True, request=KEYED)
+    assert begun.dead_turn_id == dead
+    assert await store.begin(ref, new_turn_id(), request=KEYED) == Running(turn, 2)
+    await store.renew(ref, turn, shown(1, 2))
+    assert await store.turns.cancel(ref, turn) == Cancelling(2)
+    assert await store.renew(ref, turn) == Renewed(cancel=True)
+    assert await store.commit(ref, turn, begun.head, elements(2), system_json=b"x", end=shown(3, 4)) == Settled(
+        "committed", 2
+    )
+    assert await store.turns.delivered(ref, turn) is True
+    assert await store.begin(ref, new_turn_id(), request=KEYED) == Answered(turn, 2)
+    aborted, _ = await store.begun(ref, streamed=True)
+    assert await store.abort(ref, aborted, end=shown(1, 1)) == Settled("aborted", 3)
+    await store.settled(ref, "dead")
+
+
+async def a_life(store: Store) -> SessionRef:
+    """A session from its creation to its end, by way of every verb that changes or reads one."""
+    ref = await store.created()
+    await streamed_turns(store, ref)
+    await store.sessions.get(ref)
+    await store.sessions.touch(ref)
+    await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=None)
+    await store.begun(ref, streamed=True, lease_ms=1)
+    await store.until_lease_is_over(ref)
+    head, request = await store.field(ref, "head"), Request("append", "another")
+    appended = await store.turns.append(
+        ref, new_turn_id(), head=head, record=b"r", turns_max=99, request=request, elements=elements(2)
+    )
+    assert isinstance(appended, Settled)
+    rewinding, begun = await store.begun(ref)
+    await store.commit(ref, rewinding, begun.head, elements(1), rewind=Rewind(2, sum(map(len, elements(2))), 0))
+    await store.capacity.sweep(ref)
+    await store.redis.unlink(*ref.keys[:7])
+    assert await store.capacity.sweep(ref) is True
+    return ref
+
+
+async def early_ends(store: Store) -> None:
+    """Sessions that end by an abort, by hand and for want of room, with a log each."""
+    creating = new_turn_id()
+    removed = await store.created(creating_turn_id=creating)
+    await store.begun(removed, creating, streamed=True)
+    await store.renew(removed, creating, shown(1, 2))
+    assert await store.abort(removed, creating) == Removed()
+    deleted, evicted = await store.created(), await store.created()
+    assert await store.sessions.delete(deleted) is True
+    args = (evicted.id, evicted.owner_tag, await store.field(evicted, "la"))
+    assert await ScriptRunner(store.redis).run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]
+    assert await store.capacity.sweep_bucket(0, interval_ms=60_000) is not None
+
+
+@pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
+async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
+    async with recorded(store) as runs:
+        ref = await a_life(store)
+        await early_ends(store)
+    assert {run.verb for run in runs} == set(VERBS), "every script was executed"
+    for run in runs:
+        assert run.commands, f"{run.verb} executed something"
+        assert run.touched() <= run.declared, run.verb
+    assert set(ref.keys) <= set[str]().union(*(run.touched() for run in runs)), "and every key of a session is used"
