@@ -23,6 +23,23 @@ def test_a_named_id_never_changes() -> None:
     assert KEYSPACE.fingerprint() == "boopdq4tovmb4jpe"
 
 
+def test_a_creation_under_a_key_has_an_id_of_its_own_that_never_changes() -> None:
+    """Literal on purpose: a repetition that reaches a newer replica must find the session."""
+    assert KEYSPACE.keyed("alice", "turn", "k") == "sess_37qtnsmphzriay33d2fcnagpa4o4"
+    ids = [
+        KEYSPACE.keyed("alice", "turn", "k"),
+        KEYSPACE.keyed("alice", "session", "k"),
+        KEYSPACE.keyed("alice", "turn", "other"),
+        KEYSPACE.keyed("bob", "turn", "k"),
+        KEYSPACE.keyed("alic", "eturn", "k"),
+        KEYSPACE.keyed("alice", "tur", "nk"),
+        KEYSPACE.named("alice", "k"),
+        Keyspace("baton", 64, b"another secret 16").keyed("alice", "turn", "k"),
+    ]
+    assert len(set(ids)) == len(ids)
+    assert all(KEYSPACE.is_session_id(session_id) for session_id in ids)
+
+
 def test_another_secret_gives_other_ids_and_another_fingerprint() -> None:
     for secret in (b"another secret 16", b"x" * 100, b"x" * 101):
         other = Keyspace("baton", 64, secret)
