@@ -431,15 +431,21 @@ async def test_a_second_turn_may_be_refused(one: Caller, two: Caller, simulator:
 
 # Claude fails.
 
+# Each for all attempts that Baton makes: one that fails in the read that it began in has shown nothing, and is retried.
 FAILURES: list[tuple[str, dict[str, Any], int, str]] = [
     ("overloaded", {"times": 3}, 503, "upstream_overloaded"),
     ("error", {"times": 3}, 503, "upstream_unavailable"),
     ("garbage", {"times": 3}, 502, "upstream_nonsense"),
     ("rate_limit", {"retry_after_s": 30}, 429, "upstream_rate_limited"),
-    ("error_mid_stream", {"after_deltas": 2}, 503, "upstream_overloaded"),
-    ("error_mid_stream", {"after_deltas": 2, "error_type": "invalid_request_error"}, 400, "upstream_invalid_request"),
-    ("clean_end", {"after_deltas": 2}, 502, "upstream_nonsense"),
-    ("cut", {"after_deltas": 2}, 503, "upstream_unavailable"),
+    ("error_mid_stream", {"times": 3, "after_deltas": 2}, 503, "upstream_overloaded"),
+    (
+        "error_mid_stream",
+        {"times": 3, "after_deltas": 2, "error_type": "invalid_request_error"},
+        400,
+        "upstream_invalid_request",
+    ),
+    ("clean_end", {"times": 3, "after_deltas": 2}, 502, "upstream_nonsense"),
+    ("cut", {"times": 3, "after_deltas": 2}, 503, "upstream_unavailable"),
 ]
 
 
