@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-STARTUP_TIMEOUT_S = 20.0
+STARTUP_TIMEOUT_S = 40.0
 EXIT_TIMEOUT_S = 10.0
 POLL_INTERVAL_S = 0.01
 
