@@ -19,6 +19,7 @@ from storage.results import (
     Moved,
     Running,
     Settled,
+    TurnsFull,
 )
 from storage.turns import Request
 from tests.store.harness import PLAIN, Store, elements
@@ -372,3 +373,11 @@ async def test_an_append_never_takes_a_running_turn_for_an_answer(store: Store) 
     assert isinstance(busy, Busy)
     assert busy.turn_id == turn
     assert await store.everything() == before
+
+
+async def test_a_turn_may_be_replaced_where_no_further_one_may_come(store: Store) -> None:
+    ref = await store.created(max_turns=1)
+    only = await store.committed(ref, elements(2))
+    assert await store.begin(ref, new_turn_id()) == TurnsFull()
+    replacing = Request("print", replaces=only)
+    assert isinstance(await store.begin(ref, new_turn_id(), request=replacing, expected=only), Begun)

@@ -96,6 +96,7 @@ NEVER_SENT = StoreUnavailable("ConnectionError", outcome_unknown=False)
         (LOST, LOST, "session_save_unknown", ["commit", "abort"]),
         (NEVER_SENT, NEVER_SENT, "session_not_saved", ["commit", "abort"]),
         (LOST, Gone(), "session_not_found", ["commit", "abort"]),
+        (LOST, Settled("dead", 1), "turn_superseded", ["commit", "abort"]),
         (Settled("dead", 1), ABORTED, "turn_superseded", ["commit"]),
         (Gone(), ABORTED, "session_not_found", ["commit"]),
         (Corrupt(), ABORTED, "session_corrupt", ["commit", "abort"]),
