@@ -56,16 +56,19 @@ class ChatCompletions:
             aliases=settings.model_aliases,
             max_tokens_default=settings.max_tokens_default,
         )
+        key = idempotency.key_of(scope)
         address = addressing.of_request(
             self._parts.store.sessions.keyspace,
             access.principal(),
             in_body=request.session,
             in_header=header(scope, b"x-session-id"),
             mode=header(scope, b"x-session-mode"),
-            idempotency_key=idempotency.key_of(scope),
+            idempotency_key=key,
         )
-        exchange = self._exchange(scope, request, address, body)
-        if ignored := _ignored(scope, request, address):
+        exchange = self._exchange(scope, request, address, body, key)
+        # Without a session nothing is kept that could be told again.
+        unkept = ["Idempotency-Key"] if key is not None and address is None else []
+        if ignored := unkept + request.ignored:
             exchange.headers["x-baton-ignored"] = ", ".join(ignored)
         self._parts.exchanges.start(exchange)
         try:
@@ -76,7 +79,9 @@ class ChatCompletions:
         finally:
             exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
-    def _exchange(self, scope: Scope, request: chat.ChatRequest, address: Address | None, body: Any) -> Exchange:
+    def _exchange(
+        self, scope: Scope, request: chat.ChatRequest, address: Address | None, body: Any, key: str | None
+    ) -> Exchange:
         parts = self._parts
         expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
         if expected and (address is None or address.mode == "create"):
@@ -85,8 +90,7 @@ class ChatCompletions:
         on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
         given = header(scope, b"x-session-on-disconnect")
         # Who gives a request a key means to come back for its answer.
-        kept = address is not None and idempotency.key_of(scope) is not None
-        default: OnDisconnect = "continue" if kept else parts.settings.on_disconnect
+        default: OnDisconnect = parts.settings.on_disconnect if key is None else "continue"
         on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
         render = partial(
             chat_out.rendering, session=address.public if address else None, include_usage=request.include_usage
@@ -102,7 +106,7 @@ class ChatCompletions:
             )
         parts.watch.require()
         same = idempotency.request_of(
-            scope, principal=access.principal(), dialect="chat", session_id=address.ref.id, body=body
+            scope, key, principal=access.principal(), dialect="chat", session_id=address.ref.id, body=body
         )
         return Turn(
             parts.claude,
@@ -113,7 +117,7 @@ class ChatCompletions:
                 same,
                 on_conflict,
                 expected,
-                connection_of(scope) if idempotency.comes_again(scope) else lambda: True,
+                connection_of(scope) if idempotency.comes_again(scope, key) else lambda: True,
             ),
             ask=request.ask,
             dialect="chat",
@@ -162,9 +166,3 @@ def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
         case "delta":
             return False
     raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")
-
-
-def _ignored(scope: Scope, request: chat.ChatRequest, address: Address | None) -> list[str]:
-    """What was left out of the request and is worth telling."""
-    keyed = address is None and idempotency.key_of(scope) is not None  # nothing is kept that could be told again
-    return (["Idempotency-Key"] if keyed else []) + request.ignored

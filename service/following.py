@@ -1,8 +1,9 @@
 """An answer as its first caller is shown it, for somebody who comes back or late: read from the session's log.
 
 The log is polled. Its last entry is written by the script that gives the turn its verdict, so its end is the turn's. A
-turn whose replica has vanished writes no end by itself: after a silence longer than any renewal lets pass, the follower
-asks for it as a finder does, and only the verdict that comes of it is told. Nobody concludes death from a clock.
+turn whose replica has vanished writes no end by itself: every two seconds of silence the follower asks as a finder
+does, which the store answers with nothing while the lease holds, and with the verdict `dead` after it. Only that is
+told. Nobody concludes death from a clock.
 """
 
 import asyncio

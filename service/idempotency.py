@@ -38,20 +38,22 @@ def key_of(scope: Scope) -> str | None:
     return key
 
 
-def request_of(scope: Scope, *, principal: str, dialect: str, session_id: str, body: Mapping[str, Any]) -> Request:
+def request_of(
+    scope: Scope, key: str | None, *, principal: str, dialect: str, session_id: str, body: Mapping[str, Any]
+) -> Request:
     """The request as the store knows it again.
 
     Args:
         scope: for its headers.
+        key: as `key_of` told.
         principal: who asks.
         dialect: in which form, or which native verb.
         session_id: the issued id.
         body: as it came, parsed.
 
     Raises:
-        BatonError: invalid_value, for a key that cannot be one.
+        BatonError: invalid_value, for a body that cannot be written again.
     """
-    key = key_of(scope)
     return Request(
         fingerprint=_digest(principal.encode(), dialect.encode(), session_id.encode(), canonical(body)),
         key=_digest(principal.encode(), key.encode()) if key is not None else "",
@@ -77,9 +79,9 @@ def canonical(body: Mapping[str, Any]) -> bytes:
         raise BatonError("invalid_value", "The body is nested too deeply.") from None
 
 
-def comes_again(scope: Scope) -> bool:
+def comes_again(scope: Scope, key: str | None) -> bool:
     """Whether the request is of a client that sends it again by itself, and cannot be known by a key when it does."""
-    return key_of(scope) is None and header(scope, b"x-stainless-retry-count") is not None
+    return key is None and header(scope, b"x-stainless-retry-count") is not None
 
 
 def _was_sent_before(scope: Scope) -> bool:

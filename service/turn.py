@@ -118,8 +118,10 @@ class Turn(Exchange):
         self._framing = framing
         self._resent = resent
         self._started = datetime.now(UTC)
+        self.created_s = int(self._started.timestamp())  # what the record tells, so that a replay says the same
         self._turn_id = self.id  # ours; `id` is what the caller is told, an earlier turn's if the request is that
         self._ordinal = 0  # of the last frame shown
+        self._held: list[bytes] | None = None
         self._new: list[bytes] = []
         self._rewind: Rewind | None = None
         self._begun: Begun | None = None
@@ -283,13 +285,19 @@ class Turn(Exchange):
 
     def _last_frames(self) -> bytes:
         """The frames that say that the answer is complete; of a followed turn they have been shown."""
-        return self._numbered(self.rendering.frames(self.answer.held))[0]
+        return self._numbered(self._held_frames())[0]
+
+    def _held_frames(self) -> list[bytes]:
+        """Rendered once: they go to the log with the commit, and to the caller after it."""
+        if self._held is None:
+            self._held = self.rendering.frames(self.answer.held)
+        return self._held
 
     def _told(self, failure: BatonError | None) -> Shown:
         """How a streamed turn ends, for the log: with Claude's end, or with this error."""
         if not self._streamed:
             return NOTHING_SHOWN
-        frames = self.rendering.frames(self.answer.held) if failure is None else [self.rendering.failed(failure)]
+        frames = self._held_frames() if failure is None else [self.rendering.failed(failure)]
         return self._lease.unlogged(*self._numbered(frames))
 
     # Settling: exactly one verdict, then the caller is told.
@@ -298,9 +306,8 @@ class Turn(Exchange):
         try:
             return await self._verdict(failure)
         except Exception:
-            await self._settlement.abort(
-                internal_error()
-            )  # a fault of ours must not leave the session busy until the lease ends
+            # A fault of ours must not leave the session busy until the lease ends.
+            await self._settlement.abort(internal_error())
             raise
         finally:
             self._lease.stop()

@@ -75,7 +75,7 @@ class Log:
             # Removed and made anew: the log's numbers are those of other turns. (One that expired left its log behind.)
             return Tail(None, b"", after, "gone")
         frames, ordinal, gap = _frames(entries, after)
-        # The newest entry may have been written since the others were read: then it is not their end.
+        # There may be more entries than are read at once: then the newest is not the end of these.
         read_to = _ordinal(entries[-1]) if entries else after
         end: End | None = None
         if gap:

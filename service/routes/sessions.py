@@ -182,7 +182,12 @@ class SessionRoutes:
         raw = await self._body(request)
         messages = session_fields.messages(raw)
         same = idempotency.request_of(
-            request.scope, principal=access.principal(), dialect="append", session_id=ref.id, body=raw
+            request.scope,
+            idempotency.key_of(request.scope),
+            principal=access.principal(),
+            dialect="append",
+            session_id=ref.id,
+            body=raw,
         )
         appended = await self.appending.append(ref, messages, policy, request=same, expected=expected)
         body = {
