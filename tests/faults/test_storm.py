@@ -42,7 +42,8 @@ async def blown(directory: Path, plan: Plan) -> tuple[Storm, list[Received], dic
 
 async def test_storm_of_killed_and_frozen_replicas_loses_and_doubles_nothing(tmp_path: Path) -> None:
     turns = int(os.environ.get("STORM_TURNS") or 200)
-    storm, _, records = await blown(tmp_path, Plan(turns, SEED, kills=turns // 250, freezes=turns // 125))
+    plan = Plan(turns, SEED, kills=max(2, turns // 250), freezes=max(4, turns // 125))
+    storm, _, records = await blown(tmp_path, plan)
     assert storm.log.outcomes()["complete"] > len(storm.log.turns) / 2
     assert storm.log.lost_replies >= 3
     assert any(record.state == "dead" for session in records.values() for record in session)
