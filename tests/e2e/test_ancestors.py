@@ -10,12 +10,12 @@ from typing import Any
 
 import openai
 import pytest
-import redis.asyncio
 from openai import AsyncOpenAI
 
 from service import __version__
 from tests.e2e.caller import CHAT, Caller
 from tests.e2e.test_bad_input import raw
+from tests.e2e.unchanged import unchanged
 from tests.instruments.processes import Fleet, Simulator
 
 pytestmark = pytest.mark.anyio
@@ -26,12 +26,6 @@ HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
 
 def error(message: str, param: str | None, code: str, kind: str = "invalid_request_error") -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
-
-
-async def state(fleet: Fleet) -> Any:
-    """What is stored, by name, and how often Claude was asked."""
-    async with redis.asyncio.from_url(fleet.valkey.url) as store:
-        return set(await store.keys("*")), await fleet.simulator.stats()
 
 
 # What there is.
@@ -180,14 +174,13 @@ async def test_what_cannot_be_asked_is_refused_by_name_and_nothing_comes_of_it(
 
     With and without a session: an ancestor stored the request before it looked at it.
     """
-    before = await state(fleet)
-    for number, (fields, message, param, code) in enumerate(WRONG):
-        caller = (one, two)[number % 2]
-        for session in ({}, {"session_id": name}):
-            body = {"messages": HELLO, **session, **fields}
-            answer = await caller.request("POST", CHAT, json=body)
-            assert (answer.status, answer.json) == (400, error(message, param, code)), fields
-    assert await state(fleet) == before
+    async with unchanged(fleet):
+        for number, (fields, message, param, code) in enumerate(WRONG):
+            caller = (one, two)[number % 2]
+            for session in ({}, {"session_id": name}):
+                body = {"messages": HELLO, **session, **fields}
+                answer = await caller.request("POST", CHAT, json=body)
+                assert (answer.status, answer.json) == (400, error(message, param, code)), fields
 
 
 async def test_the_sdk_is_told_what_is_wrong(sdks: list[AsyncOpenAI]) -> None:
@@ -225,18 +218,17 @@ async def test_a_body_that_is_not_json_is_the_callers_fault(one: Caller, two: Ca
 
 
 async def test_a_body_over_the_limit_is_413_declared_or_not(one: Caller, two: Caller, fleet: Fleet) -> None:
-    before = await state(fleet)
-    limit = 33_554_432
-    told = error(f"The body may have at most {limit} bytes (BATON_BODY_BYTES_MAX).", None, "request_too_large")
-    declared = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {limit + 1}\r\n\r\n".encode()
-    for caller in (one, two):
-        status, _, body = await raw(caller.url, declared)
-        assert (status, json.loads(body)) == (413, told)
+    async with unchanged(fleet):
+        limit = 33_554_432
+        told = error(f"The body may have at most {limit} bytes (BATON_BODY_BYTES_MAX).", None, "request_too_large")
+        declared = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {limit + 1}\r\n\r\n".encode()
+        for caller in (one, two):
+            status, _, body = await raw(caller.url, declared)
+            assert (status, json.loads(body)) == (413, told)
 
-        async def parts() -> AsyncIterator[bytes]:
-            for _ in range(limit // 1_048_576 + 1):
-                yield b" " * 1_048_576
+            async def parts() -> AsyncIterator[bytes]:
+                for _ in range(limit // 1_048_576 + 1):
+                    yield b" " * 1_048_576
 
-        undeclared = await caller.request("POST", CHAT, data=parts())
-        assert (undeclared.status, undeclared.json) == (413, told)
-    assert await state(fleet) == before
+            undeclared = await caller.request("POST", CHAT, data=parts())
+            assert (undeclared.status, undeclared.json) == (413, told)

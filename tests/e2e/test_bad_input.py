@@ -7,9 +7,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-import redis.asyncio
 
 from tests.e2e.caller import CHAT, Caller
+from tests.e2e.unchanged import unchanged
 from tests.instruments.processes import Fleet, Replica
 
 pytestmark = pytest.mark.anyio
@@ -21,10 +21,8 @@ TIMEOUT_S = 10.0
 @pytest.fixture(autouse=True)
 async def nothing_happens(fleet: Fleet, hasty: Replica) -> AsyncIterator[None]:
     """No test of this file stores anything or asks Claude anything."""
-    async with redis.asyncio.from_url(fleet.valkey.url) as store:
-        before = set(await store.keys("*")), await fleet.simulator.stats()
+    async with unchanged(fleet):
         yield
-        assert (set(await store.keys("*")), await fleet.simulator.stats()) == before
 
 
 async def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -12,6 +12,7 @@ from openai import AsyncOpenAI
 
 from storage.keys import Keyspace
 from tests.e2e.caller import CHAT, Answer, Caller, chunks_of, eventually, text_of
+from tests.e2e.unchanged import unchanged
 from tests.instruments.processes import SECRET, Fleet, Simulator
 
 pytestmark = pytest.mark.anyio
@@ -21,11 +22,6 @@ TURN = re.compile(r"turn_[a-z2-7]{26}")
 UNKNOWN = "sess_00" + "a" * 26
 REJECT = {"X-Session-On-Conflict": "reject"}
 MODEL = "claude-sonnet-5-5"
-
-
-async def keys_of(fleet: Fleet) -> set[bytes | str]:
-    async with redis.asyncio.from_url(fleet.valkey.url) as store:
-        return set(await store.keys("*"))
 
 
 async def turn_records(fleet: Fleet, session_id: str) -> list[dict[str, Any]]:
@@ -116,44 +112,43 @@ async def test_body_and_header_may_agree(one: Caller, name: str) -> None:
 async def test_sessions_that_cannot_be(
     fleet: Fleet, one: Caller, in_body: Any, headers: dict[str, str], status: int, code: str
 ) -> None:
-    before = await keys_of(fleet), await fleet.simulator.stats()
-    for stream in (False, True):
-        answer = await one.chat("Hi", in_body, headers=headers, stream=stream)
-        assert (answer.status, answer.code) == (status, code)
-        assert answer.headers["x-should-retry"] == "false"
-    assert (await keys_of(fleet), await fleet.simulator.stats()) == before
+    async with unchanged(fleet):
+        for stream in (False, True):
+            answer = await one.chat("Hi", in_body, headers=headers, stream=stream)
+            assert (answer.status, answer.code) == (status, code)
+            assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_what_is_no_models_name_leaves_nothing_behind(fleet: Fleet, one: Caller, name: str) -> None:
     await one.chat("My name is Ada.", name)
-    before = await one.session(name), await keys_of(fleet), await fleet.simulator.stats()
-    for model in ("m" * 201, "m" * 500_000, "", "a b"):
-        body = {"messages": [{"role": "user", "content": "Hi"}], "session_id": name, "model": model}
-        answer = await one.request("POST", CHAT, json=body)
-        assert (answer.status, answer.code, answer.json["error"]["param"]) == (400, "invalid_value", "model")
-    found = await one.session(name)
-    seen = {key: found[key] for key in ("last_accessed_at", "expires_at")}
-    assert (found, await keys_of(fleet), await fleet.simulator.stats()) == (before[0] | seen, *before[1:])
+    before = await one.session(name)
+    async with unchanged(fleet):
+        for model in ("m" * 201, "m" * 500_000, "", "a b"):
+            body = {"messages": [{"role": "user", "content": "Hi"}], "session_id": name, "model": model}
+            answer = await one.request("POST", CHAT, json=body)
+            assert (answer.status, answer.code, answer.json["error"]["param"]) == (400, "invalid_value", "model")
+        found = await one.session(name)
+    assert found == before | {key: found[key] for key in ("last_accessed_at", "expires_at")}
 
 
 async def test_null_is_absent(fleet: Fleet, one: Caller) -> None:
-    before = await keys_of(fleet)
-    answer = await one.request("POST", CHAT, json={"messages": [{"role": "user", "content": "Hi"}], "session_id": None})
-    assert answer.status == 200
-    assert await keys_of(fleet) == before
+    async with unchanged(fleet, claude=False):
+        answer = await one.request(
+            "POST", CHAT, json={"messages": [{"role": "user", "content": "Hi"}], "session_id": None}
+        )
+        assert answer.status == 200
 
 
 async def test_without_a_session_nothing_is_stored_and_nothing_said_about_one(fleet: Fleet, one: Caller) -> None:
-    before = await keys_of(fleet)
-    answer = await one.chat("Hi")
-    assert "session_id" not in answer.json
-    async with one.stream("Hi") as stream:
-        chunks = chunks_of(await stream.rest())
-    assert not any("session_id" in chunk for chunk in chunks)
-    for headers in (answer.headers, stream.headers):
-        assert "x-request-id" in headers
-        assert not {"x-session-id", "x-session-state", "x-turn-id"} & {key.lower() for key in headers}
-    assert await keys_of(fleet) == before
+    async with unchanged(fleet, claude=False):
+        answer = await one.chat("Hi")
+        assert "session_id" not in answer.json
+        async with one.stream("Hi") as stream:
+            chunks = chunks_of(await stream.rest())
+        assert not any("session_id" in chunk for chunk in chunks)
+        for headers in (answer.headers, stream.headers):
+            assert "x-request-id" in headers
+            assert not {"x-session-id", "x-session-state", "x-turn-id"} & {key.lower() for key in headers}
     (request,) = await fleet.simulator.requests(limit=1)
     assert "cache_control" not in request["body"]
 
