@@ -22,7 +22,8 @@ from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
 from service.cursor import Cursors
 from service.delivery import Deliveries
-from service.endpoint import ChatCompletions, Parts
+from service.dialect import Dialect, offered
+from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
 from service.models import Models
 from service.openapi import document
@@ -114,7 +115,8 @@ def build(
         await claude.aclose()
         await redis.aclose()
 
-    routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica, exchanges))
+    dialects = offered(settings)
+    routes = _routes(parts, dialects, ops, *_session_routes(settings, store, secret, replica, exchanges, dialects))
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
@@ -171,7 +173,12 @@ def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
 
 
 def _session_routes(
-    settings: Settings, store: _Store, secret: str, replica: str, exchanges: Exchanges
+    settings: Settings,
+    store: _Store,
+    secret: str,
+    replica: str,
+    exchanges: Exchanges,
+    dialects: dict[str, Dialect],
 ) -> tuple[SessionRoutes, TurnRoutes]:
     appending = Appending(
         store.sessions,
@@ -185,6 +192,7 @@ def _session_routes(
         store.sessions,
         store.turns,
         store.log,
+        dialects,
         exchanges,
         followers_max=settings.turns_running_max,
         status_wait_s=settings.status_wait_s,
@@ -192,10 +200,13 @@ def _session_routes(
     return routes, turns
 
 
-def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes) -> list[Route]:
+def _routes(
+    parts: Parts, dialects: dict[str, Dialect], ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes
+) -> list[Route]:
     admit = parts.watch.require
     return [
-        Route("/v1/chat/completions", ChatCompletions(parts), methods=["POST"]),
+        Route("/v1/chat/completions", TurnEndpoint(parts, dialects["chat"]), methods=["POST"]),
+        Route("/v1/messages", MessagesEndpoint(parts, dialects["messages"]), methods=["POST"]),
         *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
         *resource("/v1/sessions/stats", admit, GET=sessions.stats),
         *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),

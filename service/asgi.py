@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
-from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
+from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic_path, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
 
@@ -42,6 +42,12 @@ def header(scope: Scope, name: bytes) -> str | None:
         shown = name.decode("latin-1")
         raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
     return str(values.pop(), "latin-1") if values else None
+
+
+def header_list(scope: Scope, name: bytes) -> str | None:
+    """A header that is a list: its values, of however many lines, as one; None without any."""
+    lines = [value for key, value in scope["headers"] if key == name]
+    return str(b",".join(lines), "latin-1") if lines else None
 
 
 def new_request_id() -> str:
@@ -329,4 +335,5 @@ def _as_told(error: Exception) -> BatonError:
 async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str, *, is_end: bool = True) -> None:
     anthropic = is_anthropic_path(scope["path"])
     body = anthropic_error(error, request_id) if anthropic else openai_error(error)
-    await send_json(send, body, status=error.status, headers=error.response_headers(), is_end=is_end)
+    status = anthropic_status(error) if anthropic else error.status
+    await send_json(send, body, status=status, headers=error.response_headers(), is_end=is_end)

@@ -1,7 +1,8 @@
 """Claude, as Baton sees it: one call that streams, and the retries. `claude_transport` carries it.
 
 One call streams: the request goes out as bytes, the answer comes back as batches of raw events, parsed once and kept
-whole. Answers to callers who do not stream are assembled from the same events, so there is one way to talk to Claude.
+whole. Answers of turns are assembled from the same events, whether their callers stream or not. A request that is only
+passed on, and asks for no stream, gets its answer as the bytes that Claude sent.
 
 Retries are ours, the SDK's are off: the SDK would wait as long as a ``retry-after`` says and hide it. A request is sent
 again only while nothing of its answer was shown, at most ``ATTEMPTS`` times, within the exchange's deadline, and only
@@ -15,12 +16,14 @@ stands for a status, and is sent again where that status would be.
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Any, Final, cast
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from types import MappingProxyType
+from typing import Any, Final, TypeVar, cast
 
 import anthropic
 import httpx2
+import orjson
 
 from service import telemetry
 from service.claude_transport import DirectTransport, Stream
@@ -32,6 +35,9 @@ ATTEMPTS: Final = 3
 _RETRY_WAIT_S_MAX: Final = 5.0
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _LAST: Final = ("message_stop", "error")
+_ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+_NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_Part = TypeVar("_Part")
 
 
 class Claude:
@@ -68,8 +74,12 @@ class Claude:
         await self._transport.aclose()
         await self._sdk.close()
 
-    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+    async def stream(self, body: bytes, headers: Mapping[str, str] = _NONE) -> AsyncGenerator[list[Event], None]:
         """Sends a Messages request (JSON with ``"stream": true``) and yields its events as they arrive together.
+
+        Args:
+            body: the request.
+            headers: in the place of the SDK's own.
 
         Yields:
             Non-empty batches; never a ``ping``. The last event of all is ``message_stop``.
@@ -80,44 +90,52 @@ class Claude:
 
         Cancellation: closes the connection, which makes Claude stop.
         """
-        for attempt in range(1, ATTEMPTS + 1):
-            shown = False
-            try:
-                async with aclosing(self._attempt(body)) as batches:
-                    async for batch in batches:
-                        shown = True
-                        yield batch
-                return
-            except _Failure as failure:
-                if shown or not failure.retry or attempt == ATTEMPTS or failure.wait_s(attempt) > _RETRY_WAIT_S_MAX:
-                    raise failure.error from failure.__cause__
-                telemetry.UPSTREAM_RETRIES.inc()
-                telemetry.log.info("upstream_retry", attempt=attempt, code=failure.error.code)
-                await asyncio.sleep(failure.wait_s(attempt))
+        async with aclosing(_tried(lambda: self._events(body, headers))) as batches:
+            async for batch in batches:
+                yield batch
 
-    async def _attempt(self, body: bytes) -> AsyncGenerator[list[Event], None]:
-        """One request. Raises `_Failure` only."""
+    async def whole(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """Sends a request and returns the JSON that answers it, as it came.
+
+        Args:
+            path: of the API.
+            body: the request, which asks for no stream.
+            headers: in the place of the SDK's own.
+
+        Raises:
+            BatonError: as `stream`.
+        """
+        async with aclosing(_tried(lambda: self._json(path, body, headers))) as answers:
+            return await anext(answers)
+
+    async def _send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Stream:
+        """The answer's beginning. Raises `_Failure` only."""
         try:
             response = await self._sdk.post(
-                "/v1/messages",
+                path,
                 cast_to=object,
                 content=body,
+                options={"headers": dict(headers)},
                 stream=True,
                 stream_cls=anthropic.AsyncStream[Any],
             )
         except anthropic.AnthropicError as error:
             raise _failure(error) from error
+        return cast(Stream, response)
+
+    async def _events(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
+        """One request for a stream. Raises `_Failure` only."""
+        stream = await self._send("/v1/messages", body, headers)
         reader = EventReader()
         begun = False
-        stream = cast(Stream, response)
-        try:
+        with _broken(stream):
             if stream.content_type != "text/event-stream":
                 raise BatonError("upstream_nonsense", "Claude's answer is not an event stream.")
             async with aclosing(stream.chunks()) as chunks:
                 async for chunk in chunks:
                     batch = [event for event in reader.feed(chunk) if event.type != "ping"]
                     last = next((at for at, event in enumerate(batch) if event.type in _LAST), None)
-                    failed = batch[last].data if last is not None and batch[last].type == "error" else None
+                    failed = batch[last] if last is not None and batch[last].type == "error" else None
                     if failed is not None and not begun:
                         raise _stream_failure(failed)  # nothing was shown: it may be tried again
                     if shown := batch[: last if failed is not None or last is None else last + 1]:
@@ -129,15 +147,20 @@ class Claude:
                         stream.finish()
                         return
             raise BatonError("upstream_nonsense", "Claude's answer stopped before its end.")
-        except BatonError as error:
-            raise _Failure(error, retry=True) from error.__cause__
-        except anthropic.APITimeoutError as error:
-            raise _Failure(BatonError("upstream_timeout", "Claude fell silent."), retry=False) from error
-        except anthropic.APIConnectionError as error:
-            broke = BatonError("upstream_unavailable", "The connection to Claude broke before the answer's end.")
-            raise _Failure(broke, retry=True) from error
-        finally:
-            stream.close()
+
+    async def _json(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[bytes, None]:
+        """One request for a JSON body. Raises `_Failure` only."""
+        stream = await self._send(path, body, headers)
+        with _broken(stream):
+            if stream.content_type != "application/json":
+                raise BatonError("upstream_nonsense", "Claude's answer is not JSON.")
+            answer = bytearray()
+            async with aclosing(stream.chunks()) as chunks:
+                async for chunk in chunks:
+                    answer += chunk
+                    if len(answer) > _ANSWER_BYTES_MAX:
+                        raise BatonError("upstream_nonsense", "Claude's answer has no end.")
+            yield bytes(answer)
 
     async def models(self) -> list[dict[str, Any]]:
         """What the Models API lists, newest first, as it answers it."""
@@ -146,6 +169,40 @@ class Claude:
         except anthropic.AnthropicError as error:
             raise _failure(error).error from error
         return [model.to_dict() for model in page.data]
+
+
+async def _tried(attempt: Callable[[], AsyncGenerator[_Part, None]]) -> AsyncGenerator[_Part, None]:
+    """What an attempt yields; another one is made while nothing was, and where that makes sense."""
+    for number in range(1, ATTEMPTS + 1):
+        shown = False
+        try:
+            async with aclosing(attempt()) as parts:
+                async for part in parts:
+                    shown = True
+                    yield part
+            return
+        except _Failure as failure:
+            if shown or not failure.retry or number == ATTEMPTS or failure.wait_s(number) > _RETRY_WAIT_S_MAX:
+                raise failure.error from failure.__cause__
+            telemetry.UPSTREAM_RETRIES.inc()
+            telemetry.log.info("upstream_retry", attempt=number, code=failure.error.code)
+            await asyncio.sleep(failure.wait_s(number))
+
+
+@contextmanager
+def _broken(stream: Stream) -> Iterator[None]:
+    """Reading an answer: what goes wrong is a `_Failure`, and the connection is closed unless the end was read."""
+    try:
+        yield
+    except BatonError as error:
+        raise _Failure(error, retry=True) from error.__cause__
+    except anthropic.APITimeoutError as error:
+        raise _Failure(BatonError("upstream_timeout", "Claude fell silent."), retry=False) from error
+    except anthropic.APIConnectionError as error:
+        broke = BatonError("upstream_unavailable", "The connection to Claude broke before the answer's end.")
+        raise _Failure(broke, retry=True) from error
+    finally:
+        stream.close()
 
 
 class _Failure(Exception):
@@ -178,12 +235,29 @@ def _failure(error: anthropic.AnthropicError) -> _Failure:
     if not isinstance(error, anthropic.APIStatusError):
         return _Failure(BatonError("upstream_unavailable", "Claude could not be reached."), retry=True)
     status = error.status_code
-    told = _by_status(status, str(error.api_message or ""))
+    told = _by_status(status, str(error.api_message or ""), error.response.content)
     told.retry_after_s = _retry_after_s(error.response.headers)
     return _Failure(told, retry=status in _RETRIED)
 
 
-def _by_status(status: int, message: str) -> BatonError:
+def _by_status(status: int, message: str, body: bytes) -> BatonError:
+    told = _translated(status, message)
+    # What concerns our own account is nobody else's business.
+    if status not in (401, 402, 403) and _is_error(body):
+        told.claude_said = status, body
+    return told
+
+
+def _is_error(body: bytes) -> bool:
+    """Whether it is an error as Claude's API tells one."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(said, dict) and said.get("type") == "error" and isinstance(said.get("error"), dict)
+
+
+def _translated(status: int, message: str) -> BatonError:
     if status in (401, 402, 403):
         return BatonError("upstream_refused", "Claude refused this service's own credential or account.")
     if status == 404:
@@ -216,10 +290,10 @@ _BY_TYPE: Final = {
 }
 
 
-def _stream_failure(data: dict[str, Any]) -> _Failure:
+def _stream_failure(event: Event) -> _Failure:
     """An ``error`` event as the status it stands for."""
-    detail = data.get("error")
+    detail = event.data.get("error")
     if not isinstance(detail, dict):
         detail = {}
     status = _BY_TYPE.get(str(detail.get("type")), 500)
-    return _Failure(_by_status(status, str(detail.get("message") or "")), retry=status in _RETRIED)
+    return _Failure(_by_status(status, str(detail.get("message") or ""), event.raw), retry=status in _RETRIED)

@@ -1,10 +1,11 @@
-"""The one turn endpoint: parse → exchange → JSON or events.
+"""The one turn endpoint: read → exchange → JSON or events. Which dialect it speaks is the dialect's business.
 
-Written for chat completions; everything dialect-specific is behind `dialects/chat.py` and `dialects/chat_out.py`.
+A request without a session is an exchange that stores nothing. On Anthropic's surface it is not even translated: see
+`MessagesEndpoint` and passage.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -15,10 +16,12 @@ from service.asgi import header, parse_json, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT
 from service.delivery import Deliveries, connection_of
-from service.dialects import chat, chat_out
+from service.dialect import Asked, Dialect, betas
+from service.dialects import messages
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
 from service.opening import Rules, Wish
+from service.passage import Passage, with_model
 from service.prefix import stateless
 from service.settings import Settings
 from service.store_watch import StoreWatch
@@ -38,50 +41,67 @@ class Parts:
     deliveries: Deliveries
 
 
-class ChatCompletions:
-    """``POST /v1/chat/completions``, with and without a session."""
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """An exchange that may start, and where its answer goes."""
 
-    def __init__(self, parts: Parts) -> None:
+    exchange: Exchange
+    stream: bool
+    address: Address | None
+
+
+class TurnEndpoint:
+    """``POST`` of one dialect, with and without a session.
+
+    Args:
+        parts: of the replica.
+        dialect: that it speaks.
+    """
+
+    def __init__(self, parts: Parts, dialect: Dialect) -> None:
         self._parts = parts
+        self._dialect = dialect
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         self._parts.exchanges.admit()
         settings = self._parts.settings
         raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
-        body = parse_json(raw)
-        request = chat.parse(
-            body,
-            default_model=settings.default_model,
-            aliases=settings.model_aliases,
-            max_tokens_default=settings.max_tokens_default,
-        )
+        prepared = self._prepare(scope, raw, parse_json(raw))
+        exchange = prepared.exchange
+        self._parts.exchanges.start(exchange)
+        try:
+            async with sse.watching(receive, exchange.hang_up):
+                await (self._stream if prepared.stream else _whole)(send, exchange)
+                if prepared.address is not None and exchange.error is None:
+                    self._parts.deliveries.sent(scope, prepared.address.ref, exchange.id)
+        finally:
+            exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
+
+    def _prepare(self, scope: Scope, raw: bytes, body: Any) -> _Prepared:
+        """What is to be done about a request.
+
+        Raises:
+            BatonError: 400 or 404; nothing is begun.
+        """
+        asked = self._dialect.read(scope, body)
         key = idempotency.key_of(scope)
-        address = addressing.of_request(
+        address = self._address(scope, asked.session, key)
+        exchange = self._exchange(scope, asked, address, body, key)
+        _tell_ignored(exchange, key, address, asked.ignored)
+        return _Prepared(exchange, asked.stream, address)
+
+    def _address(self, scope: Scope, in_body: str | None, key: str | None) -> Address | None:
+        return addressing.of_request(
             self._parts.store.sessions.keyspace,
             access.principal(),
-            in_body=request.session,
+            in_body=in_body,
             in_header=header(scope, b"x-session-id"),
             mode=header(scope, b"x-session-mode"),
             idempotency_key=key,
         )
-        exchange = self._exchange(scope, request, address, body, key)
-        # Without a session nothing is kept that could be told again.
-        unkept = ["Idempotency-Key"] if key is not None and address is None else []
-        if ignored := unkept + request.ignored:
-            exchange.headers["x-baton-ignored"] = ", ".join(ignored)
-        self._parts.exchanges.start(exchange)
-        try:
-            async with sse.watching(receive, exchange.hang_up):
-                await (self._stream if request.stream else _whole)(send, exchange)
-                if address is not None and exchange.error is None:
-                    self._parts.deliveries.sent(scope, address.ref, exchange.id)
-        finally:
-            exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
-    def _exchange(
-        self, scope: Scope, request: chat.ChatRequest, address: Address | None, body: Any, key: str | None
-    ) -> Exchange:
+    def _exchange(self, scope: Scope, asked: Asked, address: Address | None, body: Any, key: str | None) -> Exchange:
         parts = self._parts
         expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
         if expected and (address is None or address.mode == "create"):
@@ -92,21 +112,20 @@ class ChatCompletions:
         # Who gives a request a key means to come back for its answer.
         default: OnDisconnect = parts.settings.on_disconnect if key is None else "continue"
         on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
-        render = partial(
-            chat_out.rendering, session=address.public if address else None, include_usage=request.include_usage
-        )
+        render = asked.render(address.public if address else None)
         if address is None:
             return Exchange(
                 parts.claude,
-                stateless(request.ask),
+                stateless(asked.ask),
+                asked.claude_headers,
                 render=render,
-                streamed=request.stream,
+                streamed=asked.stream,
                 on_disconnect="cancel",
                 deadline_s=parts.rules.deadline_s,
             )
         parts.watch.require()
         same = idempotency.request_of(
-            scope, key, principal=access.principal(), dialect="chat", session_id=address.ref.id, body=body
+            scope, key, principal=access.principal(), dialect=self._dialect.name, session_id=address.ref.id, body=body
         )
         return Turn(
             parts.claude,
@@ -119,11 +138,12 @@ class ChatCompletions:
                 expected,
                 connection_of(scope) if idempotency.comes_again(scope, key) else lambda: True,
             ),
-            ask=request.ask,
-            dialect="chat",
-            framing=chat_out.framing(include_usage=request.include_usage) if request.stream else None,
+            ask=asked.ask,
+            dialect=self._dialect.name,
+            framing=asked.framing if asked.stream else None,
             render=render,
-            resent=_is_resent(scope, request),
+            claude_headers=asked.claude_headers,
+            resent=_is_resent(scope, asked),
             on_disconnect=on_disconnect,
         )
 
@@ -133,7 +153,7 @@ class ChatCompletions:
             lambda: exchange.headers,
             exchange.opened,
             status_wait_s=self._parts.settings.status_wait_s,
-            keepalive=sse.COMMENT_KEEPALIVE,
+            keepalive=self._dialect.keepalive,
         )
         async with stream:
             while (frames := await exchange.frames()) is not None:
@@ -146,6 +166,46 @@ class ChatCompletions:
                 raise exchange.error
 
 
+class MessagesEndpoint(TurnEndpoint):
+    """``POST /v1/messages``, and with another path the same request to something else of Claude's API."""
+
+    def _prepare(self, scope: Scope, raw: bytes, body: Any) -> _Prepared:
+        key = idempotency.key_of(scope)
+        address = self._address(scope, None, key)
+        if address is not None:
+            return super()._prepare(scope, raw, body)
+        if not isinstance(body, dict):
+            raise BatonError("invalid_value", "The body must be a JSON object.")
+        stream = messages.is_streamed(body)
+        exchange = Passage(
+            self._parts.claude,
+            "/v1/messages",
+            self._unaliased(raw, body),
+            passed_headers(scope),
+            streamed=stream,
+            deadline_s=self._parts.rules.deadline_s,
+        )
+        _tell_ignored(exchange, key, None, [])
+        return _Prepared(exchange, stream, None)
+
+    def _unaliased(self, raw: bytes, body: Mapping[str, Any]) -> bytes:
+        aliases = self._parts.settings.model_aliases
+        model = body.get("model")
+        return with_model(raw, dict(body), aliases[model]) if isinstance(model, str) and model in aliases else raw
+
+
+def passed_headers(scope: Scope) -> dict[str, str]:
+    """What of a stateless request's headers Claude should see.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    version = header(scope, b"anthropic-version")
+    if version is not None and not (version.isascii() and version.isprintable()):
+        raise BatonError("invalid_value", "anthropic-version is a date.", param="anthropic-version")
+    return betas(scope) if version is None else {"anthropic-version": version, **betas(scope)}
+
+
 async def _whole(send: Send, exchange: Exchange) -> None:
     await exchange.end()
     if exchange.error is not None:
@@ -153,14 +213,21 @@ async def _whole(send: Send, exchange: Exchange) -> None:
     await send_json(send, exchange.whole(), headers=exchange.headers)
 
 
-def _is_resent(scope: Scope, request: chat.ChatRequest) -> bool:
+def _tell_ignored(exchange: Exchange, key: str | None, address: Address | None, ignored: list[str]) -> None:
+    # Without a session nothing is kept that could be told again.
+    unkept = ["Idempotency-Key"] if key is not None and address is None else []
+    if left_out := unkept + ignored:
+        exchange.headers["x-baton-ignored"] = ", ".join(left_out)
+
+
+def _is_resent(scope: Scope, asked: Asked) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
     in_header = header(scope, b"x-session-input")
-    if in_header is not None and request.session_input not in (None, in_header):
+    if in_header is not None and asked.session_input not in (None, in_header):
         raise BatonError("invalid_value", "The body's session_input and X-Session-Input differ.", param="session_input")
-    match in_header or request.session_input:
+    match in_header or asked.session_input:
         case None:
-            return any(message["role"] == "assistant" for message in request.ask.messages)
+            return any(message["role"] == "assistant" for message in asked.ask.messages)
         case "full":
             return True
         case "delta":

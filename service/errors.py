@@ -99,6 +99,7 @@ class BatonError(Exception):
         param: the field or header at fault.
         retry_after_s: sent as ``Retry-After``.
         headers: further response headers (ids of the turn, for example).
+        claude_said: where Claude itself refused the request: its status and body, for who speaks its language.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class BatonError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        claude_said: tuple[int, bytes] | None = None,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -116,6 +118,7 @@ class BatonError(Exception):
         self.param = param
         self.retry_after_s = retry_after_s
         self.headers: dict[str, str] = dict(headers or {})
+        self.claude_said = claude_said
 
     @property
     def status(self) -> int:

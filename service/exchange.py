@@ -14,7 +14,7 @@ bounded size: a slow reader slows Claude down, not us.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from enum import Enum
 from typing import Final, Literal, Protocol, get_args
@@ -151,6 +151,7 @@ class Exchange:
     Args:
         claude: where it goes.
         body: the Messages request, ready to be sent.
+        claude_headers: for Claude, in the place of the SDK's own.
         render: the caller's dialect.
         streamed: whether the caller sees events as they come.
         on_disconnect: what the caller's hanging up means.
@@ -170,6 +171,7 @@ class Exchange:
         self,
         claude: Claude,
         body: bytes,
+        claude_headers: Mapping[str, str],
         *,
         render: Render,
         streamed: bool,
@@ -178,6 +180,7 @@ class Exchange:
     ) -> None:
         self._claude = claude
         self._body = body
+        self._claude_headers = claude_headers
         self._render = render
         self._streamed = streamed
         self._on_disconnect = on_disconnect
@@ -299,7 +302,7 @@ class Exchange:
 
     async def _relay(self, body: bytes) -> None:
         asked_at = time.perf_counter()
-        async with aclosing(self._claude.stream(body)) as batches:
+        async with aclosing(self._claude.stream(body, self._claude_headers)) as batches:
             async for batch in batches:
                 if self.first_event_s is None:
                     self.first_event_s = time.perf_counter() - asked_at

@@ -31,6 +31,7 @@ _DELTAS: Final = {
     "input_json_delta": "partial_json",
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
+_OF_DELTA: Final = frozenset({"type", "delta", "usage"})
 _CUT_SHORT: Final = ("max_tokens", "model_context_window_exceeded", "refusal")
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _COUNT_MAX: Final = 2**53 - 1  # the largest that every reader of JSON, and the store's Lua, keeps exactly
@@ -92,6 +93,7 @@ class Answer:
     Attributes:
         message: the ``message`` of message_start (id, model, role, …).
         stop_reason, stop_sequence, stop_details: of message_delta; None before it.
+        delta, beside: all that message_delta changes of the message, and what else it tells but the usage.
         complete: message_stop came.
         held: terminal events, in order.
     """
@@ -101,6 +103,8 @@ class Answer:
         self.stop_reason: str | None = None
         self.stop_sequence: str | None = None
         self.stop_details: dict[str, Any] | None = None
+        self.delta: dict[str, Any] = {}
+        self.beside: dict[str, Any] = {}
         self.complete = False
         self.held: list[Event] = []
         self._blocks: dict[int, _Block] = {}
@@ -137,6 +141,8 @@ class Answer:
             self._start(data["message"])
         elif kind == "message_delta":
             delta = data["delta"]
+            self.delta.update(delta)
+            self.beside.update({name: value for name, value in data.items() if name not in _OF_DELTA})
             self.stop_reason = _text_or_none(delta, "stop_reason") or self.stop_reason
             self._check_cut()
             self.stop_sequence = _text_or_none(delta, "stop_sequence")

@@ -34,7 +34,7 @@ be followed from any replica; the last frames go with the commit or the abort, i
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -83,6 +83,7 @@ class Turn(Exchange):
         dialect: the caller's, for the turn record.
         framing: how a stream of it is framed, which a follower must want the same; None if it is not streamed.
         render: the same, for the answer.
+        claude_headers: for Claude, in the place of the SDK's own.
         resent: the request holds the whole conversation, not only what is new.
         on_disconnect: what the caller's hanging up means.
     """
@@ -98,12 +99,14 @@ class Turn(Exchange):
         dialect: str,
         framing: str | None,
         render: Render,
+        claude_headers: Mapping[str, str],
         resent: bool,
         on_disconnect: OnDisconnect,
     ) -> None:
         super().__init__(
             claude,
             b"",
+            claude_headers,
             render=render,
             streamed=framing is not None,
             on_disconnect=on_disconnect,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import orjson
 
-from service.dialects.errors import stream_error
+from service.dialects.errors import openai_error
 from service.errors import BatonError
 from service.events import Event
 from service.sse import data
@@ -108,6 +108,11 @@ def rendering(
 def framing(*, include_usage: bool) -> str:
     """How a stream is framed: whoever follows one must want the same."""
     return "chat, usage" if include_usage else "chat"
+
+
+def failed(error: BatonError) -> bytes:
+    """The last frame of a stream that fails: without ``[DONE]``, nobody may take it for complete."""
+    return data(openai_error(error))
 
 
 class ChatAnswer:
@@ -209,4 +214,4 @@ class ChatAnswer:
 
     def failed(self, error: BatonError) -> bytes:
         """The last frame of a stream that fails."""
-        return stream_error(error)
+        return failed(error)

@@ -5,7 +5,6 @@ from typing import Final
 import orjson
 
 from service.errors import BatonError
-from service.sse import data
 
 _OPENAI_TYPES: Final = {
     404: "not_found_error",
@@ -32,16 +31,21 @@ def openai_error(error: BatonError) -> bytes:
     return orjson.dumps({"error": body})
 
 
-def anthropic_error(error: BatonError, request_id: str) -> bytes:
-    """``{"type": "error", "error": {type, message}, "request_id"}`` (Anthropic API reference, "Errors")."""
+def anthropic_error(error: BatonError, request_id: str | None = None) -> bytes:
+    """``{"type": "error", "error": {type, message}, "request_id"}`` (Anthropic API reference, "Errors").
+
+    What Claude itself said is told as it said it.
+    """
+    if error.claude_said is not None:
+        return error.claude_said[1]
     kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
-    body = {"type": kind, "message": error.message}
+    body = {"type": kind, "message": error.message, "details": {"error_code": error.code}}
     return orjson.dumps({"type": "error", "error": body, "request_id": request_id})
 
 
-def stream_error(error: BatonError) -> bytes:
-    """The last event of a stream that fails after it has begun: no ``[DONE]``, nobody may take it for complete."""
-    return data(openai_error(error))
+def anthropic_status(error: BatonError) -> int:
+    """Claude's own status where it was Claude who refused: its 529 has no other meaning to its clients."""
+    return error.status if error.claude_said is None else error.claude_said[0]
 
 
 def is_anthropic_path(path: str) -> bool:

@@ -7,7 +7,7 @@ import orjson
 
 from service import __version__, headers
 from service.errors import CODES
-from service.openapi import completions, schemas
+from service.openapi import completions, messages, schemas
 from service.openapi.operations import ANYWHERE, OPERATIONS, Answer, Operation, Query
 from service.openapi.schemas import Schema, ref
 
@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
         "tags": [{"name": tag} for tag in OPERATIONS],
         "paths": paths,
         "components": {
-            "schemas": completions.SCHEMAS | schemas.SCHEMAS,
+            "schemas": completions.SCHEMAS | messages.SCHEMAS | schemas.SCHEMAS,
             "parameters": _parameters(),
             "headers": {name: _header(name) for name in headers.at("answer", "error")},
         },
@@ -108,11 +108,15 @@ def _errors(operation: Operation) -> dict[str, Any]:
     for code in codes:
         by_status.setdefault(str(CODES[code].status), []).append(code)
     names = (*_EVERY_ERROR, *operation.error_headers)
+    if operation.anthropic:
+        by_status["529"] = ["upstream_overloaded"]  # as Claude says it
     return {
         status: {
             "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in alike),
             "headers": _headers(names),
-            "content": {"application/json": {"schema": _error(alike)}},
+            "content": {
+                "application/json": {"schema": ref("AnthropicError") if operation.anthropic else _error(alike)}
+            },
         }
         for status, alike in by_status.items()
     }

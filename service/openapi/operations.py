@@ -52,6 +52,7 @@ class Operation:
         headers: of ours, in a request.
         query: parameters of the query string.
         error_headers: of ours, where they apply, in an error.
+        anthropic: errors are told in Anthropic's shape, Claude's own among them.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Operation:
     headers: tuple[str, ...] = ()
     query: tuple[Query, ...] = ()
     error_headers: tuple[str, ...] = ()
+    anthropic: bool = False
 
 
 def _json(schema: str) -> Content:
@@ -113,6 +115,11 @@ _TURN: Final = (
 )
 _ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
 
+_TAKEN: Final = (
+    *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
+    *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
+    "X-Stainless-Retry-Count",
+)
 _TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Ignored")
 _AS_SEEN: Final = ("X-Session-Id", "ETag")
 
@@ -124,11 +131,7 @@ CHAT: Final = (
         "a turn, in OpenAI's shapes",
         "with or without a session, streamed or not",
         body="ChatCompletionRequest",
-        headers=(
-            *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
-            *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
-            "X-Stainless-Retry-Count",
-        ),
+        headers=_TAKEN,
         answers=(
             Answer(
                 200,
@@ -139,6 +142,32 @@ CHAT: Final = (
         ),
         errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
         error_headers=_TURN_HEADERS,
+    ),
+)
+
+MESSAGES: Final = (
+    Operation(
+        "createMessage",
+        "POST",
+        "/v1/messages",
+        "a turn, in Anthropic's shapes",
+        "with or without a session, streamed or not; without one the request is passed on to Claude as it is",
+        body="MessagesRequest",
+        headers=(*_TAKEN, "anthropic-version", "anthropic-beta"),
+        answers=(
+            Answer(
+                200,
+                "the answer; as events if `stream` is true",
+                {
+                    **_json("AnthropicMessage"),
+                    "text/event-stream": {"type": "string", "x-events": ref("AnthropicEvent")},
+                },
+                (*_TURN_HEADERS, "request-id"),
+            ),
+        ),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        error_headers=(*_TURN_HEADERS, "request-id"),
+        anthropic=True,
     ),
 )
 
@@ -360,6 +389,7 @@ OPERATION: Final = (
 
 OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
     "chat": CHAT,
+    "messages": MESSAGES,
     "sessions": SESSIONS,
     "turns": TURNS,
     "models": MODELS,

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import sse, telemetry
 from service.asgi import header, json_response, query_number
-from service.dialects.errors import stream_error
+from service.dialect import Dialect
 from service.errors import BatonError, events_not_found, session_not_found
 from service.exchange import Exchanges
 from service.following import Following
@@ -36,6 +36,7 @@ class TurnRoutes:
 
     Attributes:
         sessions, turns, log: the store.
+        dialects: by name: a turn is followed in its own.
         exchanges: of this replica; while it drains nobody is followed.
         followers_max: at once.
         followers: who there is.
@@ -45,6 +46,7 @@ class TurnRoutes:
     sessions: Sessions
     turns: Turns
     log: Log
+    dialects: Mapping[str, Dialect]
     exchanges: Exchanges
     followers_max: int
     status_wait_s: float
@@ -124,7 +126,7 @@ class TurnRoutes:
             stopping=lambda: self.exchanges.draining,
         )
         headers = {"x-session-id": ref.id, "x-turn-id": turn["id"]}
-        return _Events(following, self.followers, headers, self.status_wait_s)
+        return _Events(following, self.dialects[turn["dialect"]], self.followers, headers, self.status_wait_s)
 
     async def _turn(self, ref: SessionRef, request: Request) -> dict[str, Any]:
         """The turn of the path.
@@ -161,10 +163,16 @@ class _Events(Response):
     """A followed turn as a stream of server-sent events."""
 
     def __init__(
-        self, following: Following, followers: set[Following], told: Mapping[str, str], status_wait_s: float
+        self,
+        following: Following,
+        dialect: Dialect,
+        followers: set[Following],
+        told: Mapping[str, str],
+        status_wait_s: float,
     ) -> None:
         super().__init__()
         self._following = following
+        self._dialect = dialect
         self._followers = followers
         self._told = told
         self._status_wait_s = status_wait_s
@@ -187,7 +195,7 @@ class _Events(Response):
         ready = asyncio.Event()
         ready.set()
         stream = sse.EventStream(
-            send, lambda: self._told, ready, status_wait_s=self._status_wait_s, keepalive=sse.COMMENT_KEEPALIVE
+            send, lambda: self._told, ready, status_wait_s=self._status_wait_s, keepalive=self._dialect.keepalive
         )
         async with stream:
             await self._relay(stream)
@@ -200,7 +208,7 @@ class _Events(Response):
         except BatonError as error:
             if not stream.begun:
                 raise
-            await stream.end(b"id: %d\n%b" % (self._following.ordinal + 1, stream_error(error)))
+            await stream.end(b"id: %d\n%b" % (self._following.ordinal + 1, self._dialect.failed(error)))
         else:
             await stream.end()
 

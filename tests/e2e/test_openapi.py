@@ -99,6 +99,10 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, two:
     assert (await strict.chat("Hello.")).status == 200
     frames = await strict.frames("count to 5", name, stream_options={"include_usage": True})
     assert frames[-1] == b"data: [DONE]"
+    asked = {"model": MODEL, "max_tokens": 100, "messages": [user("Hello.")]}
+    for session_headers in ({}, {"x-session-id": f"{name}-messages"}):
+        answer = await strict.request("POST", "/v1/messages", json=asked, headers=session_headers)
+        assert answer.json["type"] == "message"
 
     page = await strict.get(f"/v1/sessions?limit=1&title_prefix=An&metadata[team]={name}")
     assert [one["name"] for one in page.json["sessions"]] == [name]

@@ -23,7 +23,7 @@ from storage.elements import HEADER_BYTES
 from storage.keys import Keyspace, SessionRef
 from storage.scripts import SCRIPTS
 from storage.turns import Cut
-from tests.faults.sdk_client import SdkClient
+from tests.faults.sdk_client import AnthropicClient, OpenAiClient, SdkClient
 from tests.instruments.balancer import Balancer
 from tests.instruments.history import ClientTurn, Message, Outcome, TurnRecord, marked, text_of
 from tests.instruments.processes import SECRET, Fleet, Replica
@@ -39,8 +39,8 @@ _UNKNOWN_CODES = {"session_save_unknown", "internal_error"}
 class Plan:
     """How hard it blows: at least this many turns, kills and freezes; it goes on until it had them all.
 
-    With ``sdk`` the clients are stock SDKs behind a balancer, impatient, with their own retries; without, they ask a
-    replica themselves, once.
+    With ``sdk`` the clients are stock SDKs, openai's and anthropic's by turns, behind a balancer, impatient, with their
+    own retries; without, they ask a replica themselves, once.
     """
 
     turns: int
@@ -93,7 +93,10 @@ class Storm:
         ):
             trouble = [asyncio.create_task(self._kill_and_freeze()), asyncio.create_task(self._lose_replies())]
             if self.plan.sdk:
-                await asyncio.gather(*(self._sdk_client(name, balancer.port) for name in names))
+                url = f"http://127.0.0.1:{balancer.port}"
+                kinds = itertools.cycle((OpenAiClient, AnthropicClient))
+                clients = [kind(name, url, self.plan.on_disconnect) for kind, name in zip(kinds, names, strict=False)]
+                await asyncio.gather(*map(self._sdk_client, clients))
             else:
                 await asyncio.gather(*(self._client(name, http) for name in names))
             self._over.set()
@@ -110,8 +113,7 @@ class Storm:
         text = marked(mark, "count to 12" if self._random.random() < 0.5 else f"Note {number}.")
         return session, mark, text, self._random.random() < 0.6
 
-    async def _sdk_client(self, name: str, port: int) -> None:
-        client = SdkClient(name, f"http://127.0.0.1:{port}", self.plan.on_disconnect)
+    async def _sdk_client(self, client: SdkClient) -> None:
         while not self._enough():
             session, mark, text, stream = self._next()
             self.log.turns.append(await client.ask(session, mark, text, model=MODEL, stream=stream))

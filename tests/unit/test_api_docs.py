@@ -9,7 +9,7 @@ import orjson
 from service.dialects import chat
 from service.errors import CODES
 from service.headers import HEADERS
-from service.openapi import completions, schemas
+from service.openapi import completions, messages, schemas
 from service.openapi.operations import OPERATIONS, Operation, Query
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
@@ -29,6 +29,8 @@ def taken(operation: Operation) -> Iterator[str]:
     yield from map(asked_for, operation.query)
     if operation.body in completions.SCHEMAS:
         yield "[its parameters](#parameters-of-a-chat-completion)"
+    elif operation.body in messages.SCHEMAS:
+        yield "the fields of Anthropic's API"
     elif operation.body:
         yield from (f"`{name}`" for name in schemas.SCHEMAS[operation.body]["properties"])
     yield from (f"`{name}`" for name in operation.headers)

@@ -70,7 +70,7 @@ def test_both_renderings(code: str) -> None:
     anthropic = json.loads(anthropic_error(error, "req_1"))
     assert anthropic == {
         "type": "error",
-        "error": {"type": anthropic["error"]["type"], "message": "What to do."},
+        "error": {"type": anthropic["error"]["type"], "message": "What to do.", "details": {"error_code": code}},
         "request_id": "req_1",
     }
     types = (openai["error"]["type"], anthropic["error"]["type"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, cast
 
 import pytest
@@ -53,7 +53,7 @@ class FakeClaude:
         self.may_close = asyncio.Event()
         self.may_close.set()
 
-    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+    async def stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
         self.bodies.append(body)
         try:
             for batch in self.batches:
@@ -98,6 +98,7 @@ def exchange_with(
     return Settling(
         cast(Claude, claude),
         b"{}",
+        {},
         render=Plain,
         streamed=streamed,
         on_disconnect=on_disconnect,

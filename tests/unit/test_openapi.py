@@ -15,7 +15,7 @@ from service.app import build
 from service.dialects import chat, chat_out
 from service.dialects.errors import openai_error
 from service.errors import CODES, BatonError
-from service.openapi import completions
+from service.openapi import completions, messages, schemas
 from service.openapi.document import document
 from service.openapi.operations import OPERATIONS
 from tests.instruments.interface import PLAIN, STRUCTURE, Interface
@@ -84,6 +84,11 @@ async def test_it_has_the_routes_of_the_application_and_no_others() -> None:
     assert {path for method, path in served if method == "HEAD"} == {path for method, path in served if method == "GET"}
 
 
+def test_no_schema_hides_another_of_its_name() -> None:
+    parts = (completions.SCHEMAS, messages.SCHEMAS, schemas.SCHEMAS)
+    assert sum(map(len, parts)) == len(DOCUMENT["components"]["schemas"])
+
+
 def test_every_code_belongs_to_an_operation() -> None:
     used = {code for operations in OPERATIONS.values() for one in operations for code in one.errors}
     assert used - CODES.keys() == set()
@@ -144,7 +149,11 @@ def test_every_header_that_is_read_is_in_the_table() -> None:
     read = set()
     for _, tree in sources():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "header":
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("header", "header_list")
+            ):
                 name = node.args[1]
                 assert isinstance(name, ast.Constant) and isinstance(name.value, bytes)
                 read.add(name.value.decode())

@@ -51,7 +51,9 @@ class EndsBetweenTwoReads:
 @pytest.mark.anyio
 async def test_a_turn_that_ends_while_it_is_read_is_told_whole() -> None:
     turns = cast(Turns, EndsBetweenTwoReads())
-    routes = TurnRoutes(cast(Sessions, None), turns, cast(Log, None), Exchanges(1), followers_max=1, status_wait_s=1.0)
+    routes = TurnRoutes(
+        cast(Sessions, None), turns, cast(Log, None), {}, Exchanges(1), followers_max=1, status_wait_s=1.0
+    )
     keyspace = Keyspace("test", 1, b"sixteen bytes or more")
     (turn,) = await routes._turns(keyspace.session(keyspace.issue(), "ada"), 1, 1)
     assert (turn["verdict"], turn["message_range"]) == ("committed", {"from": 0, "to": 2})

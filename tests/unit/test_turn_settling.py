@@ -1,7 +1,7 @@
 """A turn gets its verdict whatever goes wrong on our side; the store is a stand-in that notes what it was told."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -58,7 +58,7 @@ class StoreOfOneTurn:
 
 
 class WholeAnswer:
-    async def stream(self, body: bytes) -> AsyncGenerator[list[Event], None]:
+    async def stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
         yield as_events(answer_events(text_block(0, "Hi")))
 
 
@@ -72,6 +72,7 @@ async def settled(store: StoreOfOneTurn) -> Turn:
         ),
         ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
         dialect="chat",
+        claude_headers={},
         render=partial(rendering, session=None, include_usage=False),
         resent=False,
         framing=None,
