@@ -181,7 +181,7 @@ def _commit(begun: Begun, turn_id: str, new: bytes, text: str) -> Commit:
         epoch_start=0,
         revision=begun.revision,
         system_json=b"",
-        tools_json=b"",
+        preamble=b"",
         usage=Usage(input=25, output=60),
         elements=[elements.pack(json, elements.FIRST_DIGEST) for json in (new, answer)],
     )

@@ -35,7 +35,7 @@ def _commit(begun: Begun, messages: list[bytes]) -> Commit:
         epoch_start=0,
         revision=begun.revision,
         system_json=b"",
-        tools_json=b"",
+        preamble=b"",
         usage=Usage(input=25, output=60),
         elements=messages,
     )

@@ -85,8 +85,8 @@ class Claude:
             Non-empty batches; never a ``ping``. The last event of all is ``message_stop``.
 
         Raises:
-            BatonError: upstream_*, model_not_found, context_length_exceeded or request_too_large. Nothing was
-                yielded before an error that was retried.
+            BatonError: upstream_*, model_not_found, context_length_exceeded, thinking_refused or request_too_large.
+                Nothing was yielded before an error that was retried.
 
         Cancellation: closes the connection, which makes Claude stop.
         """
@@ -272,6 +272,8 @@ def _translated(status: int, message: str) -> BatonError:
         return BatonError("upstream_timeout", "Claude did not answer in time.")
     if status >= 500:
         return BatonError("upstream_unavailable", "Claude failed to answer.")
+    if "signature" in message and "thinking" in message:
+        return BatonError("thinking_refused", f"Claude refused the request: {message}", param="messages")
     if "prompt is too long" in message:
         return BatonError("context_length_exceeded", message, param="messages")
     return BatonError("upstream_invalid_request", f"Claude refused the request: {message or status}")

@@ -22,7 +22,7 @@ from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
 from service.opening import Rules, Wish
 from service.passage import Passage, with_model
-from service.prefix import stateless
+from service.prefix import PREFIXES, stateless
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Store, Turn
@@ -112,11 +112,13 @@ class TurnEndpoint:
         # Who gives a request a key means to come back for its answer.
         default: OnDisconnect = parts.settings.on_disconnect if key is None else "continue"
         on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
+        given = header(scope, b"x-session-prefix")
+        strict = chosen("X-Session-Prefix", given, PREFIXES, parts.settings.prefix) == "strict"
         render = asked.render(address.public if address else None)
         if address is None:
             return Exchange(
                 parts.claude,
-                stateless(asked.ask),
+                stateless(asked.ask, parts.rules.traits(asked.ask.model)),
                 asked.claude_headers,
                 render=render,
                 streamed=asked.stream,
@@ -137,6 +139,7 @@ class TurnEndpoint:
                 on_conflict,
                 expected,
                 connection_of(scope) if idempotency.comes_again(scope, key) else lambda: True,
+                strict,
             ),
             ask=asked.ask,
             dialect=self._dialect.name,

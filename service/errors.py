@@ -47,6 +47,7 @@ CODES: Final[Mapping[str, Code]] = {
     "session_id_conflict": Code(400, False, "Body and header name different sessions."),
     "max_turns_reached": Code(400, False, "The session may have no further turn."),
     "context_length_exceeded": Code(400, False, "The conversation no longer fits the model's window."),
+    "thinking_refused": Code(400, False, "Claude refused the signature of a thinking block."),
     "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
     "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
     "turn_not_found": Code(404, False, "The session has no such turn."),
@@ -66,6 +67,7 @@ CODES: Final[Mapping[str, Code]] = {
     "tool_call_closed": Code(
         409, False, "The tool call has a result already, or the turn after it went on without one."
     ),
+    "prefix_changed": Code(409, False, "The turn would begin a new epoch, and `X-Session-Prefix: strict` wants none."),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "turn_rewound": Code(410, False, "The turn was stored and is no longer part of the history: it was rewound."),
@@ -212,6 +214,15 @@ def history_mismatch() -> BatonError:
         "messages as new ones, say X-Session-Input: delta.",
         param="messages",
     )
+
+
+def prefix_changed(reasons: Sequence[str]) -> BatonError:
+    """What comes before the new messages would be another than before, and the caller is strict about it."""
+    if "refused" in reasons:
+        problem = "Claude refused the signature of a stored thinking block; going on would leave thinking out"
+    else:
+        problem = f"Not the session's: {', '.join(reasons)}; going on would send another prefix, without its thinking"
+    return BatonError("prefix_changed", f"{problem} (X-Session-Prefix: strict).", param="X-Session-Prefix")
 
 
 def session_corrupt() -> BatonError:

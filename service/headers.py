@@ -35,6 +35,12 @@ HEADERS: Final = (
         "as the body's `session_input`; `delta`: the messages are new; `full`: they are the whole conversation. "
         "Default: `full` if there is an assistant message among them",
     ),
+    Header(
+        "X-Session-Prefix",
+        ("request",),
+        "`strict`: refuse the turn rather than send another prefix (model, system prompt, tools or thinking rules that "
+        "are not the session's); `adapt`: begin a new epoch",
+    ),
     Header("If-Match", ("request",), "the `ETag` of the session as it was read; `*`: whatever it is by now"),
     Header(
         "Idempotency-Key",

@@ -30,6 +30,8 @@ from service.errors import (
     store_unavailable,
 )
 from service.exchange import Interrupt
+from service.model_table import traits
+from service.prefix import TraitsOf
 from storage.keys import new_nonce
 from storage.results import (
     Answered,
@@ -63,6 +65,7 @@ class Rules:
     session_ttl_ms: int
     queue_wait_s: float
     deadline_s: float
+    traits: TraitsOf = traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,7 @@ class Wish:
         expected: the head that the session must have; "" for any.
         wanted: asked before each begin: False if its caller has gone and will send it again. Then it must not begin:
             its repetition may have begun before it, and nothing would tell that the two are one.
+        strict: rather refuse than begin a new epoch.
     """
 
     address: Address
@@ -83,6 +87,7 @@ class Wish:
     on_conflict: OnConflict
     expected: str = ""
     wanted: Callable[[], bool] = lambda: True
+    strict: bool = False
 
 
 class Opening:

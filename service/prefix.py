@@ -1,28 +1,41 @@
 """From stored bytes to a request; pure.
 
 A history is sent as it is stored: the JSON of each message is spliced into the body without being parsed, so the prefix
-is byte-identical from turn to turn. That keeps Claude's prompt cache warm, and on models that bind thinking to its
-prefix it is a condition.
+is byte-identical from turn to turn. What stands in front of the messages, and what of them is left out because its
+epoch is over, is decided in epoch.py. Only messages whose format bits say that they hold thinking, or have the role
+``system``, are ever parsed for that.
 
-An *epoch* is a span of turns with the same system prompt, tools, thinking rules and model. Where one of them changes, a
-new epoch begins, and the thinking blocks of older ones are left out whole from what is sent (Claude would refuse their
-signatures); the stored originals stay. Only messages whose format bit says that they hold thinking are parsed for that.
+A message of role ``system`` inside a conversation is sent to a model that does not take the role as a user's text,
+marked as what it is.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import orjson
 
-from service import tool_calls
+from service import epoch, tool_calls
+from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
 from service.errors import invalid_value
+from service.model_table import Traits
 from storage import elements
-from storage.results import Begun
 from storage.turns import History
 
 _THINKING: Final = ("thinking", "redacted_thinking")
 _CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
+_MARKER: Final = b'"cache_control"'
+_MARKERS_MAX: Final = 4  # that Claude takes in one request
+_KEPT_OF_PARAMS: Final = frozenset(
+    {"inference_geo", "max_tokens", "service_tier", "speed", "stop_sequences", "thinking"}
+)
+
+Prefix = Literal["adapt", "strict"]
+PREFIXES: Final[tuple[Prefix, ...]] = get_args(Prefix)
+"""What to do about a request whose prefix would be another than the session's."""
+
+TraitsOf = Callable[[str], Traits]
+"""Those of a model, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +46,7 @@ class Ask:
         model: after aliases.
         messages: the new ones, oldest first.
         system: the system prompt (string or blocks), None where the request has none.
-        params: further fields of the Messages request (max_tokens, stop_sequences, …).
+        params: further fields of the Messages request (max_tokens, stop_sequences, thinking, …).
         tools: to be used from now on, at least one; None where the request has none: then those of the session.
         tool_choice: sent only where there are tools; None for Claude's own default.
         model_named: whether the request named the model; where it did not, a session's own model goes first.
@@ -52,54 +65,76 @@ class Ask:
 class Prepared:
     """A request ready to be sent, and what committing its answer must record.
 
-    ``summary`` says for the turn record what was sent, in numbers and plain parameters.
+    Attributes:
+        body: JSON.
+        epoch: that the turn belongs to.
+        elements: the new messages, as they are stored.
+        system_json, preamble: to be stored; empty where they are already.
+        summary: for the turn record, what was sent, in numbers and plain parameters.
     """
 
     body: bytes
-    epoch_hash: str
-    epoch_start: int
+    epoch: Epoch
+    elements: list[bytes]
     system_json: bytes
-    tools_json: bytes
+    preamble: bytes
     summary: dict[str, Any]
 
 
-def stateless(ask: Ask) -> bytes:
+def stateless(ask: Ask, traits: Traits) -> bytes:
     """The request body of a conversation that is not stored.
 
     Raises:
         BatonError: a tool call without its result, or the other way round; a choice among no tools.
     """
     tool_calls.check_whole(ask.messages)
-    system, tools = _or_stored(ask.system, b""), _or_stored(ask.tools, b"")
-    return _body(ask, system, tools, [orjson.dumps(message) for message in ask.messages], cached=False)
+    preamble = Preamble(_json(ask.system), _json(ask.tools), b"")
+    messages = [orjson.dumps(message) for message in ask.messages]
+    if not traits.system_messages:
+        messages = [_as_users(json) for json in messages]
+    return _body(ask, preamble, messages, cached=False)
 
 
-def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Prepared:
+def continued(
+    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
+) -> Prepared:
     """The request body of a session's next turn.
 
     Args:
         ask: of this turn.
-        begun: the session as it stands.
-        history: its messages, system prompt and tools.
-        new: the ask's messages as elements.
+        standing: the session as it stands.
+        history: its messages, system prompt and preamble.
+        new: the ask's messages as elements; at least one.
+        traits: of the model.
+        refused: Claude has refused this request before, for a signature in it.
 
     Raises:
         BatonError: a choice of a tool that there is not.
     """
-    system, tools = _or_stored(ask.system, history.system_json), _or_stored(ask.tools, history.tools_json)
-    prefix = (ask.model.encode(), system, tools) if tools else (ask.model.encode(), system)
-    epoch_hash = blake2b(b"\0".join(prefix), digest_size=8).hexdigest()
-    epoch_start = begun.epoch_start if begun.epoch_hash in ("", epoch_hash) else begun.messages
-    old = [_sendable(element, index < epoch_start) for index, element in enumerate(history.elements)]
-    messages = [json for json in old if json] + [element[elements.HEADER_BYTES :] for element in new]
-    body = _body(ask, system, tools, messages, cached=True)
+    wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
+    this = epoch.decide(wanted, standing, history, traits, refused=refused)
+    if this.told:
+        digest = new[-1][1 : elements.HEADER_BYTES]
+        new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
+    sent = [_sendable(element, index < this.start, traits) for index, element in enumerate([*history.elements, *new])]
+    messages = [json for json in sent if json]
+    body = _body(ask, this.preamble, messages, cached=True)
+    preamble = this.preamble.packed()
+    effort = (ask.params.get("output_config") or {}).get("effort")
     return Prepared(
         body=body,
-        epoch_hash=epoch_hash,
-        epoch_start=epoch_start,
-        system_json=b"" if system == history.system_json else system,
-        tools_json=b"" if tools == history.tools_json else tools,
-        summary={**ask.params, "messages": len(messages), "body_bytes": len(body), "epoch": epoch_hash},
+        epoch=this,
+        elements=new,
+        system_json=b"" if this.system == history.system_json else this.system,
+        preamble=b"" if preamble == history.preamble else preamble,
+        summary={
+            **{name: value for name, value in ask.params.items() if name in _KEPT_OF_PARAMS},
+            **({} if effort is None else {"effort": effort}),
+            "messages": len(messages),
+            "body_bytes": len(body),
+            "epoch": this.hash,
+            "epoch_began": list(this.reasons),
+        },
     )
 
 
@@ -110,21 +145,36 @@ def last_digest(history: History) -> bytes:
     return history.elements[-1][1 : elements.HEADER_BYTES]
 
 
-def _sendable(element: bytes, older_epoch: bool) -> bytes:
-    """The JSON of a stored message; without thinking if its epoch is over; empty if nothing is left."""
-    if not older_epoch:
+def _sendable(element: bytes, older_epoch: bool, traits: Traits) -> bytes:
+    """The JSON of a stored message as it is sent; empty if nothing of it is."""
+    if not element[0] & elements.LOOKED_AT:
         return element[elements.HEADER_BYTES :]
     stored = elements.unpack(element)
-    if not stored.holds_thinking:
+    if stored.system:
+        if older_epoch and stored.synthetic:
+            return b""
+        return stored.json if traits.system_messages else _as_users(stored.json)
+    if not older_epoch or not stored.holds_thinking:
         return stored.json
     message = orjson.loads(stored.json)
     content = [block for block in message["content"] if block.get("type") not in _THINKING]
     return orjson.dumps({**message, "content": content}) if content else b""
 
 
-def _or_stored(given: Any, stored: bytes) -> bytes:
-    """What the request has, as JSON; else what is stored."""
-    return stored if given is None else orjson.dumps(given)
+def _as_users(json: bytes) -> bytes:
+    """A message for a model that does not take the role ``system``."""
+    if b'"system"' not in json:
+        return json
+    message = orjson.loads(json)
+    if message["role"] != "system":
+        return json
+    content = message["content"]
+    text = content if isinstance(content, str) else "\n".join(block["text"] for block in content)
+    return orjson.dumps({"role": "user", "content": [{"type": "text", "text": f"<system>\n{text}\n</system>"}]})
+
+
+def _json(given: Any) -> bytes:
+    return b"" if given is None else orjson.dumps(given)
 
 
 def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
@@ -140,16 +190,20 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
     return ask.tool_choice if tools else None
 
 
-def _body(ask: Ask, system: bytes, tools: bytes, messages: list[bytes], *, cached: bool) -> bytes:
-    choice = _choice(ask, tools)
+def _body(ask: Ask, preamble: Preamble, messages: list[bytes], *, cached: bool) -> bytes:
+    choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
     fields = orjson.dumps({"model": ask.model, **params, "stream": True})[1:-1]
     parts = [b"{", fields, b","]
-    if system:
-        parts += [b'"system":', system, b","]
-    if tools:
-        parts += [b'"tools":', tools, b","]
-    if cached:
+    if preamble.thinking and "thinking" not in params:
+        parts += [b'"thinking":', preamble.thinking, b","]
+    if preamble.system not in NOTHING:
+        parts += [b'"system":', preamble.system, b","]
+    if preamble.tools:
+        parts += [b'"tools":', preamble.tools, b","]
+    # A caller's own marker goes first, and a request has room for so many.
+    markers = preamble.system.count(_MARKER) + preamble.tools.count(_MARKER)
+    if cached and "cache_control" not in params and markers < _MARKERS_MAX:
         parts.append(_CACHED)
     parts += [b'"messages":[', b",".join(messages), b"]}"]
     return b"".join(parts)

@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     turns_per_session_max: int = Field(10_000, ge=1, le=1_000_000, description="Turns of a session, failed ones too.")
     on_conflict: Literal["queue", "reject"] = Field("queue", description="A second turn of a busy session.")
     queue_wait_s: float = Field(30.0, ge=0, le=600, description="How long a queued turn waits, seconds.")
+    prefix: Literal["adapt", "strict"] = Field(
+        "adapt", description="A turn with another model, system prompt or tools than its session's."
+    )
     on_disconnect: Literal["cancel", "continue"] = Field("cancel", description="When the caller hangs up.")
     lease_ms: int = Field(20_000, ge=500, le=120_000, description="A turn's lease, renewed every third of it, ms.")
     turn_deadline_s: float = Field(600.0, gt=0, le=3600, description="A turn may take this long in all, seconds.")

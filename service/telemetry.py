@@ -39,6 +39,9 @@ REPLAYS = Counter(
     "baton_replays", "Requests that were earlier turns sent again: replayed or followed.", ["how"], registry=REGISTRY
 )
 FOLLOWERS = Gauge("baton_followers", "Callers who follow a turn by its events.", registry=REGISTRY)
+EPOCHS = Counter(
+    "baton_epochs", "Epochs that began within a session, by what was changed.", ["reason"], registry=REGISTRY
+)
 CANCELS = Counter("baton_cancels", "Turns that were asked to stop.", registry=REGISTRY)
 UPSTREAM_RETRIES = Counter("baton_upstream_retries", "Requests to Claude sent again.", registry=REGISTRY)
 TOKENS = Counter("baton_tokens", "Tokens as Claude counted them.", ["kind"], registry=REGISTRY)

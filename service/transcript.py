@@ -290,5 +290,6 @@ def pack(messages: list[dict[str, Any]], digest: bytes) -> list[bytes]:
         digest = elements.roll(digest, visible(message))
         content = message["content"]
         thinking = isinstance(content, list) and any(block.get("type") in _THINKING for block in content)
-        packed.append(elements.pack(orjson.dumps(message), digest, holds_thinking=thinking))
+        system = message["role"] == "system"
+        packed.append(elements.pack(orjson.dumps(message), digest, holds_thinking=thinking, system=system))
     return packed

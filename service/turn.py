@@ -34,17 +34,18 @@ be followed from any replica; the last frames go with the commit or the abort, i
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import orjson
 
 from service import replay, resend, telemetry, tool_calls
 from service.claude import Claude
-from service.errors import BatonError, internal_error, store_unavailable
+from service.errors import BatonError, internal_error, prefix_changed, store_unavailable
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
@@ -125,9 +126,9 @@ class Turn(Exchange):
         self._turn_id = self.id  # ours; `id` is what the caller is told, an earlier turn's if the request is that
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
-        self._new: list[bytes] = []
         self._rewind: Rewind | None = None
         self._begun: Begun | None = None
+        self._prepare: Callable[..., Prepared] | None = None
         self._prepared: Prepared | None = None
         self._opening = Opening(
             store.sessions,
@@ -206,9 +207,33 @@ class Turn(Exchange):
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
             history = replace(history, elements=history.elements[:kept])
-        self._new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
-        self._prepared = continued(self._ask, begun, history, self._new)
+        new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
+        self._prepare = partial(continued, self._ask, begun, history, new, self._rules.traits(self._ask.model))
+        self._prepared = self._permitted(self._prepare())
         return self._prepared.body
+
+    def _permitted(self, prepared: Prepared) -> Prepared:
+        """The same, unless it begins a new epoch and the caller wants none."""
+        reasons = prepared.epoch.reasons
+        if reasons and self._wish.strict:
+            raise prefix_changed(reasons)
+        for reason in reasons:
+            telemetry.EPOCHS.labels(reason).inc()
+        return prepared
+
+    async def _relay(self, body: bytes) -> None:
+        """Asks Claude; once more without the thinking of before, if it is refused for a signature in it."""
+        try:
+            await super()._relay(body)
+        except BatonError as error:
+            if error.code != "thinking_refused" or self._prepare is None:
+                raise
+            prepared = self._prepare(refused=True)
+            if prepared.body == body:
+                raise
+            telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
+            self._prepared = self._permitted(prepared)
+            await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
         self.headers["x-session-id"] = self._ref.id
@@ -342,7 +367,8 @@ class Turn(Exchange):
         elements: list[bytes] = []
         if status != "refused":
             reply = [{"role": "assistant", "content": content}] if content else []
-            elements = [*self._new, *pack(reply, self._new[-1][1:HEADER_BYTES])]
+            new = self._prepared.elements
+            elements = [*new, *pack(reply, new[-1][1:HEADER_BYTES])]
         first = self._begun.messages
         record = {
             "id": self._turn_id,
@@ -362,17 +388,17 @@ class Turn(Exchange):
             "to": first + len(elements),
         }
         if status == "refused":
-            asked = [unpack(element) for element in self._new]
+            asked = [unpack(element) for element in self._prepared.elements]
             record["refused"] = [element.digest.hex() for element in asked if not element.synthetic]
         return Commit(
             head=self._begun.head,
             record=orjson.dumps(record),
             model=self._ask.model,
-            epoch_hash=self._prepared.epoch_hash,
-            epoch_start=self._prepared.epoch_start,
+            epoch_hash=self._prepared.epoch.hash,
+            epoch_start=self._prepared.epoch.start,
             revision=self._begun.revision,
             system_json=self._prepared.system_json,
-            tools_json=self._prepared.tools_json,
+            preamble=self._prepared.preamble,
             usage=self.answer.tokens(),
             elements=elements,
             # A refusal leaves the history as it was, even where it would have rewound it.

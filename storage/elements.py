@@ -5,8 +5,8 @@ splices the rest into the next request without parsing it. The digest covers wha
 up to and including this message, so that a resent history is recognised by comparing one digest.
 
 Format byte: the low four bits are the version (1); 0x10 the message holds thinking blocks; 0x20 it was made by
-Baton itself and no caller has seen it: its digest is that of the message before. Both must be known without parsing;
-neither can be added later.
+Baton itself and no caller has seen it: its digest is that of the message before; 0x80 its role is ``system``. They must
+be known without parsing; none can be added later.
 """
 
 from hashlib import blake2b
@@ -20,6 +20,9 @@ FIRST_DIGEST = bytes(DIGEST_BYTES)
 _VERSION = 0x01
 _HOLDS_THINKING = 0x10
 _SYNTHETIC = 0x20
+_SYSTEM = 0x80
+LOOKED_AT = _HOLDS_THINKING | _SYSTEM
+"""Bits of messages that may be sent otherwise than they are stored."""
 
 
 class Element(NamedTuple):
@@ -29,6 +32,7 @@ class Element(NamedTuple):
     digest: bytes
     holds_thinking: bool
     synthetic: bool
+    system: bool
 
 
 def roll(digest: bytes, visible: bytes) -> bytes:
@@ -36,10 +40,17 @@ def roll(digest: bytes, visible: bytes) -> bytes:
     return blake2b(visible, digest_size=DIGEST_BYTES, key=digest, person=b"baton-transcript"[:16]).digest()
 
 
-def pack(json: bytes, digest: bytes, *, holds_thinking: bool = False, synthetic: bool = False) -> bytes:
+def pack(
+    json: bytes, digest: bytes, *, holds_thinking: bool = False, synthetic: bool = False, system: bool = False
+) -> bytes:
     """One list element."""
-    flags = _VERSION | (_HOLDS_THINKING if holds_thinking else 0) | (_SYNTHETIC if synthetic else 0)
+    flags = _VERSION | (_HOLDS_THINKING * holds_thinking) | (_SYNTHETIC * synthetic) | (_SYSTEM * system)
     return bytes((flags,)) + digest + json
+
+
+def tells_system(element: bytes) -> bool:
+    """Whether it is a message of Baton's own that tells another system prompt."""
+    return element[0] & (_SYSTEM | _SYNTHETIC) == _SYSTEM | _SYNTHETIC
 
 
 def unpack(element: bytes) -> Element:
@@ -56,4 +67,5 @@ def unpack(element: bytes) -> Element:
         element[1:HEADER_BYTES],
         bool(flags & _HOLDS_THINKING),
         bool(flags & _SYNTHETIC),
+        bool(flags & _SYSTEM),
     )

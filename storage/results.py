@@ -93,7 +93,7 @@ class Begun:
         head: what commit must present.
         messages, size_bytes, turns: of the history as it stands.
         model: last effective model, "" before the first turn unless one was set.
-        epoch_hash: of the last effective system, tools and thinking rules; "" before the first turn.
+        epoch_hash: of the last turn's model, system prompt, tools and thinking rules, opaque; "" before the first.
         epoch_start: index of the epoch's first message.
         revision: of the session's own fields; tells commit whether a patch came in between.
         dead_turn_id: a turn that was declared dead on the way, or "".

@@ -32,7 +32,7 @@ from storage.results import (
 from storage.scripts import ScriptRunner
 
 _CREATE_ATTEMPTS = 8
-_TEXTS = ("system", "title", "metadata")  # of a snapshot; tools, which may be large, are for turns only
+_TEXTS = ("system", "title", "metadata")  # of a snapshot; the preamble, which may be large, is for turns only
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,8 @@ class Snapshot:
     turns: int
     max_turns: int
     model: str
+    epoch_hash: str
+    epoch_start: int
     revision: int
     input_tokens: int
     output_tokens: int
@@ -101,6 +103,8 @@ def _snapshot(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, by
         turns=int(s["tn"]),
         max_turns=int(s["mt"]),
         model=s["md"].decode(),
+        epoch_hash=s["eh"].decode(),
+        epoch_start=int(s["es"]),
         revision=int(s["rev"]),
         input_tokens=int(s["it"]),
         output_tokens=int(s["ot"]),

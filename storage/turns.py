@@ -122,7 +122,8 @@ class Commit:
         record: the turn record, opaque to the store.
         model, epoch_hash, epoch_start: what the turn was sent with.
         revision: as `Begun` told it; the model and system prompt of a later patch stand.
-        system_json, tools_json: the system prompt and the tools to keep from now on; empty to leave them as stored.
+        system_json, preamble: the system prompt, and what requests begin with (opaque), from now on; empty to leave
+            them as stored.
         elements: the new messages, oldest first (see elements.py); may be none.
         rewind: how much of the history stays; None for all.
         end: the last frames of a streamed answer.
@@ -135,7 +136,7 @@ class Commit:
     epoch_start: int
     revision: int
     system_json: bytes
-    tools_json: bytes
+    preamble: bytes
     usage: Usage
     elements: Sequence[bytes]
     rewind: Rewind | None = None
@@ -144,11 +145,11 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The stored messages, oldest first, and the stored system prompt and tools (JSON, empty if none)."""
+    """The stored messages, oldest first, and the stored system prompt (JSON) and preamble; these empty if none."""
 
     elements: list[bytes]
     system_json: bytes
-    tools_json: bytes
+    preamble: bytes
 
 
 class Cut(NamedTuple):
@@ -217,7 +218,7 @@ class Turns:
         return read_begin(reply)
 
     async def history(self, ref: SessionRef, messages: int) -> History:
-        """The first ``messages`` elements, the system prompt and the tools, in one round trip.
+        """The first ``messages`` elements, the system prompt and the preamble, in one round trip.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
         """
@@ -226,12 +227,12 @@ class Turns:
             async with self._redis.pipeline(transaction=False) as batch:
                 if messages:
                     batch.lrange(ref.keys[1], 0, messages - 1)
-                batch.hmget(ref.keys[4], ["system", "tools"])
+                batch.hmget(ref.keys[4], ["system", "preamble"])
                 return await batch.execute()
 
         replies = await self._read(ask)
-        system, tools = replies[-1]
-        return History(replies[0] if messages else [], system or b"", tools or b"")
+        system, preamble = replies[-1]
+        return History(replies[0] if messages else [], system or b"", preamble or b"")
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN
@@ -253,7 +254,7 @@ class Turns:
             commit.epoch_hash,
             commit.epoch_start,
             commit.system_json,
-            commit.tools_json,
+            commit.preamble,
             commit.revision,
             usage.input,
             usage.output,

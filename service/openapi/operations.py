@@ -98,13 +98,20 @@ _APPENDED: Final = (
     ),
 )
 _CLAUDE: Final = (
-    *("model_not_found", "upstream_invalid_request", "upstream_overloaded", "upstream_rate_limited"),
+    *(
+        "model_not_found",
+        "thinking_refused",
+        "upstream_invalid_request",
+        "upstream_overloaded",
+        "upstream_rate_limited",
+    ),
     *("upstream_refused", "upstream_timeout", "upstream_unavailable", "draining"),
 )
 _TURN: Final = (
     *_APPENDED,
     *(
         "history_mismatch",
+        "prefix_changed",
         "turn_cut_short",
         "turn_rewound",
         "session_exists",
@@ -116,7 +123,7 @@ _TURN: Final = (
 _ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
 
 _TAKEN: Final = (
-    *("X-Session-Id", "X-Session-Mode", "X-Session-Input"),
+    *("X-Session-Id", "X-Session-Mode", "X-Session-Input", "X-Session-Prefix"),
     *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
     "X-Stainless-Retry-Count",
 )

@@ -13,6 +13,7 @@ from service.addressing import MODES, RESERVED
 from service.conflict import ON_CONFLICT
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
+from service.prefix import PREFIXES
 from storage.keys import SESSION_ID, TURN_ID
 
 Schema = dict[str, Any]
@@ -84,6 +85,7 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Session-On-Conflict": one_of(*ON_CONFLICT),
     "X-Session-On-Disconnect": one_of(*ON_DISCONNECT),
     "X-Session-Input": one_of("delta", "full"),
+    "X-Session-Prefix": one_of(*PREFIXES),
     "Idempotency-Key": {"type": "string", "pattern": "^[ -~]{1,255}$"},
     "X-Expect-Turn": _TURN_ID,
     "X-Stainless-Retry-Count": {"type": "string", "pattern": "^[0-9]{1,4}$"},

@@ -7,7 +7,7 @@
 --   together or not at all: whoever reads the end of a turn in the log can rely on its being stored.
 -- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 expected head, 4 turn record (opaque), 5 model, 6 epoch hash, 7 epoch start
---   (index of the epoch's first message), 8 system prompt as JSON, 9 tools as JSON ('' = as stored, both),
+--   (index of the epoch's first message), 8 system prompt as JSON, 9 what requests begin with, opaque ('' = as stored, both),
 --   10 revision as begin answered it (model and system prompt of a later patch stand; where this turn changes them the
 --   revision moves on), 11 input, 12 output, 13 cache read, 14 cache written tokens, 15 messages kept of the history
 --   ('' all; fewer: a rewind), 16 their bytes, 17 committed turns that the rewind drops, 18 ordinal of the last frame of
@@ -65,7 +65,7 @@ if s[14] == ARGV[10] and (s[15] ~= ARGV[5] or ARGV[8] ~= '') then
   redis.call('HSET', SESSION, 'md', ARGV[5], 'rev', text(tonumber(s[14]) + 1))
   if ARGV[8] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[8]) end
 end
-if ARGV[9] ~= '' then redis.call('HSET', TEXTS, 'tools', ARGV[9]) end
+if ARGV[9] ~= '' then redis.call('HSET', TEXTS, 'preamble', ARGV[9]) end
 write_size(size)
 count('messages', messages_by)
 count('bytes', bytes_by)

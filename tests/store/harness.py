@@ -162,7 +162,7 @@ class Store:
             "epoch_start": 0,
             "revision": 1,
             "system_json": b"",
-            "tools_json": b"",
+            "preamble": b"",
             "usage": Usage(),
         }
         return await self.turns.commit(ref, turn, Commit(head=head, elements=messages, **(fields | changes)))

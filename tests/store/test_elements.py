@@ -4,15 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage.elements import DIGEST_BYTES, FIRST_DIGEST, HEADER_BYTES, Element, pack, roll, unpack
+from storage.elements import DIGEST_BYTES, FIRST_DIGEST, HEADER_BYTES, Element, pack, roll, tells_system, unpack
 
 digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
 
 
-@given(json=st.binary(), digest=digests, thinking=st.booleans(), synthetic=st.booleans())
-def test_an_element_is_read_as_it_was_packed(json: bytes, digest: bytes, thinking: bool, synthetic: bool) -> None:
-    packed = pack(json, digest, holds_thinking=thinking, synthetic=synthetic)
-    assert unpack(packed) == Element(json, digest, thinking, synthetic)
+@given(json=st.binary(), digest=digests, thinking=st.booleans(), synthetic=st.booleans(), system=st.booleans())
+def test_an_element_is_read_as_it_was_packed(
+    json: bytes, digest: bytes, thinking: bool, synthetic: bool, system: bool
+) -> None:
+    packed = pack(json, digest, holds_thinking=thinking, synthetic=synthetic, system=system)
+    assert unpack(packed) == Element(json, digest, thinking, synthetic, system)
+    assert tells_system(packed) == (synthetic and system)
     assert packed[HEADER_BYTES:] == json
 
 
@@ -21,6 +24,7 @@ def test_the_form_of_an_element_never_changes() -> None:
     assert pack(b"{}", b"12345678") == b"\x0112345678{}"
     assert pack(b"{}", b"12345678", holds_thinking=True) == b"\x1112345678{}"
     assert pack(b"{}", b"12345678", synthetic=True) == b"\x2112345678{}"
+    assert pack(b"{}", b"12345678", system=True) == b"\x8112345678{}"
     assert roll(FIRST_DIGEST, b"hello").hex() == "21bfa7567e4f9f0d"
 
 

@@ -278,23 +278,23 @@ async def test_a_commit_without_a_system_prompt_keeps_the_stored_one(store: Stor
     assert (await store.turns.history(ref, 1)).system_json == b'"old"'
 
 
-async def test_a_commit_without_tools_keeps_the_stored_ones(store: Store) -> None:
+async def test_a_commit_without_a_preamble_keeps_the_stored_one(store: Store) -> None:
     ref = await store.created()
-    assert (await store.turns.history(ref, 0)).tools_json == b""
-    await store.committed(ref, elements(1), tools_json=b"[1]")
+    assert (await store.turns.history(ref, 0)).preamble == b""
+    await store.committed(ref, elements(1), preamble=b"[1]")
     await store.committed(ref, elements(1), system_json=b'"new"')
     assert await store.turns.history(ref, 0) == History([], b'"new"', b"[1]")
-    await store.committed(ref, elements(1), tools_json=b"[2]")
+    await store.committed(ref, elements(1), preamble=b"[2]")
     assert await store.turns.history(ref, 0) == History([], b'"new"', b"[2]")
     await store.assert_consistent(ref)
 
 
-async def test_tools_are_stored_whatever_was_patched_meanwhile_and_are_no_revision(store: Store) -> None:
+async def test_a_preamble_is_stored_whatever_was_patched_meanwhile_and_is_no_revision(store: Store) -> None:
     ref = await store.created(model="claude-x")
     turn, begun = await store.begun(ref)
     assert await store.sessions.patch(ref, {"title": "N"}, expected_revision=None) == Patched(2)
-    await store.commit(ref, turn, begun.head, elements(1), tools_json=b"[1]", revision=begun.revision)
-    assert (await store.turns.history(ref, 0)).tools_json == b"[1]"
+    await store.commit(ref, turn, begun.head, elements(1), preamble=b"[1]", revision=begun.revision)
+    assert (await store.turns.history(ref, 0)).preamble == b"[1]"
     snapshot = await store.sessions.get(ref)
     assert isinstance(snapshot, Snapshot)
     assert snapshot.revision == 2

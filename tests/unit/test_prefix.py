@@ -1,14 +1,15 @@
 """From stored bytes to a request: the same bytes from turn to turn, and epochs."""
 
 from dataclasses import replace
-from hashlib import blake2b
 from itertools import pairwise
 from typing import Any
 
 import orjson
 import pytest
 
+from service.epoch import unpacked
 from service.errors import BatonError
+from service.model_table import NEWEST, Traits
 from service.prefix import Ask, Prepared, continued, last_digest, stateless
 from service.transcript import pack
 from storage import elements
@@ -52,30 +53,32 @@ def asking(
 
 
 class Session:
-    """What the store would keep of turns that all commit."""
+    """What the store would keep of turns that all commit, with models that have these traits."""
 
-    def __init__(self) -> None:
+    def __init__(self, traits: Traits = NEWEST) -> None:
+        self.traits = traits
         self.begun = EMPTY
         self.history = History([], b"", b"")
 
-    def prepare(self, ask: Ask) -> tuple[Prepared, list[bytes]]:
+    def prepare(self, ask: Ask, *, refused: bool = False) -> Prepared:
         new = pack(ask.messages, last_digest(self.history))
-        return continued(ask, self.begun, self.history, new), new
+        return continued(ask, self.begun, self.history, new, self.traits, refused=refused)
 
-    def turn(self, ask: Ask, *reply: dict[str, Any]) -> bytes:
+    def turn(self, ask: Ask, *reply: dict[str, Any], refused: bool = False) -> bytes:
         """Runs a turn whose answer has these blocks; returns the body that was sent."""
-        prepared, new = self.prepare(ask)
+        prepared = self.prepare(ask, refused=refused)
+        new = prepared.elements
         added = new + pack([assistant(*reply)], new[-1][1 : elements.HEADER_BYTES])
         stored = [*self.history.elements, *added]
         self.history = History(
-            stored, prepared.system_json or self.history.system_json, prepared.tools_json or self.history.tools_json
+            stored, prepared.system_json or self.history.system_json, prepared.preamble or self.history.preamble
         )
         self.begun = replace(
             self.begun,
             messages=len(stored),
             turns=self.begun.turns + 1,
-            epoch_hash=prepared.epoch_hash,
-            epoch_start=prepared.epoch_start,
+            epoch_hash=prepared.epoch.hash,
+            epoch_start=prepared.epoch.start,
         )
         return prepared.body
 
@@ -86,7 +89,7 @@ def messages_bytes(body: bytes) -> bytes:
 
 
 def test_a_stateless_request_is_what_was_asked() -> None:
-    body = stateless(asking("Hi", system="Be brief.", stop_sequences=["END"]))
+    body = stateless(asking("Hi", system="Be brief.", stop_sequences=["END"]), NEWEST)
     assert orjson.loads(body) == {
         "model": "m-1",
         "max_tokens": 10,
@@ -95,12 +98,12 @@ def test_a_stateless_request_is_what_was_asked() -> None:
         "system": "Be brief.",
         "messages": [user("Hi")],
     }
-    assert "system" not in orjson.loads(stateless(asking("Hi")))
+    assert "system" not in orjson.loads(stateless(asking("Hi"), NEWEST))
 
 
 def test_only_session_turns_are_cached() -> None:
-    assert b"cache_control" not in stateless(asking("Hi"))
-    prepared, _ = Session().prepare(asking("Hi"))
+    assert b"cache_control" not in stateless(asking("Hi"), NEWEST)
+    prepared = Session().prepare(asking("Hi"))
     assert orjson.loads(prepared.body)["cache_control"] == {"type": "ephemeral"}
 
 
@@ -123,7 +126,7 @@ def test_stored_bytes_are_spliced_and_not_parsed() -> None:
     element = elements.pack(odd, b"\1" * 8, holds_thinking=True)
     begun = replace(EMPTY, messages=1)
     new = pack([user("Hi")], b"\1" * 8)
-    body = continued(asking("Hi"), begun, History([element], b'"S"', b""), new).body
+    body = continued(asking("Hi"), begun, History([element], b'"S"', b""), new, NEWEST).body
     assert messages_bytes(body).startswith(odd + b",")
 
 
@@ -143,13 +146,13 @@ def test_no_system_prompt_at_all() -> None:
 
 def test_the_system_prompt_is_written_only_when_it_changes() -> None:
     session = Session()
-    assert session.prepare(asking("a", system="S"))[0].system_json == b'"S"'
+    assert session.prepare(asking("a", system="S")).system_json == b'"S"'
     session.turn(asking("a", system="S"), text("b"))
-    assert session.prepare(asking("c", system="S"))[0].system_json == b""
-    assert session.prepare(asking("c"))[0].system_json == b""
-    assert session.prepare(asking("c", system="T"))[0].system_json == b'"T"'
+    assert session.prepare(asking("c", system="S")).system_json == b""
+    assert session.prepare(asking("c")).system_json == b""
+    assert session.prepare(asking("c", system="T")).system_json == b'"T"'
     blocks = [text("S"), text("T")]
-    assert session.prepare(asking("c", system=blocks))[0].system_json == orjson.dumps(blocks)
+    assert session.prepare(asking("c", system=blocks)).system_json == orjson.dumps(blocks)
 
 
 def epochs(change: dict[str, Any]) -> None:
@@ -215,19 +218,13 @@ def test_absent_tools_mean_the_stored_ones() -> None:
     assert "thinking" in str(later["messages"])
 
 
-def test_tools_are_written_only_when_they_change() -> None:
+def test_the_preamble_is_written_only_when_it_changes() -> None:
     session = Session()
-    assert session.prepare(asking("a"))[0].tools_json == b""
-    assert session.prepare(asking("a", tools=[ADD]))[0].tools_json == orjson.dumps([ADD])
+    assert unpacked(session.prepare(asking("a", tools=[ADD])).preamble).tools == orjson.dumps([ADD])
     session.turn(asking("a", tools=[ADD]), text("b"))
-    assert session.prepare(asking("c", tools=[ADD]))[0].tools_json == b""
-    assert session.prepare(asking("c"))[0].tools_json == b""
-    assert session.prepare(asking("c", tools=[LOOK]))[0].tools_json == orjson.dumps([LOOK])
-
-
-def test_a_session_without_tools_keeps_the_epoch_it_had_before_there_were_any() -> None:
-    hashed = continued(asking("a", system="S"), EMPTY, History([], b"", b""), []).epoch_hash
-    assert hashed == blake2b(b'm-1\0"S"', digest_size=8).hexdigest()
+    assert session.prepare(asking("c", tools=[ADD])).preamble == b""
+    assert session.prepare(asking("c")).preamble == b""
+    assert unpacked(session.prepare(asking("c", tools=[LOOK])).preamble).tools == orjson.dumps([LOOK])
 
 
 @pytest.mark.parametrize(
@@ -246,12 +243,12 @@ def test_a_choice_goes_with_one_request_and_begins_no_epoch(choice: dict[str, An
     assert (chosen["tool_choice"], chosen["tools"]) == (choice, [ADD])
     assert "tool_choice" not in orjson.loads(session.turn(asking("e"), text("f")))
     assert session.begun.epoch_start == 0
-    assert orjson.loads(stateless(asking("a", tools=[ADD], choice=choice)))["tool_choice"] == choice
+    assert orjson.loads(stateless(asking("a", tools=[ADD], choice=choice), NEWEST))["tool_choice"] == choice
 
 
 @pytest.mark.parametrize("choice", [{"type": "none"}, {"type": "auto", "disable_parallel_tool_use": True}])
 def test_without_tools_a_choice_that_needs_none_is_left_out(choice: dict[str, Any]) -> None:
-    for body in (Session().turn(asking("a", choice=choice)), stateless(asking("a", choice=choice))):
+    for body in (Session().turn(asking("a", choice=choice)), stateless(asking("a", choice=choice), NEWEST)):
         assert orjson.loads(body).keys() & {"tools", "tool_choice"} == set()
 
 
@@ -264,21 +261,22 @@ def test_a_choice_of_what_there_is_not_is_refused() -> None:
             session.prepare(asking("c", choice=choice))
         assert (caught.value.code, caught.value.param) == ("invalid_value", "tool_choice")
     with pytest.raises(BatonError):
-        stateless(asking("a", choice={"type": "any"}))
+        stateless(asking("a", choice={"type": "any"}), NEWEST)
 
 
 def test_a_stateless_conversation_must_answer_its_calls() -> None:
     called = assistant({"type": "tool_use", "id": "toolu_1", "name": "add", "input": {}})
     ask = replace(asking("a", tools=[ADD]), messages=[user("a"), called, user("b")])
     with pytest.raises(BatonError) as caught:
-        stateless(ask)
+        stateless(ask, NEWEST)
     assert (caught.value.code, caught.value.param) == ("invalid_value", "messages")
 
 
 def test_a_session_whose_first_turns_stored_nothing_has_no_older_epoch() -> None:
-    begun = replace(EMPTY, turns=1, epoch_hash="other")
-    new = pack([user("a")], elements.FIRST_DIGEST)
-    assert continued(asking("a"), begun, History([], b"", b""), new).epoch_start == 0
+    session = Session()
+    session.begun = replace(EMPTY, turns=1, epoch_hash="a.b.c.d")
+    epoch = session.prepare(asking("a")).epoch
+    assert (epoch.start, epoch.reasons) == (0, ())
 
 
 def test_the_last_digest() -> None:
