@@ -20,6 +20,7 @@ from service import telemetry
 from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
+from service.counting import CountTokens
 from service.cursor import Cursors
 from service.delivery import Deliveries
 from service.dialect import Dialect, offered
@@ -206,6 +207,7 @@ def _routes(
     admit = parts.watch.require
     return [
         Route("/v1/chat/completions", TurnEndpoint(parts, dialects["chat"]), methods=["POST"]),
+        Route("/v1/messages/count_tokens", CountTokens(parts, dialects["messages"]), methods=["POST"]),
         Route("/v1/messages", MessagesEndpoint(parts, dialects["messages"]), methods=["POST"]),
         *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
         *resource("/v1/sessions/stats", admit, GET=sessions.stats),

@@ -4,7 +4,6 @@ A request without a session is an exchange that stores nothing. On Anthropic's s
 `MessagesEndpoint` and passage.py.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +145,7 @@ class TurnEndpoint:
             framing=asked.framing if asked.stream else None,
             render=render,
             claude_headers=asked.claude_headers,
-            resent=_is_resent(scope, asked),
+            resent=is_resent(scope, asked),
             on_disconnect=on_disconnect,
         )
 
@@ -170,7 +169,7 @@ class TurnEndpoint:
 
 
 class MessagesEndpoint(TurnEndpoint):
-    """``POST /v1/messages``, and with another path the same request to something else of Claude's API."""
+    """``POST /v1/messages``."""
 
     def _prepare(self, scope: Scope, raw: bytes, body: Any) -> _Prepared:
         key = idempotency.key_of(scope)
@@ -183,7 +182,7 @@ class MessagesEndpoint(TurnEndpoint):
         exchange = Passage(
             self._parts.claude,
             "/v1/messages",
-            self._unaliased(raw, body),
+            unaliased(self._parts.settings, raw, body),
             passed_headers(scope),
             streamed=stream,
             deadline_s=self._parts.rules.deadline_s,
@@ -191,10 +190,11 @@ class MessagesEndpoint(TurnEndpoint):
         _tell_ignored(exchange, key, None, [])
         return _Prepared(exchange, stream, None)
 
-    def _unaliased(self, raw: bytes, body: Mapping[str, Any]) -> bytes:
-        aliases = self._parts.settings.model_aliases
-        model = body.get("model")
-        return with_model(raw, dict(body), aliases[model]) if isinstance(model, str) and model in aliases else raw
+
+def unaliased(settings: Settings, raw: bytes, body: dict[str, Any]) -> bytes:
+    """A body that is passed on, with the model that its alias stands for."""
+    aliases, model = settings.model_aliases, body.get("model")
+    return with_model(raw, body, aliases[model]) if isinstance(model, str) and model in aliases else raw
 
 
 def passed_headers(scope: Scope) -> dict[str, str]:
@@ -223,7 +223,7 @@ def _tell_ignored(exchange: Exchange, key: str | None, address: Address | None, 
         exchange.headers["x-baton-ignored"] = ", ".join(left_out)
 
 
-def _is_resent(scope: Scope, asked: Asked) -> bool:
+def is_resent(scope: Scope, asked: Asked) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
     in_header = header(scope, b"x-session-input")
     if in_header is not None and asked.session_input not in (None, in_header):

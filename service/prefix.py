@@ -10,7 +10,7 @@ marked as what it is.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
 import orjson
@@ -28,6 +28,11 @@ _MARKER: Final = b'"cache_control"'
 _MARKERS_MAX: Final = 4  # that Claude takes in one request
 _KEPT_OF_PARAMS: Final = frozenset(
     {"inference_geo", "max_tokens", "service_tier", "speed", "stop_sequences", "thinking"}
+)
+
+# What Claude does not take where it only counts: it says how an answer is made, not how large the question is.
+_OF_ANSWERS: Final = frozenset(
+    {"container", "diagnostics", "inference_geo", "max_tokens", "metadata", "service_tier", "stop_sequences"}
 )
 
 Prefix = Literal["adapt", "strict"]
@@ -92,7 +97,7 @@ def stateless(ask: Ask, traits: Traits) -> bytes:
     messages = [orjson.dumps(message) for message in ask.messages]
     if not traits.system_messages:
         messages = [_as_users(json) for json in messages]
-    return _body(ask, preamble, messages, cached=False)
+    return _body(ask, preamble, messages, {"stream": True}, cached=False)
 
 
 def continued(
@@ -111,14 +116,8 @@ def continued(
     Raises:
         BatonError: a choice of a tool that there is not.
     """
-    wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
-    this = epoch.decide(wanted, standing, history, traits, refused=refused)
-    if this.told:
-        digest = new[-1][1 : elements.HEADER_BYTES]
-        new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
-    sent = [_sendable(element, index < this.start, traits) for index, element in enumerate([*history.elements, *new])]
-    messages = [json for json in sent if json]
-    body = _body(ask, this.preamble, messages, cached=True)
+    this, new, messages = _placed(ask, standing, history, new, traits, refused=refused)
+    body = _body(ask, this.preamble, messages, {"stream": True}, cached=True)
     preamble = this.preamble.packed()
     effort = (ask.params.get("output_config") or {}).get("effort")
     return Prepared(
@@ -136,6 +135,26 @@ def continued(
             "epoch_began": list(this.reasons),
         },
     )
+
+
+def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
+    """The body of a request that asks how large a session's next turn would be; arguments and errors of `continued`."""
+    asked = replace(ask, params={name: value for name, value in ask.params.items() if name not in _OF_ANSWERS})
+    this, _, messages = _placed(asked, standing, history, new, traits)
+    return _body(asked, this.preamble, messages, {}, cached=True)
+
+
+def _placed(
+    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
+) -> tuple[Epoch, list[bytes], list[bytes]]:
+    """The turn's epoch, its new messages as elements, and all messages as they are sent."""
+    wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
+    this = epoch.decide(wanted, standing, history, traits, refused=refused)
+    if this.told:
+        digest = new[-1][1 : elements.HEADER_BYTES]
+        new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
+    sent = [_sendable(element, index < this.start, traits) for index, element in enumerate([*history.elements, *new])]
+    return this, new, [json for json in sent if json]
 
 
 def last_digest(history: History) -> bytes:
@@ -190,10 +209,10 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
     return ask.tool_choice if tools else None
 
 
-def _body(ask: Ask, preamble: Preamble, messages: list[bytes], *, cached: bool) -> bytes:
+def _body(ask: Ask, preamble: Preamble, messages: list[bytes], more: dict[str, Any], *, cached: bool) -> bytes:
     choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
-    fields = orjson.dumps({"model": ask.model, **params, "stream": True})[1:-1]
+    fields = orjson.dumps({"model": ask.model, **params, **more})[1:-1]
     parts = [b"{", fields, b","]
     if preamble.thinking and "thinking" not in params:
         parts += [b'"thinking":', preamble.thinking, b","]

@@ -180,7 +180,7 @@ async def recognise(
         StoreUnavailable: the turns could not be read.
     """
     planned = plan(stored, (), messages)
-    if planned is not None and planned.kept == len(stored) and all(one["role"] == "user" for one in planned.new):
+    if planned is not None and planned.kept == len(stored) and all(one["role"] != "assistant" for one in planned.new):
         return planned, None
     spans = live(await turns.ledger(ref))
     planned = plan(stored, spans, messages)

@@ -50,6 +50,11 @@ _USAGE: Final = _open({"input_tokens": maybe(COUNT), "output_tokens": maybe(COUN
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "MessagesRequest": _request(),
+    "CountTokensRequest": {
+        **_open(_ASKED, ("messages",)),
+        "description": "any further field goes to Claude as it is",
+    },
+    "TokenCount": _open({"input_tokens": COUNT}, ("input_tokens",)),
     "AnthropicMessage": _open(
         {
             "id": TEXT,

@@ -176,6 +176,23 @@ MESSAGES: Final = (
         error_headers=(*_TURN_HEADERS, "request-id"),
         anthropic=True,
     ),
+    Operation(
+        "countTokens",
+        "POST",
+        "/v1/messages/count_tokens",
+        "how many tokens a request would have",
+        "with a session, how many its next turn would have; nothing is begun or changed",
+        body="CountTokensRequest",
+        headers=("X-Session-Id", "X-Session-Mode", "X-Session-Input", "anthropic-version", "anthropic-beta"),
+        answers=(Answer(200, "the number", _json("TokenCount"), ("X-Baton-Ignored", "request-id")),),
+        errors=(
+            *(*_BODY, "missing_value", *_SESSION, *_CLAUDE, "context_length_exceeded", "unsupported"),
+            *("history_mismatch", "session_exists", "tool_call_closed", "turn_interrupted", "turn_timeout"),
+            "upstream_nonsense",
+        ),
+        error_headers=("request-id",),
+        anthropic=True,
+    ),
 )
 
 SESSIONS: Final = (

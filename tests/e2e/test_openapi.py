@@ -103,6 +103,9 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, two:
     for session_headers in ({}, {"x-session-id": f"{name}-messages"}):
         answer = await strict.request("POST", "/v1/messages", json=asked, headers=session_headers)
         assert answer.json["type"] == "message"
+        counted = {"model": MODEL, "messages": [user("Hello.")]}
+        answer = await strict.request("POST", "/v1/messages/count_tokens", json=counted, headers=session_headers)
+        assert answer.json["input_tokens"] > 0
 
     page = await strict.get(f"/v1/sessions?limit=1&title_prefix=An&metadata[team]={name}")
     assert [one["name"] for one in page.json["sessions"]] == [name]

@@ -48,6 +48,8 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
         turns=0,
         max_turns=0,
         model="claude-x",
+        epoch_hash="",
+        epoch_start=0,
         revision=1,
         input_tokens=0,
         output_tokens=0,

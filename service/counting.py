@@ -1,0 +1,114 @@
+"""``POST /v1/messages/count_tokens``: how large a request would be; with a session, how large its next turn would be.
+
+Counting begins nothing: it takes no lease, changes nothing of the session and does not prolong its life. A name that is
+not there yet is a session without messages. A turn that is committed meanwhile is counted, or it is not.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from starlette.types import Receive, Scope, Send
+
+from service import access, addressing, prefix, resend, sse, tool_calls
+from service.addressing import Address
+from service.asgi import header, parse_json, read_body, send_json
+from service.dialect import Asked, Dialect
+from service.endpoint import Parts, is_resent, passed_headers, unaliased
+from service.errors import BatonError, session_exists, session_not_found, store_unavailable
+from service.passage import Passage
+from storage.results import Gone, StoreUnavailable
+from storage.sessions import Snapshot
+from storage.turns import History
+
+_PATH: Final = "/v1/messages/count_tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class _Standing:
+    """A session as it stands for the turn that is counted."""
+
+    messages: int = 0
+    epoch_hash: str = ""
+    epoch_start: int = 0
+    model: str = ""
+
+
+class CountTokens:
+    """The endpoint.
+
+    Args:
+        parts: of the replica.
+        dialect: Anthropic's.
+    """
+
+    def __init__(self, parts: Parts, dialect: Dialect) -> None:
+        self._parts = parts
+        self._dialect = dialect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        parts, settings = self._parts, self._parts.settings
+        parts.exchanges.admit()
+        raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        body = parse_json(raw)
+        if not isinstance(body, dict):
+            raise BatonError("invalid_value", "The body must be a JSON object.")
+        address = addressing.of_request(
+            parts.store.sessions.keyspace,
+            access.principal(),
+            in_body=None,
+            in_header=header(scope, b"x-session-id"),
+            mode=header(scope, b"x-session-mode"),
+            idempotency_key=None,
+        )
+        told = {}
+        if address is None:
+            asked, said = unaliased(settings, raw, body), passed_headers(scope)
+        else:
+            parts.watch.require()
+            read = self._dialect.read(scope, body)
+            asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)
+            told = {"x-baton-ignored": ", ".join(read.ignored)} if read.ignored else {}
+        exchange = Passage(parts.claude, _PATH, asked, said, streamed=False, deadline_s=parts.rules.deadline_s)
+        parts.exchanges.start(exchange)
+        async with sse.watching(receive, exchange.hang_up):
+            await exchange.end()
+        if exchange.error is not None:
+            raise exchange.error
+        await send_json(send, exchange.whole(), headers=told)
+
+    async def _next_turn(self, address: Address, read: Asked, *, resent: bool) -> bytes:
+        """The request that asks how large a session's next turn would be.
+
+        Raises:
+            BatonError: session_not_found, session_exists, history_mismatch, store_unavailable; as `prefix.counted`.
+        """
+        try:
+            standing, history = await self._standing(address)
+            ask = read.ask
+            if not ask.model_named and standing.model:
+                ask = replace(ask, model=standing.model)
+            if resent:
+                turns = self._parts.store.turns
+                plan, rewind = await resend.recognise(turns, address.ref, history.elements, ask.messages)
+                ask = replace(ask, messages=plan.new)
+                if rewind is not None:
+                    kept = rewind.messages
+                    standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
+                    history = replace(history, elements=history.elements[:kept])
+        except StoreUnavailable as error:
+            raise store_unavailable() from error
+        new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
+        return prefix.counted(ask, standing, history, new, self._parts.rules.traits(ask.model))
+
+    async def _standing(self, address: Address) -> tuple[_Standing, History]:
+        store = self._parts.store
+        found: Snapshot | Gone = await store.sessions.get(address.ref)
+        if isinstance(found, Gone):
+            if address.mode == "continue":
+                raise session_not_found()
+            return _Standing(), History([], b"", b"")
+        if address.mode == "create":
+            raise session_exists()
+        history = await store.turns.history(address.ref, found.messages)
+        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model), history
