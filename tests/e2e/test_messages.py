@@ -199,7 +199,7 @@ async def test_every_field_goes_to_claude_and_markers_in_messages_are_told(
     one: Caller, simulator: Simulator, name: str
 ) -> None:
     marked = [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}}]
-    fields = {
+    fields: Json = {
         "metadata": {"user_id": "u"},
         "stop_sequences": ["END"],
         "service_tier": "standard_only",
