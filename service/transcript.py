@@ -31,6 +31,7 @@ _DELTAS: Final = {
     "input_json_delta": "partial_json",
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
+_OF_STOP: Final = frozenset({"stop_reason", "stop_sequence", "stop_details"})
 _OF_DELTA: Final = frozenset({"type", "delta", "usage"})
 _CUT_SHORT: Final = ("max_tokens", "model_context_window_exceeded", "refusal")
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -192,6 +193,11 @@ class Answer:
             cache_read=usage.get("cache_read_input_tokens") or 0,
             cache_written=usage.get("cache_creation_input_tokens") or 0,
         )
+
+    def more(self) -> dict[str, dict[str, Any]]:
+        """What message_delta told beyond what has a name here; empty where it was nothing."""
+        delta = {name: value for name, value in self.delta.items() if name not in _OF_STOP}
+        return {name: part for name, part in (("delta", delta), ("beside", self.beside)) if part}
 
     def content(self) -> list[dict[str, Any]]:
         """The blocks to keep: all of a complete answer but empty text, the sound ones of a broken one."""

@@ -43,7 +43,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import replay, resend, telemetry, tool_calls
+from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
 from service.errors import BatonError, internal_error, prefix_changed, store_unavailable
 from service.events import Event
@@ -54,6 +54,7 @@ from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.settling import Settlement, Status, count
 from service.transcript import pack
+from service.turn_record import Provenance
 from storage.elements import HEADER_BYTES, unpack
 from storage.log import Log
 from storage.results import Answered, Begun, Running, StoreUnavailable
@@ -118,11 +119,10 @@ class Turn(Exchange):
         self._wish = wish
         self._ref = wish.address.ref
         self._ask = ask
-        self._dialect = dialect
         self._framing = framing
         self._resent = resent
-        self._started = datetime.now(UTC)
-        self.created_s = int(self._started.timestamp())  # what the record tells, so that a replay says the same
+        self._provenance = Provenance(self.id, datetime.now(UTC), dialect, framing, rules.replica)
+        self.created_s = int(self._provenance.started.timestamp())  # what is recorded, so that a replay says the same
         self._turn_id = self.id  # ours; `id` is what the caller is told, an earlier turn's if the request is that
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
@@ -138,7 +138,7 @@ class Turn(Exchange):
             turn_id=self.id,
             model=ask.model,
             streamed=self._streamed,
-            pending_record=lambda: orjson.dumps({"id": self._turn_id, "state": "pending", **self._provenance()}),
+            pending_record=lambda: turn_record.pending(self._provenance, self._ask.model),
         )
         self._lease = Lease(
             store.turns,
@@ -370,29 +370,21 @@ class Turn(Exchange):
             new = self._prepared.elements
             elements = [*new, *pack(reply, new[-1][1:HEADER_BYTES])]
         first = self._begun.messages
-        record = {
-            "id": self._turn_id,
-            "state": status,
-            **self._provenance(),
-            "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "queue_ms": round(self._opening.waited_s * 1000),
-            "first_event_ms": round(self.first_event_s * 1000) if self.first_event_s is not None else None,
-            "sent": self._prepared.summary,
-            "message_id": self.answer.message.get("id"),
-            "answered_by": self.answer.message.get("model"),
-            "stop_reason": self.answer.stop_reason,
-            "stop_sequence": self.answer.stop_sequence,
-            "stop_details": self.answer.stop_details,
-            "usage": self.answer.usage,
-            "from": first,
-            "to": first + len(elements),
-        }
-        if status == "refused":
-            asked = [unpack(element) for element in self._prepared.elements]
-            record["refused"] = [element.digest.hex() for element in asked if not element.synthetic]
+        refused = map(unpack, self._prepared.elements) if status == "refused" else ()
+        record = turn_record.settled(
+            self._provenance,
+            self._ask.model,
+            status,
+            self.answer,
+            sent=self._prepared.summary,
+            queue_s=self._opening.waited_s,
+            first_event_s=self.first_event_s,
+            span=(first, first + len(elements)),
+            refused=[element.digest for element in refused if not element.synthetic],
+        )
         return Commit(
             head=self._begun.head,
-            record=orjson.dumps(record),
+            record=record,
             model=self._ask.model,
             epoch_hash=self._prepared.epoch.hash,
             epoch_start=self._prepared.epoch.start,
@@ -405,12 +397,3 @@ class Turn(Exchange):
             rewind=self._rewind if status != "refused" else None,
             end=end,
         )
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "started_at": self._started.isoformat(timespec="milliseconds"),
-            "dialect": self._dialect,
-            "framing": self._framing,
-            "replica": self._rules.replica,
-            "model": self._ask.model,
-        }
