@@ -105,7 +105,7 @@ class Reader:
     def _command(self, name: str) -> list[str]:
         text = self._blocks[name].replace("127.0.0.1:8000", f"127.0.0.1:{self._baton}")
         text = text.replace("127.0.0.1:9000", f"127.0.0.1:{self._claude}")
-        return [".venv/bin/python", "-c", text] if name == "sdk" else ["bash", "-euc", text]
+        return [".venv/bin/python", "-c", text] if name in ("sdk", "anthropic") else ["bash", "-euc", text]
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def answers(printed: str) -> list[str]:
 
 
 def test_every_block_that_is_marked_is_known() -> None:
-    assert blocks().keys() == {"demo", "simulate", "serve", "curl", "sdk"}
+    assert blocks().keys() == {"demo", "simulate", "serve", "curl", "sdk", "anthropic"}
 
 
 @pytest.mark.timeout(120)
@@ -142,3 +142,4 @@ def test_a_conversation_without_a_key_as_the_readme_tells_it(reader: Reader) -> 
     with reader.leaves_running("simulate", "simulator listening"), reader.leaves_running("serve", '"listening"'):
         assert answers(reader.runs("curl", timeout_s=20))[1] == "Your name is Ada."
         assert reader.runs("sdk", timeout_s=20) == "Your name is Ada.\n"
+        assert reader.runs("anthropic", timeout_s=20) == 'You first said: "My name is Ada."\n'
