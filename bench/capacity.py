@@ -18,7 +18,8 @@ from typing import Any, Final, NamedTuple
 from bench.store import capacity
 from service.routes import listing
 from storage.capacity import SWEEP_BATCH
-from storage.connect import Deadlines, connect, first_contact
+from storage.connect import Deadlines, connect
+from storage.first_contact import first_contact
 from storage.index import Index, Listed
 from storage.keys import Keyspace, SessionRef, new_nonce
 from storage.results import Created

@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from storage import elements
 from storage.capacity import Capacity
-from storage.connect import Deadlines, connect, first_contact
+from storage.connect import Deadlines, connect
+from storage.first_contact import first_contact
 from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import Begun, Created, Settled

@@ -37,7 +37,8 @@ from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
 from storage.capacity import Capacity
-from storage.connect import Client, Deadlines, StoreRefused, connect, first_contact, reachable
+from storage.connect import Client, Credential, Deadlines, connect
+from storage.first_contact import StoreRefused, first_contact, reachable
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
@@ -70,8 +71,8 @@ def build(
         on_refused: called if the store must not be used.
     """
     replica = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
-    keyspace = Keyspace(settings.namespace, settings.buckets, secret.encode())
-    redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
+    keyspace = Keyspace(settings.namespace, settings.buckets_of(store_url), secret.encode())
+    redis = open_store(settings, store_url)
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     store = _store(settings, redis, keyspace)
@@ -99,7 +100,7 @@ def build(
     sweeper = Sweeper(
         store.capacity,
         store.index,
-        buckets=settings.buckets,
+        buckets=keyspace.buckets,
         interval_s=settings.sweep_interval_s,
         ready=lambda: watch.reached,
     )
@@ -121,6 +122,18 @@ def build(
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
+
+
+def open_store(settings: Settings, url: str) -> Client:
+    """The client of the store; opens no connection yet."""
+    password = settings.redis_sentinel_password
+    return connect(
+        url,
+        connections_max=settings.redis_connections_max,
+        deadlines=Deadlines(),
+        tls=settings.tls(),
+        sentinel=Credential(settings.redis_sentinel_username, password.get_secret_value() if password else None),
+    )
 
 
 def _watch(

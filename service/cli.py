@@ -47,6 +47,18 @@ def serve() -> None:
 
 
 @main.command()
+def check() -> None:
+    """Check settings and store as a replica does when it starts, and end; writes nothing.
+
+    Ends with 0 if a replica would serve (warnings do not count), 78 if it would refuse to, 69 if the store cannot be
+    reached now.
+    """
+    from service.check import check as run
+
+    sys.exit(run(_settings(), click.echo))
+
+
+@main.command()
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="host:port; port 0 takes a free one.")
 @click.option("--first-byte-ms", default=0, show_default=True, help="Wait before an answer begins.")
 @click.option("--delta-ms", default=0, show_default=True, help="Wait between two words of an answer.")

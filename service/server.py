@@ -22,8 +22,8 @@ from service import telemetry
 from service.app import Application, build
 from service.http_protocol import Limits, http_protocol
 from service.settings import EX_CONFIG, Settings
-from storage.connect import StoreRefused
 from storage.embedded import EmbeddedRefused, EmbeddedValkey
+from storage.first_contact import StoreRefused
 
 _CLOSE_S = 5  # connections get this long to take the last bytes, after the drain
 

@@ -16,6 +16,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service import model_name
+from storage import address
+from storage.tls import Tls
 
 EX_CONFIG = 78
 CLAUDE_URL = "https://api.anthropic.com"
@@ -51,10 +53,21 @@ class Settings(BaseSettings):
         "local", description="local: no keys, loopback only; open: no keys on any address (a trusted network)."
     )
     redis_url: SecretStr = Field(
-        SecretStr("embedded"), description="embedded (a private Valkey child), redis:// or rediss://."
+        SecretStr("embedded"),
+        description="embedded (a private Valkey), redis://, redis+sentinel://, redis+cluster://; rediss… is TLS.",
     )
     redis_url_file: Path | None = Field(None, description="A file that holds the URL instead.")
-    redis_connections_max: int = Field(64, ge=2, le=10_000, description="Connections of this replica at most.")
+    redis_sentinel_username: str | None = Field(None, description="For Sentinels; the URL's user is the data nodes'.")
+    redis_sentinel_password: SecretStr | None = Field(None, description="For Sentinels.")
+    redis_tls_ca_file: Path | None = Field(
+        None, description="Who signed Redis's certificates, PEM; those that the system trusts if unset."
+    )
+    redis_tls_cert_file: Path | None = Field(None, description="This replica's certificate for Redis, PEM.")
+    redis_tls_key_file: Path | None = Field(None, description="Its key, PEM without a password.")
+    redis_tls_check_hostname: bool = Field(True, description="Redis's certificate must name the host that is asked.")
+    redis_connections_max: int = Field(
+        64, ge=2, le=10_000, description="Connections of this replica at most, to each Redis server."
+    )
     redis_eviction_allowed: bool = Field(
         False, description="Accept a Redis that evicts; conversations may be lost when it is full."
     )
@@ -62,7 +75,9 @@ class Settings(BaseSettings):
     namespace: str = Field(
         "baton", pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$", description="First part of every key; permanent once used."
     )
-    buckets: int = Field(1, ge=1, le=256, description="Slots a namespace spreads over; permanent once used.")
+    buckets: int | None = Field(
+        None, ge=1, le=256, description="Slots a namespace spreads over; permanent once used. 64 on a cluster, else 1."
+    )
     secret: SecretStr | None = Field(
         None, description="16+ characters; keys the hashes of names and owners; permanent. Made when embedded."
     )
@@ -125,7 +140,17 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
-    @field_validator("anthropic_api_key", "anthropic_base_url", mode="before")
+    @field_validator(
+        "anthropic_api_key",
+        "anthropic_base_url",
+        "buckets",
+        "redis_sentinel_username",
+        "redis_sentinel_password",
+        "redis_tls_ca_file",
+        "redis_tls_cert_file",
+        "redis_tls_key_file",
+        mode="before",
+    )
     @classmethod
     def _blank_is_absent(cls, value: Any) -> Any:
         """An empty variable is what a compose file makes of one that is not set."""
@@ -177,8 +202,7 @@ class Settings(BaseSettings):
         except ValueError as problem:
             problems.append(str(problem))
             url = "embedded"
-        if problem_of_url := _store_problem(url):
-            problems.append(problem_of_url)
+        problems += _store_problems(url) + self._tls_problems(url)
         problems += self._claude_problems()
         if url != "embedded" and self.secret is None:
             problems.append(
@@ -193,6 +217,22 @@ class Settings(BaseSettings):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    def _tls_problems(self, url: str) -> list[str]:
+        if not (self.redis_tls_ca_file or self.redis_tls_cert_file or self.redis_tls_key_file):
+            return []
+        if not url.startswith("rediss"):
+            return ["BATON_REDIS_TLS_… is set, but BATON_REDIS_URL asks for no TLS: write rediss:// or rediss+…://."]
+        return [f"BATON_REDIS_TLS_…: {problem}" for problem in self.tls().problems()]
+
+    def tls(self) -> Tls:
+        """What TLS to Redis checks and shows."""
+        files = self.redis_tls_ca_file, self.redis_tls_cert_file, self.redis_tls_key_file
+        return Tls(*files, check_hostname=self.redis_tls_check_hostname)
+
+    def buckets_of(self, url: str) -> int:
+        """How many buckets the namespace has, on the store of this URL."""
+        return self.buckets or address.BUCKETS["standalone" if url == "embedded" else address.read(url).kind]
 
     def _claude_problems(self) -> list[str]:
         """Of what was given to reach Claude; the SDK would tell them at the first request, or not at all."""
@@ -236,15 +276,16 @@ class Settings(BaseSettings):
         return int(self.listen.rpartition(":")[2])
 
 
-def _store_problem(url: str) -> str | None:
+def _store_problems(url: str) -> list[str]:
     if url == "embedded":
-        return None
-    if not url.startswith(("redis://", "rediss://")):
-        return "BATON_REDIS_URL must be `embedded`, redis://… or rediss://…."
-    from storage.connect import check_url  # redis-py takes long to load, and most commands do without
-
-    problem = check_url(url)
-    return f"BATON_REDIS_URL cannot be used: {problem}" if problem else None
+        return []
+    if "://" not in url:
+        return ["BATON_REDIS_URL must be `embedded`, redis://…, redis+sentinel://… or redis+cluster://…."]
+    try:
+        address.read(url)
+    except ValueError as problem:
+        return [f"BATON_REDIS_URL cannot be used: {problem}"]
+    return []
 
 
 def _is_base_url(url: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Final
 
 from service import telemetry
 from service.errors import BatonError
-from storage.connect import StoreRefused
+from storage.first_contact import StoreRefused
 from storage.results import StoreUnavailable
 
 _PROBE_EVERY_S: Final = 5.0
@@ -24,7 +24,7 @@ class StoreWatch:
     """Watches one store in a task of its own.
 
     Args:
-        contact: the checks of first contact (storage/connect.py); returns warnings.
+        contact: the checks of first contact (storage/first_contact.py); returns warnings.
         probe: whether the store takes writes now.
         on_refused: called once if the store must not be used.
 

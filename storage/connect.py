@@ -1,38 +1,33 @@
-"""From a URL to a client that can be trusted with a turn, and the checks at first contact.
+"""From a URL to a client that can be trusted with a turn, whichever of the kinds of Redis it names (address.py).
 
 Every call of the client has a deadline: for a connection, for a place in the pool, for the reply. redis-py would send a
 timed-out command again by itself, up to ten times and unseen; that is switched off, and `scripts.ScriptRunner` does it
 within a budget. A full pool is waited for, then told apart from a dead server by its message. Its notifications of
 maintenance are off too: they stretch deadlines, and with them on a connection that the server closed while it was idle
-is not noticed before a command has been lost on it.
+is not noticed before a command has been lost on it. It does not tell servers its name either, which users with few
+rights may not.
 
-First contact reads INFO (managed services refuse CONFIG) and the namespace's record:
-
-* ``maxmemory-policy`` must be ``noeviction``: any other tears sessions apart when memory runs out.
-* the server must be Redis 7.0 or newer (any Valkey is).
-* the record ``{namespace}:cfg`` holds the number of buckets and a fingerprint of the secret, written once by whoever
-  comes first. Another number or secret would not find the sessions that are there.
+Behind Sentinel and in a cluster every server has such a client of its own, with its own pool, and the one that is given
+out finds the right one for each call (routing.py, topology.py). Only primaries are asked.
 """
 
-import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from storage.keys import Keyspace
-from storage.results import StoreUnavailable
+from storage import address
+from storage.routing import Routed
+from storage.tls import Tls
+from storage.topology import ClusterTopology, Host, SentinelTopology, require_primary
 
 Client = Redis
 """What `connect` gives, and every part of the store is built on."""
 
-SERVER_VERSION_MIN = (7, 0)
+_SENTINEL_CONNECTIONS_MAX = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,119 +39,87 @@ class Deadlines:
     pool_wait_s: float = 2.0
 
 
-class StoreRefused(Exception):
-    """The server answers but must not be used like this; ``problems`` are sentences for the operator."""
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A user and a password; None for none."""
 
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__(" ".join(problems))
-        self.problems = problems
+    username: str | None = None
+    password: str | None = None
 
 
-def check_url(url: str) -> str | None:
-    """What is wrong with a URL for `connect`: a sentence without the URL, which holds a password; None if it is sound.
+def connect(
+    url: str,
+    *,
+    connections_max: int,
+    deadlines: Deadlines,
+    tls: Tls | None = None,
+    sentinel: Credential | None = None,
+) -> Client:
+    """A client for a store; connects lazily, closes with ``aclose()``.
 
-    redis-py passes over what it does not understand (another database than meant, for one), and takes options from a
-    URL that would go before the deadlines here.
+    Args:
+        url: see address.py.
+        connections_max: to each server.
+        deadlines: of every call.
+        tls: for a URL that asks for it.
+        sentinel: who we are for Sentinels; the URL's credential is for the data nodes only.
+
+    Raises:
+        ValueError: the URL is none of a store, see `address.read`.
     """
-    if any(not "!" <= char <= "~" for char in url):
-        return "it holds white space or other characters that a URL cannot have; percent-encode them."
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        return "its host or port cannot be read; percent-encode special characters of a password."
-    if parts.scheme not in ("redis", "rediss"):
-        return "it must begin with redis:// or rediss://."
-    if "?" in url or "#" in url:
-        return "it cannot have options (?…) or a fragment (#…); percent-encode these characters in a password."
-    if not parts.hostname or port == 0:
-        return "it must name a host, and its port is 1 to 65535: redis://:password@host:6379/0"
-    number = parts.path.removeprefix("/")
-    if parts.path not in ("", "/") and not (number.isdecimal() and len(number) < 6):
-        return "its path must be the number of a database: redis://:password@host:6379/0"
-    return None
+    at = address.read(url)
+    tls_options = (tls or Tls()).options() if at.tls else None
+
+    def node(host: Host, **more: Any) -> Redis:
+        credential = Credential(at.username, at.password)
+        return _server(host, credential, connections_max, deadlines, tls_options, db=at.database, **more)
+
+    def sentinel_node(host: Host) -> Redis:
+        return _server(host, sentinel or Credential(), _SENTINEL_CONNECTIONS_MAX, deadlines, tls_options)
+
+    match at.kind:
+        case "standalone":
+            return node(at.hosts[0])
+        case "sentinel":
+            return Routed(
+                SentinelTopology(
+                    at.hosts,
+                    at.service,
+                    open_sentinel=sentinel_node,
+                    open_node=lambda host: node(host, redis_connect_func=require_primary),
+                    deadline_s=deadlines.connect_s,
+                )
+            )
+        case "cluster":
+            return Routed(ClusterTopology(at.hosts, open_node=node, deadline_s=deadlines.connect_s))
 
 
-def connect(url: str, *, connections_max: int, deadlines: Deadlines) -> Redis:
-    """A client for ``redis://`` or ``rediss://``; connects lazily, closes with ``aclose()``."""
-    pool = BlockingConnectionPool.from_url(
-        url,
+def _server(
+    host: Host,
+    credential: Credential,
+    connections_max: int,
+    deadlines: Deadlines,
+    tls_options: dict[str, Any] | None,
+    **options: Any,
+) -> Redis:
+    """The client of one server."""
+    pool = BlockingConnectionPool(
+        connection_class=Connection if tls_options is None else SSLConnection,
         max_connections=connections_max,
         timeout=deadlines.pool_wait_s,
+        host=host[0],
+        port=host[1],
+        username=credential.username,
+        password=credential.password,
         socket_connect_timeout=deadlines.connect_s,
         socket_timeout=deadlines.command_s,
         retry=Retry(NoBackoff(), 0),
         retry_on_error=[],
         health_check_interval=0,
         socket_keepalive=True,
+        driver_info=None,
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
+        **(tls_options or {}),
+        **options,
     )
     return Redis.from_pool(pool)
-
-
-async def first_contact(redis: Redis, keyspace: Keyspace, *, eviction_allowed: bool, deadline_s: float) -> list[str]:
-    """Checks the server and claims the namespace.
-
-    Returns:
-        Warnings: sentences about what works but is not durable.
-
-    Raises:
-        StoreUnavailable: no answer within the deadline; ask again later.
-        StoreRefused: the server must not be used like this.
-    """
-    try:
-        async with asyncio.timeout(deadline_s):
-            problems = _server_problems(info := await redis.info(), eviction_allowed)
-            claimed = {"buckets": str(keyspace.buckets), "secret": keyspace.fingerprint()}
-            async with redis.pipeline(transaction=True) as batch:
-                # A replica that is refused claims nothing: its number and secret may be as wrong as the server.
-                for field, value in claimed.items() if not problems else ():
-                    batch.hsetnx(keyspace.config(), field, value)
-                batch.hgetall(keyspace.config())
-                recorded = {k.decode(): v.decode() for k, v in (await batch.execute())[-1].items()}
-    except (RedisError, TimeoutError) as error:
-        raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
-    problems += _namespace_problems(keyspace, claimed | recorded)
-    if problems:
-        raise StoreRefused(problems)
-    if int(info.get("aof_enabled", 0)) == 0:
-        return ["Redis has no append-only file: what it acknowledges is lost if it restarts."]
-    return []
-
-
-def _server_problems(info: dict[str, Any], eviction_allowed: bool) -> list[str]:
-    problems = []
-    version = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
-    if version < SERVER_VERSION_MIN:
-        problems.append(f"Redis {info['redis_version']} is too old: 7.0 or newer, or Valkey, is needed.")
-    policy = info.get("maxmemory_policy", "noeviction")
-    if policy != "noeviction" and not eviction_allowed:
-        problems.append(
-            f"Redis evicts by {policy}: it would tear conversations apart when memory runs out. "
-            "Set maxmemory-policy noeviction, or BATON_REDIS_EVICTION_ALLOWED=true to accept that."
-        )
-    return problems
-
-
-def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[str]:
-    problems = []
-    if recorded["buckets"] != str(keyspace.buckets):
-        problems.append(
-            f"Namespace {keyspace.namespace!r} was made with BATON_BUCKETS={recorded['buckets']}, "
-            f"this replica has {keyspace.buckets}; the number is permanent."
-        )
-    if recorded["secret"] != keyspace.fingerprint():
-        problems.append(
-            f"Namespace {keyspace.namespace!r} was made with another BATON_SECRET; the secret is permanent."
-        )
-    return problems
-
-
-async def reachable(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> bool:
-    """Whether the store takes writes now; a full or read-only Redis would still answer PING."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
-    except (RedisError, TimeoutError):
-        return False
-    return True

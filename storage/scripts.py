@@ -5,8 +5,8 @@ addressed by content (EVALSHA), so replicas of two versions can share one server
 yet is sent its source once (EVAL), at the price of one more round trip a script and a server restart.
 
 Every script may be sent twice: it is repeatable by turn id or nonce (see its header). So a call whose reply was lost is
-sent again until its budget is used up, and only then reported as unknown. redis-py's own retries are off: they would
-hide the time that this takes.
+sent again until its budget is used up, and only then reported as unknown. So is one that the server refuses for now,
+because a primary steps down or slots move. redis-py's own retries are off: they would hide the time that this takes.
 """
 
 import asyncio
@@ -19,22 +19,13 @@ from importlib.resources import files
 from typing import Any, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    ConnectionError,
-    NoScriptError,
-    RedisError,
-    ResponseError,
-    TimeoutError,
-)
+from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
+from storage.failures import refused_for_now, surely_not_executed
 from storage.results import Reply, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
-# How redis-py says that it found no connection in its pool, or could not make one; it has no types for these.
-_NEVER_SENT = ("No connection available", "connecting to")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +68,6 @@ VERBS = (
 SCRIPTS = {verb: load(verb) for verb in VERBS}
 
 
-def _surely_not_executed(error: RedisError) -> bool:
-    """Whether Redis refused, or was never reached: the scripts' flags make it refuse before the first write."""
-    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError):
-        return True
-    return any(words in str(error) for words in _NEVER_SENT)
-
-
 def _same_slot(keys: Sequence[str]) -> bool:
     tag = keys[0].partition("}")[0] + "}"
     return all(key.startswith(tag) for key in keys)
@@ -117,7 +101,7 @@ class ScriptRunner:
             args: as its header says.
             budget_s: for everything together.
             wait_for_server: send it again also while no connection can be made or Redis is still loading its data;
-                otherwise that is reported at once.
+                otherwise that is reported at once. What a running server refuses for now is sent again in any case.
             wanted: asked before it is sent again; what nobody wants any more is not.
 
         Raises:
@@ -133,9 +117,9 @@ class ScriptRunner:
                     try:
                         return await self._send(script, keys, args)
                     except RedisError as error:
-                        unknown = before or not _surely_not_executed(error)
-                        passing = isinstance(error, ConnectionError | TimeoutError)
-                        if not passing or not (unknown or wait_for_server):
+                        unknown = before or not surely_not_executed(error)
+                        passing = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
+                        if not passing and not refused_for_now(error):
                             raise
                         await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
                         if not wanted():

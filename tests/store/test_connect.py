@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from storage.connect import StoreRefused, first_contact, reachable
 from storage.embedded import EmbeddedValkey
+from storage.first_contact import StoreRefused, first_contact, reachable
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
 from tests.store.harness import SECRET, real_redis

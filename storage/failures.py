@@ -1,0 +1,79 @@
+"""What a failed call is worth: was it executed, will it pass, and in which words to tell it.
+
+Redis refuses before it executes, and the first lines of the scripts make it refuse before their first write. So a
+refusal leaves no doubt, and may be followed by the same call again whatever it is. Some refusals pass by themselves
+within seconds: a primary steps down, slots move, data is loaded.
+"""
+
+import builtins
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+    TryAgainError,
+)
+
+# How redis-py says that it found no connection in its pool, or could not make one; it has no types for these.
+_POOL_IS_FULL = "No connection available"
+_NOT_CONNECTED = "connecting to"
+_NO_REPLICAS = "NOREPLICAS"
+
+
+class Unreached(ConnectionError):
+    """There is no primary to ask just now; nothing was sent."""
+
+
+def surely_not_executed(error: RedisError) -> bool:
+    """Whether Redis refused, or was never reached."""
+    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError | AuthorizationError):
+        return True
+    return never_sent(error)
+
+
+def never_sent(error: RedisError) -> bool:
+    """Whether no connection was there to send anything on."""
+    return isinstance(error, Unreached) or any(words in str(error) for words in (_POOL_IS_FULL, _NOT_CONNECTED))
+
+
+def pool_is_full(error: RedisError) -> bool:
+    """Whether it was a place in our own pool that was missing; it says nothing about the server."""
+    return _POOL_IS_FULL in str(error)
+
+
+def refused_for_now(error: RedisError) -> bool:
+    """Whether a running server will not do this just now: a failover, a move of slots, too few replicas."""
+    if isinstance(error, AskError | ClusterDownError | TryAgainError | ReadOnlyError):
+        return True
+    return isinstance(error, ResponseError) and str(error).startswith(_NO_REPLICAS)
+
+
+def in_words(error: BaseException) -> str:
+    """The cause of a failure for an operator: without a credential, and without the text of errors we do not know."""
+    match error:
+        case AuthenticationError() | AuthorizationError():
+            return "Redis refuses the user name or the password."
+        case NoPermissionError():
+            return f"Redis denies it: {error}"
+        case BusyLoadingError():
+            return "Redis is still loading its data."
+        case ReadOnlyError():
+            return "This is a replica: it takes no writes."
+        case ClusterDownError():
+            return "The cluster is down: it has no primary for some slots."
+        case OutOfMemoryError():
+            return "Redis is full (maxmemory)."
+        case TimeoutError() | builtins.TimeoutError():
+            return "Redis did not answer in time."
+        case ConnectionError():
+            return f"No connection to Redis: {error}"
+    return f"Redis answered with an error ({type(error).__name__})."

@@ -1,0 +1,207 @@
+"""A client for a Redis that is several servers: every command goes to the primary that answers for its key.
+
+It offers what the store uses of redis-py's client, and every server has a client of its own with its own bounded pool
+and deadlines (connect.py), so that a call means the same on every kind of Redis. redis-py's own cluster client is not
+used: docs/decisions/0005.
+
+Which primary that is, is known from what a `Topology` was told last. It is asked anew when something says that this
+does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, no answer. What was surely not executed
+is then sent again from here: to another primary at once, to one that refuses every few milliseconds, for a second at
+most. Anything else is told to the caller, who knows whether it may be sent twice.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import Connection
+from redis.crc import key_slot
+from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, TimeoutError
+
+from storage.failures import never_sent, pool_is_full, refused_for_now
+from storage.topology import Topology
+
+_T = TypeVar("_T")
+
+_REFUSED_FOR_S: Final = 1.0
+_REFUSED_WAIT_S: Final = 0.02
+_SCRIPTS: Final = ("EVAL", "EVALSHA")
+_KEYLESS: Final = ("TIME", "INFO", "PING", "ECHO", "ACL WHOAMI")
+_CLOCK_SLOT: Final = 0  # who answers for it is asked what has no key, so that all replicas read one clock
+
+
+def _slot(command: Sequence[Any]) -> int:
+    """Of a command's key; every command that the store uses has it first."""
+    name = str(command[0]).upper()
+    if name in _KEYLESS:
+        return _CLOCK_SLOT
+    key = command[3] if name in _SCRIPTS else command[1]
+    return key_slot(key if isinstance(key, bytes) else str(key).encode())
+
+
+class _Nowhere(Connection):
+    """A routed client has no connections of its own."""
+
+    async def connect(self) -> None:
+        raise NotImplementedError("ask one of the primaries")
+
+
+class Routed(Redis):
+    """The client.
+
+    Args:
+        topology: who the primaries are.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        super().__init__(connection_pool=ConnectionPool(connection_class=_Nowhere))
+        self.topology = topology
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Sends a command to the primary of its key."""
+
+        async def send(node: Any) -> Any:
+            return await node.execute_command(*args, **options)
+
+        async def send_asking(node: Redis) -> Any:
+            return (await _sent_asking([(args, options)], node))[0]
+
+        return await self.routed(_slot(args), send, send_asking)
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "RoutedPipeline":
+        """Commands that are sent together, to each primary its own; in a transaction all are in one slot."""
+        return RoutedPipeline(self, transaction)
+
+    async def primaries(self) -> list[Redis]:
+        """A client for each primary."""
+        return await self.topology.primaries()
+
+    async def routed(
+        self,
+        slot: int,
+        send: Callable[[Redis], Awaitable[_T]],
+        send_asking: Callable[[Redis], Awaitable[_T]] | None = None,
+    ) -> _T:
+        """Does something at the primary of a slot, again and elsewhere while it is refused.
+
+        Args:
+            slot: whose primary.
+            send: what is done there. What it sends must be refused as a whole or not at all, or change nothing.
+            send_asking: the same at a node that is about to become the slot's primary; None if that cannot be done.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _REFUSED_FOR_S
+        asked: Redis | None = None
+        while True:
+            node = await self.topology.primary(slot)
+            try:
+                return await self._at(node, slot, send, send_asking)
+            except (ConnectionError, TimeoutError) as error:
+                # What was never sent goes to whoever has taken over, if that is known by now.
+                if node is asked or pool_is_full(error) or not never_sent(error):
+                    raise
+            except RedisError as error:
+                if not refused_for_now(error) or loop.time() > until:
+                    raise
+                if node is asked:
+                    await asyncio.sleep(_REFUSED_WAIT_S)
+            asked = node
+
+    async def _at(
+        self,
+        node: Redis,
+        slot: int,
+        send: Callable[[Redis], Awaitable[_T]],
+        send_asking: Callable[[Redis], Awaitable[_T]] | None,
+    ) -> _T:
+        """Does something at one node, and notes what its answer says about the topology."""
+        try:
+            return await send(node)
+        except MovedError as error:
+            self.topology.moved(slot, error.host, error.port)
+            self.topology.doubt(node)
+            raise
+        except AskError as error:
+            if send_asking is None:
+                raise
+            return await send_asking(self.topology.node(error.host, error.port))
+        except RedisError as error:
+            lost = isinstance(error, ConnectionError | TimeoutError) and not pool_is_full(error)
+            if lost or refused_for_now(error):
+                self.topology.doubt(node)
+            raise
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Closes the connections to all nodes."""
+        await self.topology.aclose()
+
+
+class RoutedPipeline(Pipeline):
+    """Commands for several primaries; see `Routed.pipeline`. Not a transaction, it must change nothing."""
+
+    def __init__(self, routed: Routed, transaction: bool) -> None:
+        super().__init__(routed.connection_pool, routed.response_callbacks, transaction, None)
+        self._routed = routed
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Sends everything, to all primaries at once; the replies are in the order of the commands."""
+        stack, self.command_stack = self.command_stack, []
+        by_primary: dict[int, list[int]] = {}
+        slots = [_slot(command) for command, _ in stack]
+        assert not self.is_transaction or len(set(slots)) == 1, "a transaction in several slots"
+        for at, slot in enumerate(slots):
+            by_primary.setdefault(id(await self._routed.topology.primary(slot)), []).append(at)
+        replies: list[Any] = [None] * len(stack)
+
+        async def part(places: list[int]) -> None:
+            answers = await self._part([slots[at] for at in places], [stack[at] for at in places])
+            for place, answer in zip(places, answers, strict=True):
+                replies[place] = answer
+
+        await _all(part(places) for places in by_primary.values())
+        return replies
+
+    async def _part(self, slots: list[int], commands: list[Any]) -> list[Any]:
+        """What one primary is asked; slot by slot if it does not answer for all of them."""
+        if len(set(slots)) == 1:
+            asking = None if self.is_transaction else partial(_sent_asking, commands)
+            return await self._routed.routed(slots[0], partial(self._sent, commands), asking)
+        try:
+            return await self._sent(commands, await self._routed.topology.primary(slots[0]))
+        except RedisError as error:
+            if pool_is_full(error) or not (refused_for_now(error) or never_sent(error)):
+                raise
+        by_slot = [[at for at, one in enumerate(slots) if one == slot] for slot in dict.fromkeys(slots)]
+        answers = await _all(
+            self._part([slots[at] for at in places], [commands[at] for at in places]) for places in by_slot
+        )
+        replies: list[Any] = [None] * len(commands)
+        for places, answer in zip(by_slot, answers, strict=True):
+            for place, reply in zip(places, answer, strict=True):
+                replies[place] = reply
+        return replies
+
+    async def _sent(self, commands: list[Any], node: Redis) -> list[Any]:
+        async with node.pipeline(self.is_transaction) as batch:
+            batch.command_stack = commands
+            return await batch.execute()
+
+
+async def _sent_asking(commands: list[Any], node: Redis) -> list[Any]:
+    """On one connection: a node answers for a slot that it does not own yet only who has just said ASKING."""
+    async with node.pipeline(transaction=False) as batch:
+        asking: Any = (("ASKING",), {})
+        batch.command_stack = [one for command in commands for one in (asking, command)]
+        return (await batch.execute())[1::2]
+
+
+async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:
+    """Waits for all, even if one fails; each has its deadline."""
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]

@@ -1,0 +1,243 @@
+"""Who the primaries are, as Sentinels or the nodes of a cluster tell.
+
+What is known is used until a call finds that it does not hold for some primary. Then everybody is asked at once, by one
+caller for all that need this primary, and at most every 50 ms; calls to other primaries go on meanwhile. A tenth of a
+second after the first answer, or when the deadline is over, who has not answered is done without: some of the addresses
+that were given may be dead, and some may hang. Addresses that were given are asked as well as those that were learned:
+either may all have changed.
+
+Of several answers, that of the latest failover counts (Sentinel's epoch), or what most nodes of a cluster say. Whoever
+is named must then show that it is a primary: to Sentinel's clients by ROLE, on every new connection, to a cluster's by
+not saying MOVED.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final
+
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import NoPermissionError, RedisError
+
+from storage.failures import Unreached
+
+SLOTS: Final = 16384
+_ASK_AGAIN_S: Final = 0.05
+_GRACE_S: Final = 0.1
+
+Host = tuple[str, int]
+Open = Callable[[Host], Redis]
+"""Makes the client of one server; opens no connection yet."""
+
+
+class Topology(ABC):
+    """What was told last, and the clients of everybody who was ever named.
+
+    A client of a node that is no primary any more is kept, with its idle connections closed: calls may still be on it.
+    """
+
+    def __init__(self, hosts: Iterable[Host], open_node: Open, deadline_s: float) -> None:
+        self._given = tuple(hosts)
+        self._open = open_node
+        self._deadline_s = deadline_s
+        self._nodes: dict[Host, Redis] = {}
+        self._doubted: set[Redis] = set()
+        self._asked_at = float("-inf")
+        self._asking = asyncio.Lock()
+
+    def node(self, host: str, port: int) -> Redis:
+        """The client of a node."""
+        if (host, port) not in self._nodes:
+            self._nodes[host, port] = self._open((host, port))
+        return self._nodes[host, port]
+
+    async def primary(self, slot: int) -> Redis:
+        """Who answers for a slot; looked up if that is not known, or in doubt.
+
+        Raises:
+            Unreached: nobody could tell.
+        """
+        known = self._known(slot)
+        if known is None or known in self._doubted:
+            async with self._asking:
+                known = self._known(slot)
+                if known is None or known in self._doubted:
+                    await self._ask()
+            known = self._known(slot)
+            if known is None:
+                raise Unreached(f"No node answers for slot {slot}.")
+        return known
+
+    async def primaries(self) -> list[Redis]:
+        """All of them, in the order of their slots."""
+        await self.primary(0)
+        return self._all_known()
+
+    def doubt(self, primary: Redis) -> None:
+        """This one did not answer as the primary that it was said to be."""
+        self._doubted.add(primary)
+
+    @abstractmethod
+    def moved(self, slot: int, host: str, port: int) -> None:
+        """A node says that another one answers for a slot now."""
+
+    async def _ask(self) -> None:
+        await asyncio.sleep(self._asked_at + _ASK_AGAIN_S - time.monotonic())
+        self._asked_at = time.monotonic()
+        doubted = set(self._doubted)
+        await self._look_up()
+        self._doubted -= doubted  # but not who came to be doubted meanwhile
+        kept = self._all_known()
+        for node in self._nodes.values():
+            if node not in kept:
+                await node.connection_pool.disconnect(inuse_connections=False)
+
+    @abstractmethod
+    def _known(self, slot: int) -> Redis | None: ...
+
+    @abstractmethod
+    def _all_known(self) -> list[Redis]: ...
+
+    @abstractmethod
+    async def _look_up(self) -> None: ...
+
+    async def aclose(self) -> None:
+        """Closes every connection."""
+        for node in self._nodes.values():
+            await node.aclose()
+
+
+class SentinelTopology(Topology):
+    """One primary, which Sentinels choose.
+
+    Args:
+        hosts: of the Sentinels.
+        service: what they call the primary.
+        open_sentinel: for a Sentinel, with a credential of its own.
+        open_node: for a data node; its connections must be made with `require_primary`.
+        deadline_s: for everything that is asked at once.
+    """
+
+    def __init__(
+        self, hosts: Iterable[Host], service: str, *, open_sentinel: Open, open_node: Open, deadline_s: float
+    ) -> None:
+        super().__init__(hosts, open_node, deadline_s)
+        self._service = service
+        self._sentinels = [open_sentinel(host) for host in self._given]
+        self._primary: Redis | None = None
+
+    def moved(self, slot: int, host: str, port: int) -> None:
+        """Only a cluster says so: first contact will refuse it, it is not Sentinel's to fail over."""
+
+    def _known(self, slot: int) -> Redis | None:
+        return self._primary
+
+    def _all_known(self) -> list[Redis]:
+        return [self._primary] if self._primary else []
+
+    async def _look_up(self) -> None:
+        asked = (_asked(sentinel, "SENTINEL MASTER", self._service) for sentinel in self._sentinels)
+        answers = await _answers(asked, self._deadline_s, f"No Sentinel names a primary {self._service!r}")
+        latest = max(answers, key=lambda answer: int(answer["config-epoch"]))
+        self._primary = self.node(str(latest["ip"]), int(latest["port"]))
+
+    async def aclose(self) -> None:
+        """Closes every connection."""
+        await super().aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+
+async def require_primary(connection: AbstractConnection) -> None:
+    """Makes a connection only if it leads to a primary: a replica would answer reads with what was once true."""
+    await connection.on_connect()
+    await connection.send_command("ROLE")
+    role, *_ = await connection.read_response()
+    if role != b"master":
+        raise Unreached("It is no primary any more.")
+
+
+class ClusterTopology(Topology):
+    """The primaries of a cluster, by slot.
+
+    Args:
+        hosts: some of its nodes.
+        open_node: for a node.
+        deadline_s: for everything that is asked at once.
+    """
+
+    def __init__(self, hosts: Iterable[Host], *, open_node: Open, deadline_s: float) -> None:
+        super().__init__(hosts, open_node, deadline_s)
+        self._slots: list[Redis | None] = [None] * SLOTS
+
+    def moved(self, slot: int, host: str, port: int) -> None:
+        """Takes its word for this slot."""
+        self._slots[slot] = self.node(host, port)
+
+    def _known(self, slot: int) -> Redis | None:
+        return self._slots[slot]
+
+    def _all_known(self) -> list[Redis]:
+        return list(dict.fromkeys(node for node in self._slots if node is not None))
+
+    async def _look_up(self) -> None:
+        known = self._all_known()
+        asked = dict.fromkeys([*self._given, *(host for host, node in self._nodes.items() if node in known)])
+        asking = (self._table(host) for host in asked)
+        tables = await _answers(asking, self._deadline_s, "No node of the cluster tells its slots")
+        slots: list[Redis | None] = [None] * SLOTS
+        # After a failover some hear of it later than others; who knows of no slots was not told of the cluster yet.
+        for first, last, host in max(tables, key=lambda table: (table != [], tables.count(table))):
+            slots[first : last + 1] = [self.node(*host)] * (last - first + 1)
+        self._slots = slots
+
+    async def _table(self, host: Host) -> list[tuple[int, int, Host]]:
+        """The ranges of slots with their primaries, as one node sees them."""
+        ranges = await _asked(self.node(*host), "CLUSTER SLOTS")
+        # A node that does not know its own address leaves it to us: it is the one that it was asked at.
+        return sorted(
+            (int(first), int(last), ((ip or b"").decode() or host[0], int(port)))
+            for first, last, (ip, port, *_), *_ in ranges
+        )
+
+
+async def _asked(server: Any, *command: str) -> Any:
+    return await server.execute_command(*command)
+
+
+async def _answers(asked: Iterable[Coroutine[Any, Any, Any]], deadline_s: float, nobody: str) -> list[Any]:
+    """What came in time.
+
+    Raises:
+        NoPermissionError: nobody answered, and one because we have no right to ask.
+        Unreached: nobody answered: ``nobody``, and why.
+    """
+    tasks = [asyncio.ensure_future(one) for one in asked]
+    pending, loop = set(tasks), asyncio.get_running_loop()
+    until = loop.time() + deadline_s
+    answers: list[Any] = []
+    errors: list[RedisError] = []
+    try:
+        while pending and (wait_s := until - loop.time()) > 0:
+            done, pending = await asyncio.wait(pending, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                error = task.exception()
+                if error is None:
+                    answers.append(task.result())
+                    until = min(until, loop.time() + _GRACE_S)
+                elif isinstance(error, RedisError):
+                    errors.append(error)
+                else:
+                    raise error
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    if not answers:
+        for denied in errors:
+            if isinstance(denied, NoPermissionError):
+                raise denied
+        raise Unreached(f"{nobody}: {errors[-1] if errors else 'no answer in time'}")
+    return answers

