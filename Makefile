@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit storm bench lock clean
+.PHONY: help install demo serve test lint format unit test-faults storm bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -45,6 +45,9 @@ lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
 
 unit: $(INSTALLED) ## the tests, side by side (ARGS='-k commit' to choose, ARGS='-n 0' for one after the other)
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
+
+test-faults: $(INSTALLED) ## the store's whole suite on a cluster of six nodes, too (a part of it is in make test)
+	$(BIN)/python -m pytest $(SPREAD) -m faults $(ARGS)
 
 format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .

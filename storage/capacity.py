@@ -59,36 +59,36 @@ class Capacity:
         self._total_max = total_max
         self._budget_s = budget_s
         self._on_end = on_end
-        self._sums: dict[str, tuple[float, list[int], list[int]]] = {}
+        self._sums: dict[str | None, tuple[float, list[int]]] = {}
 
     async def allowance(self, ref: SessionRef) -> tuple[int, int]:
         """How many sessions the bucket of ``ref`` may hold before the owner's and the global cap are reached."""
         if self._keyspace.buckets == 1:
             return self._per_owner_max, self._total_max
         bucket = int(ref.id[5:7], 16)
-        own, everybody = await self._counted(ref.owner)
+        own, everybody = await self._counted(ref.owner), await self._counted(None)
         return self._per_owner_max - sum(own) + own[bucket], self._total_max - sum(everybody) + everybody[bucket]
 
-    async def _counted(self, owner: str) -> tuple[list[int], list[int]]:
+    async def _counted(self, owner: str | None, *, anew: bool = False) -> list[int]:
+        """Sessions in each bucket, of one owner or everybody's; up to a second old unless asked for ``anew``."""
         now = time.monotonic()
-        counted_at, own, everybody = self._sums.get(owner, (float("-inf"), [], []))
-        if now - counted_at > _SUMS_FRESH_S:
+        counted_at, sizes = self._sums.get(owner, (float("-inf"), []))
+        if anew or now - counted_at > _SUMS_FRESH_S:
             self._sums = {one: sums for one, sums in self._sums.items() if now - sums[0] <= _SUMS_FRESH_S}
-            own, everybody = await self._index.sizes(owner)
-            self._sums[owner] = (now, own, everybody)
-        return own, everybody
+            sizes = await self._index.sizes(owner)
+            self._sums[owner] = (now, sizes)
+        return sizes
 
     async def make_room(self, ref: SessionRef, full: Full) -> bool:
         """Removes one session so that another can be created; False if none could go.
 
         Sums that were a second old may have said FULL wrongly, so they are taken anew before anybody has to go.
         """
-        own, everybody = await self._index.sizes(ref.owner)
-        self._sums[ref.owner] = (time.monotonic(), own, everybody)
+        own, everybody = [await self._counted(one, anew=True) for one in (ref.owner, None)]
         if sum(own) < self._per_owner_max and sum(everybody) < self._total_max:
             return True
         # What is removed below is in nobody's sums: the next look is a fresh one.
-        del self._sums[ref.owner]
+        self._sums.clear()
         owner = ref.owner if full.cap == "owner" or sum(own) > 0 else None
         expired = await self._index.expired(_CANDIDATES[0], owner=ref.owner if full.cap == "owner" else None)
         for gone in await self._index.refs(expired):

@@ -6,8 +6,8 @@ used: docs/decisions/0005.
 
 Which primary that is, is known from what a `Topology` was told last. It is asked anew when something says that this
 does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, no answer. What was surely not executed
-is then sent again from here: to another primary at once, to one that refuses every few milliseconds, for a second at
-most. Anything else is told to the caller, who knows whether it may be sent twice.
+is then sent again from here: to another primary at once, and what only reads also to one that refuses, every few
+milliseconds for a second at most. Anything else is told to the caller, who knows whether it may be sent twice.
 """
 
 import asyncio
@@ -26,10 +26,11 @@ from storage.topology import Topology
 
 _T = TypeVar("_T")
 
+_HOPS_MAX: Final = 5
 _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
-_KEYLESS: Final = ("TIME", "INFO", "PING", "ECHO", "ACL WHOAMI")
+_KEYLESS: Final = ("TIME", "INFO", "PING")
 _CLOCK_SLOT: Final = 0  # who answers for it is asked what has no key, so that all replicas read one clock
 
 
@@ -69,7 +70,9 @@ class Routed(Redis):
         async def send_asking(node: Redis) -> Any:
             return (await _sent_asking([(args, options)], node))[0]
 
-        return await self.routed(_slot(args), send, send_asking)
+        # Who runs scripts waits for itself: it has to know at any time whether one is on its way.
+        patience_s = 0.0 if str(args[0]).upper() in _SCRIPTS else _REFUSED_FOR_S
+        return await self.routed(_slot(args), send, send_asking, patience_s)
 
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> "RoutedPipeline":
         """Commands that are sent together, to each primary its own; in a transaction all are in one slot."""
@@ -83,32 +86,36 @@ class Routed(Redis):
         self,
         slot: int,
         send: Callable[[Redis], Awaitable[_T]],
-        send_asking: Callable[[Redis], Awaitable[_T]] | None = None,
+        send_asking: Callable[[Redis], Awaitable[_T]] | None,
+        patience_s: float,
     ) -> _T:
-        """Does something at the primary of a slot, again and elsewhere while it is refused.
+        """Does something at the primary of a slot, and elsewhere or again if it is refused.
 
         Args:
             slot: whose primary.
             send: what is done there. What it sends must be refused as a whole or not at all, or change nothing.
             send_asking: the same at a node that is about to become the slot's primary; None if that cannot be done.
+            patience_s: how long one that refuses is asked again.
         """
         loop = asyncio.get_running_loop()
-        until = loop.time() + _REFUSED_FOR_S
+        until = loop.time() + patience_s
         asked: Redis | None = None
-        while True:
+        for hops in range(10_000):
             node = await self.topology.primary(slot)
+            again = node is asked or hops >= _HOPS_MAX
             try:
                 return await self._at(node, slot, send, send_asking)
             except (ConnectionError, TimeoutError) as error:
                 # What was never sent goes to whoever has taken over, if that is known by now.
-                if node is asked or pool_is_full(error) or not never_sent(error):
+                if again or pool_is_full(error) or not never_sent(error):
                     raise
             except RedisError as error:
-                if not refused_for_now(error) or loop.time() > until:
+                if not refused_for_now(error) or (again and loop.time() >= until):
                     raise
-                if node is asked:
+                if again:
                     await asyncio.sleep(_REFUSED_WAIT_S)
             asked = node
+        raise AssertionError("patience ends before the attempts do")
 
     async def _at(
         self,
@@ -168,7 +175,7 @@ class RoutedPipeline(Pipeline):
         """What one primary is asked; slot by slot if it does not answer for all of them."""
         if len(set(slots)) == 1:
             asking = None if self.is_transaction else partial(_sent_asking, commands)
-            return await self._routed.routed(slots[0], partial(self._sent, commands), asking)
+            return await self._routed.routed(slots[0], partial(self._sent, commands), asking, _REFUSED_FOR_S)
         try:
             return await self._sent(commands, await self._routed.topology.primary(slots[0]))
         except RedisError as error:

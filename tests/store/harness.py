@@ -28,6 +28,7 @@ from storage.results import (
     UnknownTurn,
     Verdict,
 )
+from storage.routing import Routed
 from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
 from storage.turns import NOTHING_SHOWN, Commit, Request, Shown, Turns, Usage
@@ -208,6 +209,10 @@ class Store:
         assert whole == own
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
+    async def primaries(self) -> list[Any]:
+        """A client of each server that keeps something."""
+        return await self.redis.primaries() if isinstance(self.redis, Routed) else [self.redis]
+
     async def everything(self) -> Everything:
         """Every key of the namespace with its value and end of life; not one that ends while it is looked at."""
         read = {
@@ -218,7 +223,12 @@ class Store:
             b"stream": self.redis.xrange,
         }
         found: Everything = {}
-        async for key in self.redis.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000):
+        keys = [
+            key
+            for server in await self.primaries()
+            async for key in server.scan_iter(match="{" + self.keyspace.namespace + ":*", count=1_000)
+        ]
+        for key in keys:
             kind = await self.redis.type(key)
             value = await read[kind](key) if kind != b"none" else None
             if (end := await self.redis.pexpiretime(key)) != -2:  # asked last: -2 means that it has gone by now

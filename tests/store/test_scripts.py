@@ -176,14 +176,18 @@ async def test_a_clock_before_the_service_epoch_leaves_a_size_record_that_can_be
 
 @pytest.mark.anyio
 async def test_a_server_that_forgot_the_scripts_is_sent_them_again(store: Store) -> None:
+    async def forget() -> None:
+        for server in await store.primaries():
+            await server.script_flush()
+
     ref = store.ref()
     turn = new_turn_id()
-    await store.redis.script_flush()
+    await forget()
     assert await store.create(ref) == Created()
-    await store.redis.script_flush()
+    await forget()
     begun = await store.begin(ref, turn)
     assert isinstance(begun, Begun)
-    await store.redis.script_flush()
+    await forget()
     assert await store.commit(ref, turn, begun.head, elements(1)) == Settled("committed", 1)
 
 
