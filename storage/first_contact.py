@@ -38,7 +38,8 @@ READ_COMMANDS: Final = frozenset(
     {"HGET", "HGETALL", "HMGET", "HSET", "HSETNX", "LLEN", "LRANGE", "PEXPIRETIME", "XRANGE", "XREVRANGE"}
     | {"ZCARD", "ZCOUNT", "ZRANGE"}
 )
-"""What is sent without a script, with a key; what has none is sent here anyway."""
+"""What is sent without a script, with a key; EVAL, EVALSHA, INFO and TIME are sent here anyway."""
+TRANSACTION: Final = frozenset({"MULTI", "EXEC"})
 
 
 class StoreRefused(Exception):
@@ -80,6 +81,8 @@ async def first_contact(
             alone = len(primaries) == 1
             servers = await asyncio.gather(*(_look(one, keyspace, alone=alone) for one in primaries))
             problems = [problem for look in servers for problem in _server_problems(redis, look, eviction_allowed)]
+            if any(look.denied for look in servers):
+                raise StoreRefused(list(dict.fromkeys(problems)))
             claimed = {"buckets": str(keyspace.buckets), "secret": keyspace.fingerprint()}
             async with redis.pipeline(transaction=True) as batch:
                 # A replica that is refused claims nothing: its number and secret may be as wrong as the server.
@@ -127,7 +130,7 @@ async def _look(server: Redis, keyspace: Keyspace, *, alone: bool) -> _Look:
     before = time.time()
     seconds, micros = await server.time()
     clock_s = seconds + micros / 1_000_000 - (before + time.time()) / 2
-    names = sorted(READ_COMMANDS | script_commands())
+    names = sorted(READ_COMMANDS | TRANSACTION | script_commands())
     # Both ways to run a script are tried; the key stands for all.
     key = keyspace.session(keyspace.issue(), "").keys[0]
     await server.eval(RIGHTS.source, 0, key)
@@ -154,7 +157,7 @@ def _server_problems(redis: Redis, look: _Look, eviction_allowed: bool) -> list[
         )
     if look.denied:
         problems.append(
-            f"Our user may not do this on the namespace's keys: {' '.join(look.denied)} "
+            f"Our user may not use these commands, or not on the namespace's keys: {' '.join(look.denied)} "
             "(docs/operations.md lists the rights that are needed)."
         )
     return [look.name + problem for problem in problems]

