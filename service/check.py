@@ -59,5 +59,6 @@ async def _check_store(settings: Settings, url: str, say: Callable[[str], None])
         await redis.aclose()
     for warning in warnings:
         say(f"warning: {warning}")
-    say(f"ok: the store can be used; namespace {keyspace.namespace!r} has {keyspace.buckets} buckets.")
+    buckets = "1 bucket" if keyspace.buckets == 1 else f"{keyspace.buckets} buckets"
+    say(f"ok: the store can be used; namespace {keyspace.namespace!r} has {buckets}.")
     return 0
