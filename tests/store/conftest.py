@@ -6,6 +6,7 @@ valkey        a real server
 cluster       one node that owns all slots: the scripts' first line makes it refuse keys of two slots
 sixteen       the real server again, with sessions spread over sixteen buckets
 six           a cluster of three primaries with a replica each, and 64 buckets; elsewhere there is one
+redis         the Redis of this machine, where `redis-server` is on the path (test_connect.py tells if it is not)
 
 Servers last for the whole run; every test has a namespace of its own.
 """
@@ -22,7 +23,7 @@ from fakeredis import FakeAsyncRedis, FakeServer
 from storage.embedded import EmbeddedValkey
 from storage.scripts import SCRIPTS, Script
 from tests.instruments.ports import reserved_port
-from tests.instruments.redis_servers import Cluster
+from tests.instruments.redis_servers import Cluster, Server, redis_server
 from tests.store.harness import Store, real_redis
 
 ON_SIX_NODES_ALWAYS = ("test_turn_store.py", "test_capacity.py")
@@ -68,7 +69,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.faults)
 
 
-@pytest.fixture(params=["fakeredis", "valkey", "cluster", "sixteen", "six"])
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Redis of this machine."""
+    binary = redis_server()
+    assert binary is not None
+    server = Server("redis", tmp_path_factory.mktemp("redis"), ["--save", ""], binary=binary)
+    try:
+        server.answers()
+        yield f"redis://{server.address}/0"
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["fakeredis", "valkey", "cluster", "sixteen", "six", *(["redis"] if redis_server() else [])])
 def server_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of a server; empty for fakeredis."""
     if request.param == "fakeredis":
@@ -77,7 +91,8 @@ def server_url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
         return ""
     if request.param == "six":
         return str(request.getfixturevalue("six_nodes").url)
-    return str(request.getfixturevalue("cluster_url" if request.param == "cluster" else "valkey_url"))
+    urls = {"cluster": "cluster_url", "redis": "redis_url"}
+    return str(request.getfixturevalue(urls.get(request.param, "valkey_url")))
 
 
 @pytest.fixture

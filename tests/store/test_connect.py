@@ -13,7 +13,7 @@ from storage.embedded import EmbeddedValkey
 from storage.first_contact import StoreRefused, first_contact, reachable
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
-from tests.instruments.redis_servers import Cluster, Server
+from tests.instruments.redis_servers import Cluster, Server, redis_server
 from tests.store.harness import SECRET, real_redis, until
 
 pytestmark = pytest.mark.anyio
@@ -184,3 +184,12 @@ async def test_reachable_means_that_writes_are_taken(redis: Any, own_valkey: Emb
     assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
     own_valkey.stop()
     assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
+
+
+async def test_the_suite_runs_on_redis_too(request: pytest.FixtureRequest) -> None:
+    if redis_server() is None:
+        pytest.skip("no redis-server on this machine: everything here ran on Valkey only")
+    redis = real_redis(request.getfixturevalue("redis_url"))
+    (warning,) = await meet(redis)
+    assert "append-only file" in warning
+    await redis.aclose()

@@ -13,7 +13,7 @@ from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, re
 from storage.results import StoreUnavailable
 from storage.tls import Tls
 from storage.turns import Rewind
-from tests.instruments.redis_servers import Cluster, SentinelSet, Server
+from tests.instruments.redis_servers import Cluster, SentinelSet, Server, redis_server
 from tests.instruments.tls import Certificates
 from tests.store.harness import Store, elements
 from tests.store.test_script_keys import a_life, early_ends
@@ -153,10 +153,10 @@ def acl_line(number: int) -> list[str]:
     return [word.replace(">PASSWORD", f">{PASSWORD}") for word in lines[number].split()]
 
 
-@pytest.fixture
-def restricted(tmp_path: Path) -> Iterator[Server]:
-    """Where the user of the documentation is the only one but the default."""
-    made = Server("rights", tmp_path)
+@pytest.fixture(params=["", *([binary] if (binary := redis_server()) else [])], ids=lambda path: Path(path).name)
+def restricted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """Where the user of the documentation is the only one but the default; on a Redis too, if there is one."""
+    made = Server("rights", tmp_path, binary=request.param)
     made.answers()
     made.command(*acl_line(0))
     yield made

@@ -8,6 +8,7 @@ import pytest
 
 from service import settings
 from service.settings import Settings, SettingsProblem, unknown_variables, variable
+from storage.tls import Tls
 
 KEY = "sk-ant-TOPSECRET-0123456789"
 SECRET = "TOPSECRET-0123456789abcdef"
@@ -149,6 +150,47 @@ def test_store_urls_that_would_not_do_what_they_say(problems: Any, url: str) -> 
 )
 def test_store_urls(read: Any, url: str) -> None:
     assert read(BATON_REDIS_URL=url, BATON_SECRET=SECRET).store_url() == url
+
+
+@pytest.mark.parametrize(
+    ("url", "buckets"),
+    [
+        ("embedded", 1),
+        ("redis://h", 1),
+        ("rediss+sentinel://u:p@h1:1,h2/service/2", 1),
+        ("redis+cluster://h1:1,h2", 64),
+        ("rediss+cluster://:p@h", 64),
+    ],
+)
+def test_buckets_unless_told(read: Any, url: str, buckets: int) -> None:
+    assert read(BATON_REDIS_URL=url, BATON_SECRET=SECRET).buckets_of(url) == buckets
+    assert read(BATON_REDIS_URL=url, BATON_SECRET=SECRET, BATON_BUCKETS="7").buckets_of(url) == 7
+    assert read(BATON_REDIS_URL=url, BATON_SECRET=SECRET, BATON_BUCKETS="").buckets_of(url) == buckets
+
+
+def test_tls_for_redis(read: Any, problems: Any, tmp_path: Path) -> None:
+    url = {"BATON_REDIS_URL": "rediss://h", "BATON_SECRET": SECRET}
+    assert read(**url, BATON_REDIS_TLS_CA_FILE="", BATON_REDIS_TLS_CHECK_HOSTNAME="false").tls() == Tls(
+        check_hostname=False
+    )
+    (line,) = problems(**url, BATON_REDIS_TLS_CA_FILE=str(tmp_path / "none"))
+    assert line.startswith("BATON_REDIS_TLS_") and "cannot be read" in line
+    (tmp_path / "file").write_text("no certificate")
+    file = str(tmp_path / "file")
+    (line,) = problems(**url, BATON_REDIS_TLS_CA_FILE="", BATON_REDIS_TLS_CERT_FILE=file)
+    assert "both files" in line
+    (line,) = problems(**url, BATON_REDIS_TLS_CA_FILE=file, BATON_REDIS_TLS_CERT_FILE="")
+    assert "PEM" in line
+    (line,) = problems(**url | {"BATON_REDIS_URL": "redis://h"}, BATON_REDIS_TLS_CA_FILE=file)
+    assert "write rediss://" in line
+
+
+def test_the_credential_for_sentinels_is_not_shown(read: Any) -> None:
+    url = {"BATON_REDIS_URL": "redis+sentinel://h/service", "BATON_SECRET": SECRET}
+    settings_read = read(**url, BATON_REDIS_SENTINEL_USERNAME="u", BATON_REDIS_SENTINEL_PASSWORD="TOPSECRET")
+    assert settings_read.redis_sentinel_password.get_secret_value() == "TOPSECRET"
+    assert "TOPSECRET" not in repr(settings_read)
+    assert read(**url, BATON_REDIS_SENTINEL_PASSWORD="").redis_sentinel_password is None
 
 
 @pytest.mark.parametrize(
