@@ -102,9 +102,7 @@ class TurnEndpoint:
 
     def _exchange(self, scope: Scope, asked: Asked, address: Address | None, body: Any, key: str | None) -> Exchange:
         parts = self._parts
-        expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
-        if expected and (address is None or address.mode == "create"):
-            raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
+        expected = _expected(scope, address)
         given = header(scope, b"x-session-on-conflict")
         on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
         given = header(scope, b"x-session-on-disconnect")
@@ -178,6 +176,7 @@ class MessagesEndpoint(TurnEndpoint):
             return super()._prepare(scope, raw, body)
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")
+        _expected(scope, None)
         stream = messages.is_streamed(body)
         exchange = Passage(
             self._parts.claude,
@@ -189,6 +188,14 @@ class MessagesEndpoint(TurnEndpoint):
         )
         _tell_ignored(exchange, key, None, [])
         return _Prepared(exchange, stream, None)
+
+
+def _expected(scope: Scope, address: Address | None) -> str:
+    """The turn that the request takes for the session's last; "" for any."""
+    expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
+    if expected and (address is None or address.mode == "create"):
+        raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
+    return expected
 
 
 def unaliased(settings: Settings, raw: bytes, body: dict[str, Any]) -> bytes:

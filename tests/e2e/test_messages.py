@@ -278,6 +278,8 @@ async def test_a_session_is_addressed_by_header_only_and_errors_are_anthropics(o
     assert error_of(refused) == (404, "not_found_error", "session_not_found")
     assert error_of(await one.request("GET", PATH)) == (405, "invalid_request_error", "method_not_allowed")
     assert error_of(await one.request("POST", f"{PATH}/none")) == (404, "not_found_error", "route_not_found")
+    refused = await post(one, asked("a"), **{"x-expect-turn": "turn_" + "a" * 26})
+    assert error_of(refused) == (400, "invalid_request_error", "invalid_value")
     made = await post(one, asked("a"), "new")
     assert made.headers["x-session-id"].startswith("sess_")
     assert made.headers["x-session-state"] == "new"
