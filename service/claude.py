@@ -29,6 +29,7 @@ from service.events import Event, EventReader
 from service.settings import CLAUDE_URL, proxy_for
 
 ATTEMPTS: Final = 3
+REQUEST_BYTES_MAX: Final = 32 * 1_048_576
 _RETRY_WAIT_S_MAX: Final = 5.0
 _RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _LAST: Final = ("message_stop", "error")
@@ -80,6 +81,8 @@ class Claude:
 
         Cancellation: closes the connection, which makes Claude stop.
         """
+        if len(body) > REQUEST_BYTES_MAX:
+            raise conversation_too_large(len(body))
         for attempt in range(1, ATTEMPTS + 1):
             shown = False
             try:
@@ -146,6 +149,16 @@ class Claude:
         except anthropic.AnthropicError as error:
             raise _failure(error).error from error
         return [model.to_dict() for model in page.data]
+
+
+def conversation_too_large(size_bytes: int) -> BatonError:
+    """What is refused here, because Claude would refuse it once it had read all of it."""
+    return BatonError(
+        "request_too_large",
+        f"The conversation with its attachments is larger than Claude accepts in one request: {size_bytes} bytes, and "
+        f"{REQUEST_BYTES_MAX} are the most.",
+        param="messages",
+    )
 
 
 class _Failure(Exception):

@@ -9,6 +9,7 @@ new epoch begins, and the thinking blocks of older ones are left out whole from 
 signatures); the stored originals stay. Only messages whose format bit says that they hold thinking are parsed for that.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, Final
@@ -91,7 +92,7 @@ def continued(ask: Ask, begun: Begun, history: History, new: list[bytes]) -> Pre
     epoch_hash = blake2b(b"\0".join(prefix), digest_size=8).hexdigest()
     epoch_start = begun.epoch_start if begun.epoch_hash in ("", epoch_hash) else begun.messages
     old = [_sendable(element, index < epoch_start) for index, element in enumerate(history.elements)]
-    messages = [json for json in old if json] + [element[elements.HEADER_BYTES :] for element in new]
+    messages = [json for json in old if json] + [elements.json_of(element) for element in new]
     body = _body(ask, system, tools, messages, cached=True)
     return Prepared(
         body=body,
@@ -110,10 +111,10 @@ def last_digest(history: History) -> bytes:
     return history.elements[-1][1 : elements.HEADER_BYTES]
 
 
-def _sendable(element: bytes, older_epoch: bool) -> bytes:
+def _sendable(element: bytes, older_epoch: bool) -> bytes | memoryview:
     """The JSON of a stored message; without thinking if its epoch is over; empty if nothing is left."""
     if not older_epoch:
-        return element[elements.HEADER_BYTES :]
+        return elements.json_of(element)
     stored = elements.unpack(element)
     if not stored.holds_thinking:
         return stored.json
@@ -140,7 +141,7 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
     return ask.tool_choice if tools else None
 
 
-def _body(ask: Ask, system: bytes, tools: bytes, messages: list[bytes], *, cached: bool) -> bytes:
+def _body(ask: Ask, system: bytes, tools: bytes, messages: Sequence[bytes | memoryview], *, cached: bool) -> bytes:
     choice = _choice(ask, tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
     fields = orjson.dumps({"model": ask.model, **params, "stream": True})[1:-1]
@@ -151,5 +152,6 @@ def _body(ask: Ask, system: bytes, tools: bytes, messages: list[bytes], *, cache
         parts += [b'"tools":', tools, b","]
     if cached:
         parts.append(_CACHED)
-    parts += [b'"messages":[', b",".join(messages), b"]}"]
-    return b"".join(parts)
+    listed: list[bytes | memoryview] = [b","] * (2 * len(messages) - 1)
+    listed[::2] = messages
+    return b"".join((*parts, b'"messages":[', *listed, b"]}"))  # the only copy: attachments may be large

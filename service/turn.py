@@ -34,7 +34,7 @@ be followed from any replica; the last frames go with the commit or the abort, i
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,8 +43,8 @@ from typing import Any, Final
 import orjson
 
 from service import replay, resend, telemetry, tool_calls
-from service.claude import Claude
-from service.errors import BatonError, internal_error, store_unavailable
+from service.claude import Claude, conversation_too_large
+from service.errors import BatonError, internal_error, session_corrupt, store_unavailable
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
@@ -55,7 +55,7 @@ from service.settling import Settlement, Status, count
 from service.transcript import pack
 from storage.elements import HEADER_BYTES, unpack
 from storage.log import Log
-from storage.results import Answered, Begun, Running, StoreUnavailable
+from storage.results import Answered, AttachmentLost, Begun, HistoryTooLarge, Running, StoreUnavailable
 from storage.sessions import Sessions
 from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
@@ -124,6 +124,7 @@ class Turn(Exchange):
         self._held: list[bytes] | None = None
         self._new: list[bytes] = []
         self._rewind: Rewind | None = None
+        self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepared: Prepared | None = None
         self._opening = Opening(
@@ -189,14 +190,17 @@ class Turn(Exchange):
         try:
             history = await self._turns.history(self._ref, begun.messages)
             if self._resent:
-                plan, self._rewind = await resend.recognise(
-                    self._turns, self._ref, history.elements, self._ask.messages
-                )
+                plan, self._rewind = await resend.recognise(self._turns, self._ref, history, self._ask.messages)
                 self._ask = replace(self._ask, messages=plan.new)
             elif replaced is not None:
-                self._rewind = resend.back_to(replaced.record["from"], history.elements, turns_dropped=1)
+                self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
         except StoreUnavailable as error:
             raise store_unavailable() from error
+        except AttachmentLost as error:
+            raise session_corrupt() from error
+        except HistoryTooLarge as error:
+            raise conversation_too_large(error.size_bytes) from error
+        self._known = history.attachments
         telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         if self._rewind is not None:
             kept = self._rewind.messages
@@ -216,6 +220,8 @@ class Turn(Exchange):
             return await replay.read(self._turns, self._sessions, self._ref, number)
         except StoreUnavailable as error:
             raise store_unavailable() from error
+        except AttachmentLost as error:
+            raise session_corrupt() from error
 
     async def _tell_again(self, turn_id: str, stored: replay.Stored) -> None:
         """The request was answered before: the same answer, under the same id."""
@@ -375,6 +381,7 @@ class Turn(Exchange):
             # A refusal leaves the history as it was, even where it would have rewound it.
             rewind=self._rewind if status != "refused" else None,
             end=end,
+            known=self._known,
         )
 
     def _provenance(self) -> dict[str, Any]:

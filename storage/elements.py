@@ -6,7 +6,7 @@ up to and including this message, so that a resent history is recognised by comp
 
 Format byte: the low four bits are the version (1); 0x10 the message holds thinking blocks; 0x20 it was made by
 Baton itself and no caller has seen it: its digest is that of the message before. Both must be known without parsing;
-neither can be added later.
+neither can be added later. 0x40 stands in the store only: big parts are kept elsewhere (attachments.py).
 """
 
 from hashlib import blake2b
@@ -20,6 +20,8 @@ FIRST_DIGEST = bytes(DIGEST_BYTES)
 _VERSION = 0x01
 _HOLDS_THINKING = 0x10
 _SYNTHETIC = 0x20
+HAS_GAPS = 0x40
+_VIEWED_BYTES_MIN = 65_536
 
 
 class Element(NamedTuple):
@@ -57,3 +59,8 @@ def unpack(element: bytes) -> Element:
         bool(flags & _HOLDS_THINKING),
         bool(flags & _SYNTHETIC),
     )
+
+
+def json_of(element: bytes) -> bytes | memoryview:
+    """The JSON of a list element; of a large one it is not copied."""
+    return element[HEADER_BYTES:] if len(element) < _VIEWED_BYTES_MIN else memoryview(element)[HEADER_BYTES:]

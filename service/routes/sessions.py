@@ -162,8 +162,8 @@ class SessionRoutes:
         offset = query_number(request, "offset", default=0, low=0, high=10_000_000)
         limit = query_number(request, "limit", default=20, low=1, high=_PAGE_MESSAGES_MAX)
         ref, snapshot = await looked_at(request, self.sessions)
-        found = await stored(self.sessions.messages(ref, offset, limit))
-        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in _bounded(found)]
+        found = await stored(self.sessions.messages(ref, offset, limit, bytes_max=_PAGE_BYTES_MAX))
+        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in found]
         body = {
             "object": "list",
             "session_id": snapshot.name or ref.id,
@@ -209,16 +209,6 @@ def _answer(ref: SessionRef, snapshot: Snapshot, *, status: int = 200) -> Respon
     response.headers["etag"] = f'"{snapshot.revision}"'
     response.headers["x-session-id"] = ref.id
     return response
-
-
-def _bounded(found: list[bytes]) -> list[bytes]:
-    """As many of the elements, from the first, as one page may hold."""
-    total = 0
-    for count, element in enumerate(found):
-        total += len(element)
-        if total > _PAGE_BYTES_MAX and count:
-            return found[:count]
-    return found
 
 
 def _revision(if_match: str | None) -> int | None:

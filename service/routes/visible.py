@@ -6,9 +6,9 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from service import access, addressing
-from service.errors import session_not_found, store_unavailable
+from service.errors import session_corrupt, session_not_found, store_unavailable
 from storage.keys import SessionRef
-from storage.results import Gone, StoreUnavailable
+from storage.results import AttachmentLost, Gone, StoreUnavailable
 from storage.sessions import Sessions, Snapshot
 
 T = TypeVar("T")
@@ -18,12 +18,14 @@ async def stored(asking: Awaitable[T]) -> T:
     """What the store answers.
 
     Raises:
-        BatonError: store_unavailable.
+        BatonError: store_unavailable or session_corrupt.
     """
     try:
         return await asking
     except StoreUnavailable as error:
         raise store_unavailable() from error
+    except AttachmentLost as error:
+        raise session_corrupt() from error
 
 
 def named_by(request: Request, sessions: Sessions) -> SessionRef:
