@@ -100,6 +100,10 @@ async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
     back = await two.request("POST", CHAT, json={"session_id": name, "messages": resent})
     if times == 2:
         assert (back.text, back.headers["x-session-state"]) == ("Your name is Ada.", "rewound")
+        keys = await keys_of(one, name)
+        async with redis.asyncio.from_url(fleet.valkey.url) as store:
+            left = await store.lrange(keys[1], 0, -1) + await store.hvals(keys[7])
+            assert await store.hget(keys[0], "b") == str(sum(map(len, left))).encode()
     else:
         assert back.code == "request_too_large"
 
