@@ -119,14 +119,17 @@ class Appending:
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 
     async def _end_of(self, ref: SessionRef, messages: list[dict[str, Any]]) -> tuple[Snapshot, list[bytes]]:
-        """The session and its last element; all of them where these messages have to do with tool calls."""
+        """The session and its last element; all of them where these messages have to do with tool calls.
+
+        Their attachments are not read: nothing here depends on them.
+        """
         try:
             snapshot = await self._sessions.get(ref)
             if isinstance(snapshot, Gone):
                 raise session_not_found()
-            stored = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            stored = await self._sessions.outlines(ref, snapshot.messages - 1, 1) if snapshot.messages else []
             if stored and tool_calls.concerns(stored[-1], messages):
-                stored = await self._sessions.messages(ref, 0, snapshot.messages)
+                stored = await self._sessions.outlines(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
             raise store_unavailable() from error
         return snapshot, stored

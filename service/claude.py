@@ -27,7 +27,7 @@ import orjson
 
 from service import telemetry
 from service.claude_transport import DirectTransport, Stream
-from service.errors import BatonError
+from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.events import Event, EventReader
 from service.settings import CLAUDE_URL, proxy_for
 
@@ -110,6 +110,8 @@ class Claude:
 
     async def _send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Stream:
         """The answer's beginning. Raises `_Failure` only."""
+        if len(body) > CLAUDE_BYTES_MAX:
+            raise _Failure(conversation_too_large(len(body)), retry=False)
         try:
             response = await self._sdk.post(
                 path,

@@ -14,9 +14,10 @@ from service.addressing import Address
 from service.asgi import header, parse_json, read_body, send_json
 from service.dialect import Asked, Dialect
 from service.endpoint import Parts, is_resent, passed_headers, unaliased
-from service.errors import BatonError, session_exists, session_not_found, store_unavailable
+from service.errors import BatonError, session_exists, session_not_found
 from service.passage import Passage
-from storage.results import Gone, StoreUnavailable
+from service.stored import stored
+from storage.results import Gone
 from storage.sessions import Snapshot
 from storage.turns import History
 
@@ -83,21 +84,18 @@ class CountTokens:
         Raises:
             BatonError: session_not_found, session_exists, history_mismatch, store_unavailable; as `prefix.counted`.
         """
-        try:
-            standing, history = await self._standing(address)
-            ask = read.ask
-            if not ask.model_named and standing.model:
-                ask = replace(ask, model=standing.model)
-            if resent:
-                turns = self._parts.store.turns
-                plan, rewind = await resend.recognise(turns, address.ref, history.elements, ask.messages)
-                ask = replace(ask, messages=plan.new)
-                if rewind is not None:
-                    kept = rewind.messages
-                    standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
-                    history = replace(history, elements=history.elements[:kept])
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        standing, history = await stored(self._standing(address))
+        ask = read.ask
+        if not ask.model_named and standing.model:
+            ask = replace(ask, model=standing.model)
+        if resent:
+            turns = self._parts.store.turns
+            plan, rewind = await stored(resend.recognise(turns, address.ref, history, ask.messages))
+            ask = replace(ask, messages=plan.new)
+            if rewind is not None:
+                kept = rewind.messages
+                standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
+                history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
         return prefix.counted(ask, standing, history, new, self._parts.rules.traits(ask.model))
 

@@ -230,6 +230,20 @@ def session_corrupt() -> BatonError:
     return BatonError("session_corrupt", "The store has lost a part of this session: delete it and begin anew.")
 
 
+CLAUDE_BYTES_MAX: Final = 32 * 1_048_576
+"""That Claude accepts in one request."""
+
+
+def conversation_too_large(size_bytes: int) -> BatonError:
+    """What is refused here, because Claude would refuse it once it had read all of it."""
+    return BatonError(
+        "request_too_large",
+        f"The conversation with its attachments is larger than Claude accepts in one request: {size_bytes} bytes, and "
+        f"{CLAUDE_BYTES_MAX} are the most.",
+        param="messages",
+    )
+
+
 def store_unavailable() -> BatonError:
     """The store did not answer, and nothing was begun."""
     return BatonError("store_unavailable", "The session store is not available.", retry_after_s=1)

@@ -9,7 +9,7 @@ A message of role ``system`` inside a conversation is sent to a model that does 
 marked as what it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -146,7 +146,7 @@ def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], tr
 
 def _placed(
     ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
-) -> tuple[Epoch, list[bytes], list[bytes]]:
+) -> tuple[Epoch, list[bytes], list[bytes | memoryview]]:
     """The turn's epoch, its new messages as elements, and all messages as they are sent."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
     this = epoch.decide(wanted, standing, history, traits, refused=refused)
@@ -164,10 +164,10 @@ def last_digest(history: History) -> bytes:
     return history.elements[-1][1 : elements.HEADER_BYTES]
 
 
-def _sendable(element: bytes, older_epoch: bool, traits: Traits) -> bytes:
+def _sendable(element: bytes, older_epoch: bool, traits: Traits) -> bytes | memoryview:
     """The JSON of a stored message as it is sent; empty if nothing of it is."""
     if not element[0] & elements.LOOKED_AT:
-        return element[elements.HEADER_BYTES :]
+        return elements.json_of(element)
     stored = elements.unpack(element)
     if stored.system:
         if older_epoch and stored.synthetic:
@@ -209,7 +209,9 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
     return ask.tool_choice if tools else None
 
 
-def _body(ask: Ask, preamble: Preamble, messages: list[bytes], more: dict[str, Any], *, cached: bool) -> bytes:
+def _body(
+    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], *, cached: bool
+) -> bytes:
     choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
     fields = orjson.dumps({"model": ask.model, **params, **more})[1:-1]
@@ -224,5 +226,6 @@ def _body(ask: Ask, preamble: Preamble, messages: list[bytes], more: dict[str, A
     markers = preamble.system.count(_MARKER) + preamble.tools.count(_MARKER)
     if cached and "cache_control" not in params and markers < _MARKERS_MAX:
         parts.append(_CACHED)
-    parts += [b'"messages":[', b",".join(messages), b"]}"]
-    return b"".join(parts)
+    listed: list[bytes | memoryview] = [b","] * (2 * len(messages) - 1)
+    listed[::2] = messages
+    return b"".join((*parts, b'"messages":[', *listed, b"]}"))  # the only copy: attachments may be large

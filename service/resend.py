@@ -34,7 +34,7 @@ from service.errors import history_mismatch
 from service.transcript import visible
 from storage import elements
 from storage.keys import SessionRef
-from storage.turns import Cut, Ledger, Rewind, Turns
+from storage.turns import Cut, History, Ledger, Rewind, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ def _calls(content: Any) -> list[tuple[str, str, Any]]:
 
 
 async def recognise(
-    turns: Turns, ref: SessionRef, stored: Sequence[bytes], messages: Sequence[dict[str, Any]]
+    turns: Turns, ref: SessionRef, history: History, messages: Sequence[dict[str, Any]]
 ) -> tuple[Plan, Rewind | None]:
     """What to do with a resent conversation, and what a rewind must record.
 
@@ -179,6 +179,7 @@ async def recognise(
         BatonError: history_mismatch.
         StoreUnavailable: the turns could not be read.
     """
+    stored = history.elements
     planned = plan(stored, (), messages)
     if planned is not None and planned.kept == len(stored) and all(one["role"] != "assistant" for one in planned.new):
         return planned, None
@@ -189,9 +190,9 @@ async def recognise(
     if planned.kept == len(stored):
         return planned, None
     dropped = sum(span.end > planned.kept and not span.by_hand for span in spans)
-    return planned, back_to(planned.kept, stored, turns_dropped=dropped)
+    return planned, back_to(planned.kept, history, turns_dropped=dropped)
 
 
-def back_to(kept: int, stored: Sequence[bytes], *, turns_dropped: int) -> Rewind:
+def back_to(kept: int, history: History, *, turns_dropped: int) -> Rewind:
     """A rewind after which so many of the stored messages are left."""
-    return Rewind(kept, sum(map(len, stored[:kept])), turns_dropped)
+    return Rewind(kept, sum(history.sizes[kept:]), turns_dropped)

@@ -34,7 +34,7 @@ be followed from any replica; the last frames go with the commit or the abort, i
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.errors import BatonError, internal_error, prefix_changed, store_unavailable
+from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
@@ -53,11 +53,12 @@ from service.lease import Lease
 from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared, continued, last_digest
 from service.settling import Settlement, Status, count
+from service.stored import stored
 from service.transcript import pack
 from service.turn_record import Provenance
 from storage.elements import HEADER_BYTES, unpack
 from storage.log import Log
-from storage.results import Answered, Begun, Running, StoreUnavailable
+from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
 from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
@@ -127,6 +128,7 @@ class Turn(Exchange):
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
         self._rewind: Rewind | None = None
+        self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
         self._prepared: Prepared | None = None
@@ -173,11 +175,11 @@ class Turn(Exchange):
                     await self._relay(body)
                     return
                 case Answered(turn_id, number):
-                    stored = await self._stored(number)
-                    if not stored.incomplete:
-                        await self._tell_again(turn_id, stored)
+                    earlier = await stored(replay.read(self._turns, self._sessions, self._ref, number))
+                    if not earlier.incomplete:
+                        await self._tell_again(turn_id, earlier)
                         return
-                    replaced = stored
+                    replaced = earlier
                 case Running(turn_id, number):
                     if await self._follow(turn_id, number):
                         return
@@ -190,17 +192,14 @@ class Turn(Exchange):
         self._lease.keep()
         self._tell_session("continued" if begun.messages or begun.turns else "new")
         read = time.perf_counter()
-        try:
-            history = await self._turns.history(self._ref, begun.messages)
-            if self._resent:
-                plan, self._rewind = await resend.recognise(
-                    self._turns, self._ref, history.elements, self._ask.messages
-                )
-                self._ask = replace(self._ask, messages=plan.new)
-            elif replaced is not None:
-                self._rewind = resend.back_to(replaced.record["from"], history.elements, turns_dropped=1)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        history = await stored(self._turns.history(self._ref, begun.messages))
+        if self._resent:
+            asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
+            plan, self._rewind = await stored(asked)
+            self._ask = replace(self._ask, messages=plan.new)
+        elif replaced is not None:
+            self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
+        self._known = history.attachments
         telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         if self._rewind is not None:
             kept = self._rewind.messages
@@ -239,16 +238,10 @@ class Turn(Exchange):
         self.headers["x-session-id"] = self._ref.id
         self.headers["x-session-state"] = state
 
-    async def _stored(self, number: int) -> replay.Stored:
-        try:
-            return await replay.read(self._turns, self._sessions, self._ref, number)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
-
-    async def _tell_again(self, turn_id: str, stored: replay.Stored) -> None:
+    async def _tell_again(self, turn_id: str, earlier: replay.Stored) -> None:
         """The request was answered before: the same answer, under the same id."""
-        self._is_earlier(turn_id, stored.record, "replayed")
-        shown = self.answer.feed(replay.events(stored))
+        self._is_earlier(turn_id, earlier.record, "replayed")
+        shown = self.answer.feed(replay.events(earlier))
         if self._streamed:
             await self._show(shown)
 
@@ -257,10 +250,7 @@ class Turn(Exchange):
 
         If it has a verdict before anything was shown, or shows something else, the next begin tells what to do.
         """
-        try:
-            found = await self._turns.records(self._ref, number, number)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        found = await stored(self._turns.records(self._ref, number, number))
         record = orjson.loads(found[0]) if found else {}
         if not self._wish.request.key or self._framing is None or record.get("framing") != self._framing:
             await asyncio.sleep(_POLL_S)
@@ -396,4 +386,5 @@ class Turn(Exchange):
             # A refusal leaves the history as it was, even where it would have rewound it.
             rewind=self._rewind if status != "refused" else None,
             end=end,
+            known=self._known,
         )

@@ -6,7 +6,8 @@ up to and including this message, so that a resent history is recognised by comp
 
 Format byte: the low four bits are the version (1); 0x10 the message holds thinking blocks; 0x20 it was made by
 Baton itself and no caller has seen it: its digest is that of the message before; 0x80 its role is ``system``. They must
-be known without parsing; none can be added later.
+be known without parsing; none can be added later. 0x40 stands in the store only: big parts are kept elsewhere
+(attachments.py).
 """
 
 from hashlib import blake2b
@@ -23,6 +24,8 @@ _SYNTHETIC = 0x20
 _SYSTEM = 0x80
 LOOKED_AT = _HOLDS_THINKING | _SYSTEM
 """Bits of messages that may be sent otherwise than they are stored."""
+HAS_GAPS = 0x40
+_VIEWED_BYTES_MIN = 65_536
 
 
 class Element(NamedTuple):
@@ -69,3 +72,8 @@ def unpack(element: bytes) -> Element:
         bool(flags & _SYNTHETIC),
         bool(flags & _SYSTEM),
     )
+
+
+def json_of(element: bytes) -> bytes | memoryview:
+    """The JSON of a list element; of a large one it is not copied."""
+    return element[HEADER_BYTES:] if len(element) < _VIEWED_BYTES_MIN else memoryview(element)[HEADER_BYTES:]

@@ -276,7 +276,7 @@ SESSIONS: Final = (
             Query("limit", whole(1, 100, 20), "how many at most"),
         ),
         answers=(Answer(200, "a page of them", _json("MessageList")),),
-        errors=(*_SESSION, "invalid_value"),
+        errors=(*_SESSION, "session_corrupt", "invalid_value"),
     ),
     Operation(
         "appendMessages",
@@ -310,7 +310,7 @@ TURNS: Final = (
         "/v1/sessions/{session}/turns/{turn}",
         "a turn of a session by number or id, with its messages",
         answers=(Answer(200, "the turn", _json("TurnDetail")),),
-        errors=(*_SESSION, "turn_not_found"),
+        errors=(*_SESSION, "session_corrupt", "turn_not_found"),
     ),
     Operation(
         "cancelTurn",

@@ -1,0 +1,117 @@
+"""What is big: stored once, whole for whoever asks, and refused where it is more than Claude takes.
+
+The interface takes no images yet. What a tool is given under the name ``data`` is kept like one.
+"""
+
+import io
+from hashlib import sha256
+from typing import Any
+
+import orjson
+import pytest
+import redis.asyncio
+
+from storage.keys import Keyspace
+from tests.e2e.by_hand import append, user
+from tests.e2e.caller import CHAT, Answer, Caller
+from tests.e2e.unchanged import unchanged
+from tests.instruments.processes import SECRET, Fleet, Simulator
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1_048_576
+CLAUDE_BYTES_MAX = 33_554_432
+LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+PICTURE = "iVBORw0KGgo" * 18_600  # 200 KB
+
+
+def looked_at(call: str, data: str) -> list[dict[str, Any]]:
+    """A tool that was called with something big, and its result."""
+    asked = {"type": "tool_use", "id": call, "name": "look", "input": {"data": data, "of": call}}
+    answered = {"type": "tool_result", "tool_use_id": call, "content": [{"type": "text", "text": "a cat"}]}
+    return [{"role": "assistant", "content": [asked]}, {"role": "user", "content": [answered]}]
+
+
+async def send(caller: Caller, path: str, body: Any) -> Answer:
+    """As a file: aiohttp warns of what is large and is not one."""
+    return await caller.request("POST", path, data=io.BytesIO(orjson.dumps(body)))
+
+
+async def keys_of(caller: Caller, name: str) -> tuple[str, ...]:
+    return Keyspace("baton", 1, SECRET.encode()).session((await caller.session(name))["id"], "open").keys
+
+
+async def test_a_picture_in_two_turns_is_stored_once_and_sent_to_claude_twice(
+    one: Caller, two: Caller, fleet: Fleet, simulator: Simulator, name: str
+) -> None:
+    history = [user("Look at this."), *looked_at("a", PICTURE), *looked_at("b", PICTURE)]
+    assert (await one.chat("My name is Ada.", name)).status == 200
+    assert (await append(one, name, *history[:3])).status == 200
+    assert (await append(two, name, *history[3:])).status == 200
+    assert (await two.chat(f"{name}: what is my name?", name, tools=[LOOK])).text == "Your name is Ada."
+    (sent,) = [r for r in await simulator.requests() if name in str(r["body"])]
+    assert sent["body"]["messages"][2:7] == history
+    assert (await one.messages(name))[2:7] == history
+    assert (await one.get(f"/v1/sessions/{name}/turns/2")).json["messages"] == history[:3]
+    keys = await keys_of(one, name)
+    async with redis.asyncio.from_url(fleet.valkey.url) as store:
+        assert await store.hgetall(keys[7]) == {sha256(PICTURE.encode()).hexdigest().encode(): PICTURE.encode()}
+        assert sum(map(len, await store.lrange(keys[1], 0, -1))) < 5_000
+
+
+async def test_a_lost_attachment_makes_the_session_corrupt(
+    one: Caller, fleet: Fleet, simulator: Simulator, name: str
+) -> None:
+    assert (await one.chat("Hello.", name)).status == 200
+    assert (await append(one, name, user("Look."), *looked_at("a", PICTURE))).status == 200
+    keys = await keys_of(one, name)
+    async with redis.asyncio.from_url(fleet.valkey.url) as store:
+        await store.unlink(keys[7])
+    asked = await one.chat(f"{name}: and now?", name)
+    read = await one.get(f"/v1/sessions/{name}/messages")
+    told = await one.get(f"/v1/sessions/{name}/turns/2")
+    assert [(answer.status, answer.code) for answer in (asked, read, told)] == [(409, "session_corrupt")] * 3
+    assert not [r for r in await simulator.requests() if name in str(r["body"])]
+
+
+@pytest.mark.parametrize("times", [2, 4])
+async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
+    one: Caller, two: Caller, fleet: Fleet, simulator: Simulator, name: str, times: int
+) -> None:
+    """With 40 MiB the caller may still take another course from before them; 80 MiB are not even read."""
+    first = await one.chat("My name is Ada.", name)
+    data = name + "x" * 20 * MIB
+    for call in range(times):
+        said = [user("Look at this."), *looked_at(f"c{call}", data)]
+        assert (await send(one, f"/v1/sessions/{name}/messages", {"messages": said})).status == 200
+    asked = (await simulator.stats())["requests"]
+    before = await one.session(name)
+    async with unchanged(fleet):
+        refused = await two.chat("What is my name?", name)
+        assert (refused.status, refused.code) == (413, "request_too_large")
+        message = refused.json["error"]["message"]
+        assert "conversation with its attachments is larger than Claude accepts in one request" in message
+        assert f"{CLAUDE_BYTES_MAX} are the most" in message
+        (size_bytes,) = [int(word) for word in message.split() if word.isdecimal() and word != str(CLAUDE_BYTES_MAX)]
+        assert times * len(data) < size_bytes < times * len(data) + 4_000
+    assert (await simulator.stats())["requests"] == asked
+    assert before["message_count"] == (await one.session(name))["message_count"] == 2 + 3 * times
+    resent = [user("My name is Ada."), {"role": "assistant", "content": first.text}, user("What is my name?")]
+    back = await two.request("POST", CHAT, json={"session_id": name, "messages": resent})
+    if times == 2:
+        assert (back.text, back.headers["x-session-state"]) == ("Your name is Ada.", "rewound")
+        keys = await keys_of(one, name)
+        async with redis.asyncio.from_url(fleet.valkey.url) as store:
+            left = await store.lrange(keys[1], 0, -1) + await store.hvals(keys[7])
+            assert await store.hget(keys[0], "b") == str(sum(map(len, left))).encode()
+    else:
+        assert back.code == "request_too_large"
+
+
+async def test_a_request_without_a_session_is_refused_too(one: Caller, simulator: Simulator) -> None:
+    """Ours is just small enough; with what Claude must be told besides it is too large."""
+    asked = (await simulator.stats())["requests"]
+    refused = await send(one, CHAT, {"messages": [user("a" * (CLAUDE_BYTES_MAX - 50))]})
+    assert (refused.status, refused.code) == (413, "request_too_large")
+    assert refused.json["error"]["message"].startswith("The conversation with its attachments is larger than Claude")
+    assert (await simulator.stats())["requests"] == asked
