@@ -8,7 +8,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import access, addressing, idempotency, session_fields, telemetry
+from service import access, addressing, appended_messages, idempotency, session_fields, telemetry
 from service.appending import Appending
 from service.asgi import header, json_response, parse_json, query_number, read_body
 from service.conflict import ON_CONFLICT
@@ -181,7 +181,7 @@ class SessionRoutes:
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         raw = await self._body(request)
-        messages = session_fields.messages(raw)
+        messages = appended_messages.parse(raw)
         same = idempotency.request_of(
             request.scope,
             idempotency.key_of(request.scope),

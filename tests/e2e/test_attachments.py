@@ -1,7 +1,4 @@
-"""What is big: stored once, whole for whoever asks, and refused where it is more than Claude takes.
-
-The interface takes no images yet. What a tool is given under the name ``data`` is kept like one.
-"""
+"""What is big: stored once, whole for whoever asks, and refused where it is more than Claude takes."""
 
 import io
 from hashlib import sha256
@@ -12,7 +9,7 @@ import pytest
 import redis.asyncio
 
 from storage.keys import Keyspace
-from tests.e2e.by_hand import append, user
+from tests.e2e.by_hand import append, assistant, user
 from tests.e2e.caller import CHAT, Answer, Caller
 from tests.e2e.unchanged import unchanged
 from tests.instruments.processes import SECRET, Fleet, Simulator
@@ -21,15 +18,14 @@ pytestmark = pytest.mark.anyio
 
 MIB = 1_048_576
 CLAUDE_BYTES_MAX = 33_554_432
-LOOK = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
 PICTURE = "iVBORw0KGgo" * 18_600  # 200 KB
 
 
-def looked_at(call: str, data: str) -> list[dict[str, Any]]:
-    """A tool that was called with something big, and its result."""
-    asked = {"type": "tool_use", "id": call, "name": "look", "input": {"data": data, "of": call}}
-    answered = {"type": "tool_result", "tool_use_id": call, "content": [{"type": "text", "text": "a cat"}]}
-    return [{"role": "assistant", "content": [asked]}, {"role": "user", "content": [answered]}]
+def looked_at(data: str) -> list[dict[str, Any]]:
+    """Something big that was shown, and what was seen."""
+    source = {"type": "base64", "media_type": "image/png", "data": data}
+    shown = [{"type": "image", "source": source}, {"type": "text", "text": "Look at this."}]
+    return [{"role": "user", "content": shown}, assistant("A cat.")]
 
 
 async def send(caller: Caller, path: str, body: Any) -> Answer:
@@ -44,11 +40,11 @@ async def keys_of(caller: Caller, name: str) -> tuple[str, ...]:
 async def test_a_picture_in_two_turns_is_stored_once_and_sent_to_claude_twice(
     one: Caller, two: Caller, fleet: Fleet, simulator: Simulator, name: str
 ) -> None:
-    history = [user("Look at this."), *looked_at("a", PICTURE), *looked_at("b", PICTURE)]
+    history = [user("Look at this."), *looked_at(PICTURE), *looked_at(PICTURE)]
     assert (await one.chat("My name is Ada.", name)).status == 200
     assert (await append(one, name, *history[:3])).status == 200
     assert (await append(two, name, *history[3:])).status == 200
-    assert (await two.chat(f"{name}: what is my name?", name, tools=[LOOK])).text == "Your name is Ada."
+    assert (await two.chat(f"{name}: what is my name?", name)).text == "Your name is Ada."
     (sent,) = [r for r in await simulator.requests() if name in str(r["body"])]
     assert sent["body"]["messages"][2:7] == history
     assert (await one.messages(name))[2:7] == history
@@ -63,7 +59,7 @@ async def test_a_lost_attachment_makes_the_session_corrupt(
     one: Caller, fleet: Fleet, simulator: Simulator, name: str
 ) -> None:
     assert (await one.chat("Hello.", name)).status == 200
-    assert (await append(one, name, user("Look."), *looked_at("a", PICTURE))).status == 200
+    assert (await append(one, name, user("Look."), *looked_at(PICTURE))).status == 200
     keys = await keys_of(one, name)
     async with redis.asyncio.from_url(fleet.valkey.url) as store:
         await store.unlink(keys[7])
@@ -80,9 +76,9 @@ async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
 ) -> None:
     """With 40 MiB the caller may still take another course from before them; 80 MiB are not even read."""
     first = await one.chat("My name is Ada.", name)
-    data = name + "x" * 20 * MIB
-    for call in range(times):
-        said = [user("Look at this."), *looked_at(f"c{call}", data)]
+    data = "A" * 20 * MIB
+    for _ in range(times):
+        said = [user("Now this."), *looked_at(data)]
         assert (await send(one, f"/v1/sessions/{name}/messages", {"messages": said})).status == 200
     asked = (await simulator.stats())["requests"]
     before = await one.session(name)

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from starlette.routing import Route
 
-from service import headers, session_fields, settings
+from service import appended_messages, headers, session_fields, settings
 from service.app import build
 from service.dialects import chat, chat_out
 from service.dialects.errors import openai_error
@@ -348,7 +348,7 @@ def test_every_field_of_a_session_is_described() -> None:
 )
 def test_messages_by_hand_are_described_as_they_are_parsed(body: Any, fits: bool) -> None:
     try:
-        session_fields.messages(body)
+        appended_messages.parse(body)
     except BatonError:
         assert not fits
     else:
