@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import orjson
 
+from service.dialects import chat_fields
 from service.errors import BatonError, invalid_value
 from service.tool_calls import CALL_ID, TOOL_NAME
 from service.transcript import is_input
@@ -21,10 +22,6 @@ _NAME_PROBLEM: Final = "must be 1 to 128 letters, digits, `_` or `-`"
 _CALL_ID_PROBLEM: Final = "must be 1 to 256 letters, digits, `_` or `-`"
 _CHOICES: Final = {"none": "none", "auto": "auto", "required": "any"}
 _NO_PARAMETERS: Final = {"type": "object", "properties": {}}
-
-# What the SDK's helpers leave in a call when they put one together from a stream, or parse its arguments.
-_LEFT_IN_CALL: Final = frozenset({"index"})
-_LEFT_IN_FUNCTION: Final = frozenset({"parsed_arguments"})
 
 
 def definitions(given: Any) -> list[dict[str, Any]] | None:
@@ -43,8 +40,7 @@ def definitions(given: Any) -> list[dict[str, Any]] | None:
 
 
 def _definition(tool: Any, where: str) -> dict[str, Any]:
-    function = _function(tool, where)
-    _refuse_others(function, f"{where}.function", frozenset({"name", "description", "parameters", "strict"}))
+    function = _function(tool, "tools", where)
     defined: dict[str, Any] = {"name": _name(function.get("name"), f"{where}.function.name")}
     if (description := function.get("description")) is not None:
         if not isinstance(description, str):
@@ -154,8 +150,7 @@ def calls(given: Any, where: str) -> list[dict[str, Any]]:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    function = _function(call, where, {"id"} | _LEFT_IN_CALL)
-    _refuse_others(function, f"{where}.function", {"name", "arguments"} | _LEFT_IN_FUNCTION)
+    function = _function(call, "messages.tool_calls", where)
     if not isinstance(call.get("id"), str) or CALL_ID.fullmatch(call["id"]) is None:
         raise invalid_value(f"{where}.id", _CALL_ID_PROBLEM)
     return {
@@ -176,8 +171,8 @@ def _arguments(given: Any, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", arguments)
 
 
-def _function(holder: Any, where: str, others: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    """What a tool or a call of type ``function`` holds."""
+def _function(holder: Any, place: str, where: str) -> dict[str, Any]:
+    """What a tool or a call of type ``function`` holds; ``place`` is its name in the tables of chat_fields.py."""
     if not isinstance(holder, dict):
         raise invalid_value(where, "must be an object")
     kind = holder.get("type")
@@ -185,18 +180,13 @@ def _function(holder: Any, where: str, others: frozenset[str] | set[str] = froze
         if not isinstance(kind, str):
             raise invalid_value(f"{where}.type", "must be `function`")
         raise BatonError("unsupported", f"{where}: type `{kind[:64]}` is not supported.", param=f"{where}.type")
-    _refuse_others(holder, where, {"type", "function", *others})
+    told: set[str] = set()  # nothing: the tables have no such field here
+    chat_fields.sort_out(holder, place, where, told)
     if not isinstance(holder.get("function"), dict):
         raise invalid_value(f"{where}.function", "must be an object")
     function: dict[str, Any] = holder["function"]
+    chat_fields.sort_out(function, f"{place}.function", f"{where}.function", told)
     return function
-
-
-def _refuse_others(holder: dict[str, Any], where: str, known: frozenset[str] | set[str]) -> None:
-    for name, value in holder.items():
-        if name not in known and value is not None:
-            field = f"{where}.{name}"[:128]
-            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
 
 
 def _name(value: Any, where: str) -> str:

@@ -152,7 +152,7 @@ _NEW_MESSAGE: Final = asked(
 
 _MESSAGE: Final = said(
     {
-        "role": one_of("user", "assistant"),
+        "role": one_of("user", "assistant", "system"),
         "content": {
             "anyOf": [TEXT, listed({"type": "object", "properties": {"type": TEXT}, "additionalProperties": True})],
             "description": "text, or content blocks, as Claude's API has them",
