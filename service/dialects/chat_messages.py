@@ -132,8 +132,11 @@ def _answer(message: Message, where: str, ignored: set[str], calls: list[Block])
     declined = [{"type": "text", "text": refusal}] if refusal and refusal.strip() else []
     if message.get("content") is None and (calls or declined):
         return [*declined, *calls]
-    said = chat_content.translated(message, "assistant", where, ignored, blank=True)
-    if not calls and not declined:
+    alone = not calls and not declined
+    # An answer of nothing is a blank string; a list that shows nothing is no answer's.
+    blank = not alone or isinstance(message.get("content"), str)
+    said = chat_content.translated(message, "assistant", where, ignored, blank=blank)
+    if alone:
         return said
     if isinstance(said, str):
         said = [{"type": "text", "text": said}] if said else []

@@ -121,7 +121,7 @@ _SENT_BACK: Final[Schema] = {
     "parsed": {"description": "as OpenAI's SDKs have it; passed over"},
 }
 _SAID: Final[dict[str, Schema]] = {
-    "content": {"anyOf": [TEXT, _content("assistant")]},
+    "content": {"anyOf": [TEXT, _content("assistant", minItems=1)]},
     "refusal": NOT_BLANK,
     "tool_calls": listed(_CALL, minItems=1),
 }

@@ -481,6 +481,7 @@ def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
         ),
         ([HELLO, {"role": "assistant", "content": "x", "refusal": 5}, HELLO], "invalid_value", "messages.1.refusal"),
         ([HELLO, {"role": "assistant"}, HELLO], "invalid_value", "messages.1.content"),
+        ([HELLO, {"role": "assistant", "content": []}, HELLO], "invalid_value", "messages.1.content"),
         (
             [HELLO, {"role": "assistant", "content": "x", "audio": {"id": "a"}}, HELLO],
             "unsupported",

@@ -156,7 +156,7 @@ LOSSES: Final[dict[str, Callable[[Chat], Chat]]] = {
     ),
     "What is told in parts: `detail`, `cache_control`, `prompt_cache_breakpoint`.": _contents(_tuning),
     "That a refusal is one: it becomes text behind the rest of the answer.": _refusals,
-    "Blank text in answers and results, and answers that hold nothing else.": _blanks,
+    "Blank text in answers and results, and answers that are nothing else.": _blanks,
     "Whether the text of an answer or a result was a string or one part.": _strings,
     "Whether an instruction was the system's or the developer's, and its parts: they are joined.": _instructions,
     "The place of an instruction among what is said between two answers: it goes behind that.": _places,
@@ -272,6 +272,10 @@ LEFT: Final[st.SearchStrategy[Json]] = st.sampled_from(
 INPUT: Final = st.dictionaries(TEXT, st.none() | st.integers(-9, 9) | ANY_TEXT | st.lists(st.booleans()), max_size=3)
 
 
+def _contents_shown(parts: Chat) -> Chat:
+    return [part for part in parts if part != _text(" ")]
+
+
 @st.composite
 def answers(draw: st.DrawFn, number: int) -> Chat:
     """An answer, and the results of its calls with instructions between them."""
@@ -280,6 +284,8 @@ def answers(draw: st.DrawFn, number: int) -> Chat:
         message["refusal"] = draw(ANY_TEXT)
     calls = draw(st.lists(INPUT, max_size=2))
     if not calls:
+        if isinstance(message["content"], list):  # alone it must show something
+            message["content"] = [_text(draw(TEXT)), *_contents_shown(message["content"])]
         return [message]
     message["tool_calls"] = [
         {"id": f"call_{number}_{n}", "type": "function", "function": {"name": "f", "arguments": json.dumps(each)}}
