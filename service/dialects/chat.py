@@ -47,8 +47,8 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     if named is not None and not model_name.sound(named):
         raise invalid_value("model", model_name.PROBLEM)
     model = default_model if named is None else named
-    params = chat_options.params(fields, max_tokens_default)
-    tools = chat_tools.definitions(fields.get("tools"))
+    params = chat_options.params(fields, max_tokens_default, ignored)
+    tools = chat_tools.definitions(fields.get("tools"), ignored)
     choice = chat_tools.choice(fields.get("tool_choice"), fields.get("parallel_tool_calls"), tools)
     ask = Ask(
         model=aliases.get(model, model),

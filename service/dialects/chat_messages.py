@@ -70,7 +70,7 @@ def translated(given: Any, ignored: set[str]) -> Conversation:
             pairing.said([])
             order.add(role, chat_content.translated(message, role, where, ignored))
         else:
-            calls = chat_tools.calls(message.get("tool_calls"), f"{where}.tool_calls")
+            calls = chat_tools.calls(message.get("tool_calls"), f"{where}.tool_calls", ignored)
             pairing.said(calls)
             order.add(role, _answer(message, where, ignored, calls))
     return order.finished()

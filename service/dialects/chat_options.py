@@ -31,12 +31,13 @@ STOPS_MAX: Final = 4
 FORMAT_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def params(fields: dict[str, Any], max_tokens_default: int) -> dict[str, Any]:
-    """Those fields of the Messages request that the options ask for.
+def params(fields: dict[str, Any], max_tokens_default: int, ignored: set[str]) -> dict[str, Any]:
+    """Those fields of the Messages request that the options ask for. Adds to what is ignored.
 
     Args:
         fields: of the request, without those that are null.
         max_tokens_default: where the request does not bound the answer.
+        ignored: added to.
 
     Raises:
         BatonError: 400 naming the parameter.
@@ -45,8 +46,8 @@ def params(fields: dict[str, Any], max_tokens_default: int) -> dict[str, Any]:
     asked: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop_sequences": _stop(fields),
-        "thinking": _thinking(fields, max_tokens),
-        "output_config": _output(fields),
+        "thinking": _thinking(fields, max_tokens, ignored),
+        "output_config": _output(fields, ignored),
         "service_tier": _tier(fields.get("service_tier")),
         "metadata": _user(fields),
     }
@@ -77,7 +78,7 @@ def _stop(fields: dict[str, Any]) -> list[str]:
     return stops
 
 
-def _thinking(fields: dict[str, Any], max_tokens: int) -> dict[str, Any] | None:
+def _thinking(fields: dict[str, Any], max_tokens: int, ignored: set[str]) -> dict[str, Any] | None:
     given, off = fields.get("thinking"), fields.get("reasoning_effort") == "none"
     if given is None:
         return {"type": "disabled"} if off else None
@@ -85,7 +86,7 @@ def _thinking(fields: dict[str, Any], max_tokens: int) -> dict[str, Any] | None:
         raise invalid_value("reasoning_effort", "must not be `none` where `thinking` is given")
     if not isinstance(given, dict) or given.get("type") not in tuple(THINKING):
         raise invalid_value("thinking", f"must be an object of type {', '.join(THINKING)}")
-    chat_fields.sort_out(given, "thinking", "thinking", set(), own=THINKING[given["type"]])
+    chat_fields.sort_out(given, "thinking", "thinking", ignored, own=THINKING[given["type"]])
     if given.get("display") not in (None, *DISPLAYS):
         raise invalid_value("thinking.display", f"must be {' or '.join(DISPLAYS)}")
     budget: Any = given.get("budget_tokens")
@@ -97,7 +98,7 @@ def _thinking(fields: dict[str, Any], max_tokens: int) -> dict[str, Any] | None:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _output(fields: dict[str, Any]) -> dict[str, Any]:
+def _output(fields: dict[str, Any], ignored: set[str]) -> dict[str, Any]:
     """``output_config``: effort and format."""
     config: dict[str, Any] = {}
     effort = fields.get("reasoning_effort")
@@ -105,12 +106,12 @@ def _output(fields: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(effort, str) or effort not in EFFORTS:
             raise invalid_value("reasoning_effort", f"must be one of none, {', '.join(EFFORTS)}")
         config["effort"] = EFFORTS[effort]
-    if (schema := _schema(fields.get("response_format"))) is not None:
+    if (schema := _schema(fields.get("response_format"), ignored)) is not None:
         config["format"] = {"type": "json_schema", "schema": schema}
     return config
 
 
-def _schema(given: Any) -> dict[str, Any] | None:
+def _schema(given: Any, ignored: set[str]) -> dict[str, Any] | None:
     """The schema that ``response_format`` asks the answer to keep to; None if it asks for text."""
     if given is None:
         return None
@@ -120,14 +121,14 @@ def _schema(given: Any) -> dict[str, Any] | None:
         raise unsupported(where, " as `json_object`: Claude's JSON has a schema, so send `json_schema`")
     if kind not in ("text", "json_schema"):
         raise invalid_value(where, "must be an object of type `text` or `json_schema`")
-    chat_fields.sort_out(given, where, where, set(), own=("type",) if kind == "text" else ("type", kind))
+    chat_fields.sort_out(given, where, where, ignored, own=("type",) if kind == "text" else ("type", kind))
     if kind == "text":
         return None
     where = f"{where}.{kind}"
     described = given.get(kind)
     if not isinstance(described, dict):
         raise invalid_value(where, "must be an object")
-    chat_fields.sort_out(described, where, where, set())
+    chat_fields.sort_out(described, where, where, ignored)
     name, text, strict = (described.get(field) for field in ("name", "description", "strict"))
     if not isinstance(name, str) or FORMAT_NAME.fullmatch(name) is None:
         raise invalid_value(f"{where}.name", "must be 1 to 64 letters, digits, `_` or `-`")

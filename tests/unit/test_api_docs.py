@@ -59,7 +59,7 @@ def parameters() -> str:
     for fate, table in (("told", chat_fields.TOLD), ("refused", chat_fields.REFUSED)):
         rows += [(name, fate, unless(value)) for name, value in table.items()]
     rows += [(name, "passed over", "") for name in chat_fields.PASSED_OVER]
-    lines = ["| parameter | what becomes of it | at Claude's, or when |", "|---|---|---|"]
+    lines = ["| parameter | what becomes of it | more |", "|---|---|---|"]
     lines += [f"| `{name}` | {fate} | {more} |" for name, fate, more in sorted(rows)]
     return "\n".join(lines) + "\n"
 
