@@ -94,8 +94,13 @@ class Chat:
             request.session_input,
             request.ignored,
             claude_headers={},
-            framing=chat_out.framing(include_usage=request.include_usage),
-            render=lambda session: partial(chat_out.rendering, session=session, include_usage=request.include_usage),
+            framing=chat_out.framing(include_usage=request.include_usage, reasoning=request.reasoning),
+            render=lambda session: partial(
+                chat_out.rendering,
+                session=session,
+                include_usage=request.include_usage,
+                reasoning=request.reasoning,
+            ),
         )
 
 

@@ -60,7 +60,7 @@ class Plan:
 
     Attributes:
         kept: so many stored messages stay; all of them unless this is a rewind.
-        new: the messages to store and to send behind them; ends with a user's.
+        new: the messages to store and to send behind them; ends with a user's, or a system message behind that.
     """
 
     kept: int
@@ -90,7 +90,7 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
     Args:
         stored: all elements, oldest first.
         spans: the turns that are part of the history (not rewound), by start; refused ones among them.
-        messages: the request's, without system prompts; the last one is a user's.
+        messages: the request's, without system prompts; the last one is a user's, or a system message behind that.
 
     Returns:
         None for a mismatch: nothing of it can be recognised.

@@ -48,6 +48,7 @@ class _Block:
             raise TypeError("a block's text is not text")
         if block["type"] == "tool_use" and not all(isinstance(block[field], str) for field in ("id", "name")):
             raise TypeError("a tool call's id or name is not text")
+        _check_citations(block.get("citations") or [])
         self.block = block
         self.parts: dict[str, list[str]] = {}
         self.ended = False
@@ -58,6 +59,7 @@ class _Block:
             raise ValueError("a delta of a block that has ended")
         kind = delta["type"]
         if kind == "citations_delta":
+            _check_citations([delta["citation"]])
             self.block["citations"] = [*(self.block.get("citations") or ()), delta["citation"]]
             return
         field = _DELTAS.get(kind)
@@ -172,6 +174,7 @@ class Answer:
         for field in _COUNTS:
             _check_count(usage, field)
         _check_count(_object_or_none(usage, "output_tokens_details") or {}, "thinking_tokens")
+        _text_or_none(usage, "service_tier")
         self._usage.update({field: value for field, value in usage.items() if value is not None})
 
     def _start_block(self, index: int, block: dict[str, Any]) -> None:
@@ -218,6 +221,11 @@ class Answer:
         """The visible text of all text blocks."""
         return "".join(block["text"] for block in self.content() if block.get("type") == "text")
 
+    def thinking(self) -> str:
+        """What it thought, as far as Claude told it; also of a block that is not kept."""
+        blocks = (block.finished() for _, block in sorted(self._blocks.items()) if block.block["type"] == "thinking")
+        return "".join(block.get("thinking", "") for block in blocks)
+
     def tool_calls(self) -> list[dict[str, Any]]:
         """The ``tool_use`` blocks, whole ones only: each has ``id``, ``name`` and an ``input`` that is an object."""
         return [block for block in self.content() if block.get("type") == "tool_use"]
@@ -228,6 +236,13 @@ def _text_or_none(holder: dict[str, Any], field: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise TypeError(f"{field} is not text")
+
+
+def _check_citations(citations: list[dict[str, Any]]) -> None:
+    """Checks what is read of them; those of documents have no URL."""
+    for citation in citations:
+        _text_or_none(citation, "url")
+        _text_or_none(citation, "title")
 
 
 def _object_or_none(holder: dict[str, Any], field: str) -> dict[str, Any] | None:

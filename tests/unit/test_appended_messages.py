@@ -107,7 +107,8 @@ def test_no_more_is_appended_at_once_than_claude_reads() -> None:
 
 
 def test_a_body_is_an_object_that_holds_messages_and_nothing_else() -> None:
-    for body in ([], "x", 7, None):
+    bodies: list[Any] = [[], "x", 7, None]
+    for body in bodies:
         assert problem(body) == ("invalid_value", None)
     assert problem({"messages": [], "n": 1}) == ("unknown_field", "n")
 

@@ -310,7 +310,9 @@ VALUES = st.recursive(
 def damaged_answers(draw: st.DrawFn) -> list[Any]:
     """An answer with one field of one event, or of an object in it, replaced or gone, or two events swapped."""
     tool = block(2, TOOL_START, json_delta('{"a": 1}'))
-    events = orjson.loads(orjson.dumps(answer_events(THINKING, text_block(1, "Hi"), tool)))
+    cited = {"type": "citations_delta", "citation": {"type": "web_search_result_location", "url": "u", "title": "t"}}
+    text = block(1, {"type": "text", "text": "", "citations": []}, {"type": "text_delta", "text": "Hi"}, cited)
+    events = orjson.loads(orjson.dumps(answer_events(THINKING, text, tool)))
     target: Any = draw(st.sampled_from(events))
     for _ in range(draw(st.integers(0, 2))):
         if inner := [value for value in target.values() if isinstance(value, dict) and value]:
@@ -337,7 +339,7 @@ def test_whatever_claude_sends_is_kept_or_nonsense_and_never_a_fault_of_ours(eve
         elements.unpack(kept)
     assert isinstance(answer.text(), str)
     assert all(isinstance(count, int) and count >= 0 for count in astuple(answer.tokens()))
-    orjson.loads(ChatAnswer(Envelope("chatcmpl-1", 0, None), answer, include_usage=False).whole())
+    orjson.loads(ChatAnswer(Envelope("chatcmpl-1", 0, None), answer, include_usage=False, reasoning=True).whole())
 
 
 # What a caller can see, and the digests made of it.
