@@ -5,8 +5,8 @@ is byte-identical from turn to turn. What stands in front of the messages, and w
 epoch is over, is decided in epoch.py. Only messages whose format bits say that they hold thinking, or have the role
 ``system``, are ever parsed for that.
 
-A message of role ``system`` inside a conversation is sent to a model that does not take the role as a user's text,
-marked as what it is.
+A message of role ``system`` inside a conversation is sent as a user's text, marked as what it is, to a model that does
+not take the role, and where it is not in front of an answer: that one was empty, or is left out.
 """
 
 from collections.abc import Callable, Sequence
@@ -95,9 +95,8 @@ def stateless(ask: Ask, traits: Traits) -> bytes:
     tool_calls.check_whole(ask.messages)
     preamble = Preamble(_json(ask.system), _json(ask.tools), b"")
     messages = [orjson.dumps(message) for message in ask.messages]
-    if not traits.system_messages:
-        messages = [_as_users(json) for json in messages]
-    return _body(ask, preamble, messages, {"stream": True}, cached=False)
+    system = [at for at, message in enumerate(ask.messages) if message["role"] == "system"]
+    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, cached=False)
 
 
 def continued(
@@ -153,8 +152,10 @@ def _placed(
     if this.told:
         digest = new[-1][1 : elements.HEADER_BYTES]
         new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
-    sent = [_sendable(element, index < this.start, traits) for index, element in enumerate([*history.elements, *new])]
-    return this, new, [json for json in sent if json]
+    everything = [*history.elements, *new]
+    sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
+    system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
+    return this, new, [json for json in _where_taken(sent, system, traits) if json]
 
 
 def last_digest(history: History) -> bytes:
@@ -164,30 +165,43 @@ def last_digest(history: History) -> bytes:
     return history.elements[-1][1 : elements.HEADER_BYTES]
 
 
-def _sendable(element: bytes, older_epoch: bool, traits: Traits) -> bytes | memoryview:
-    """The JSON of a stored message as it is sent; empty if nothing of it is."""
-    if not element[0] & elements.LOOKED_AT:
+def _sendable(element: bytes, older_epoch: bool) -> bytes | memoryview:
+    """The JSON of a stored message; of an older epoch without what is left out; empty if that is all of it."""
+    if not older_epoch or not element[0] & elements.LOOKED_AT:
         return elements.json_of(element)
+    if elements.tells_system(element):
+        return b""
     stored = elements.unpack(element)
-    if stored.system:
-        if older_epoch and stored.synthetic:
-            return b""
-        return stored.json if traits.system_messages else _as_users(stored.json)
-    if not older_epoch or not stored.holds_thinking:
+    if not stored.holds_thinking:
         return stored.json
     message = orjson.loads(stored.json)
     content = [block for block in message["content"] if block.get("type") not in _THINKING]
     return orjson.dumps({**message, "content": content}) if content else b""
 
 
-def _as_users(json: bytes) -> bytes:
-    """A message for a model that does not take the role ``system``."""
-    if b'"system"' not in json:
-        return json
-    message = orjson.loads(json)
-    if message["role"] != "system":
-        return json
-    content = message["content"]
+def _where_taken(
+    messages: Sequence[bytes | memoryview], system: Sequence[int], traits: Traits
+) -> Sequence[bytes | memoryview]:
+    """Messages with the role ``system`` only where Claude takes it: at the end, or in front of an answer.
+
+    Args:
+        messages: as JSON; empty ones are not sent.
+        system: the places of those of that role.
+        traits: of the model.
+    """
+    if not system:
+        return messages
+    made = list(messages)
+    for at in system:
+        after = next((json for i, json in enumerate(messages[at + 1 :], at + 1) if json and i not in system), None)
+        taken = traits.system_messages and (after is None or orjson.loads(after)["role"] == "assistant")
+        made[at] = messages[at] if taken else _as_users(messages[at])
+    return made
+
+
+def _as_users(json: bytes | memoryview) -> bytes:
+    """A message of role ``system`` as a user's."""
+    content = orjson.loads(json)["content"]
     text = content if isinstance(content, str) else "\n".join(block["text"] for block in content)
     return orjson.dumps({"role": "user", "content": [{"type": "text", "text": f"<system>\n{text}\n</system>"}]})
 

@@ -21,8 +21,8 @@ FIRST_DIGEST = bytes(DIGEST_BYTES)
 _VERSION = 0x01
 _HOLDS_THINKING = 0x10
 _SYNTHETIC = 0x20
-_SYSTEM = 0x80
-LOOKED_AT = _HOLDS_THINKING | _SYSTEM
+SYSTEM = 0x80
+LOOKED_AT = _HOLDS_THINKING | SYSTEM
 """Bits of messages that may be sent otherwise than they are stored."""
 HAS_GAPS = 0x40
 _VIEWED_BYTES_MIN = 65_536
@@ -47,13 +47,13 @@ def pack(
     json: bytes, digest: bytes, *, holds_thinking: bool = False, synthetic: bool = False, system: bool = False
 ) -> bytes:
     """One list element."""
-    flags = _VERSION | (_HOLDS_THINKING * holds_thinking) | (_SYNTHETIC * synthetic) | (_SYSTEM * system)
+    flags = _VERSION | (_HOLDS_THINKING * holds_thinking) | (_SYNTHETIC * synthetic) | (SYSTEM * system)
     return bytes((flags,)) + digest + json
 
 
 def tells_system(element: bytes) -> bool:
     """Whether it is a message of Baton's own that tells another system prompt."""
-    return element[0] & (_SYSTEM | _SYNTHETIC) == _SYSTEM | _SYNTHETIC
+    return element[0] & (SYSTEM | _SYNTHETIC) == SYSTEM | _SYNTHETIC
 
 
 def unpack(element: bytes) -> Element:
@@ -70,7 +70,7 @@ def unpack(element: bytes) -> Element:
         element[1:HEADER_BYTES],
         bool(flags & _HOLDS_THINKING),
         bool(flags & _SYNTHETIC),
-        bool(flags & _SYSTEM),
+        bool(flags & SYSTEM),
     )
 
 

@@ -12,7 +12,7 @@ from service.epoch import Preamble, unpacked
 from service.model_table import NEWEST, traits
 from service.prefix import stateless
 from storage import elements
-from tests.unit.test_prefix import ADD, THOUGHT, Session, asking, messages_bytes, text, user
+from tests.unit.test_prefix import ADD, LOOK, THOUGHT, Session, asking, messages_bytes, text, user
 
 TAKES_SYSTEM = traits("claude-opus-5-5")
 ADAPTIVE = {"type": "adaptive"}
@@ -152,6 +152,21 @@ def test_a_refused_signature_begins_an_epoch_for_good() -> None:
     later = session.turn(asking("e"), text("f"))
     assert messages_bytes(later).startswith(messages_bytes(body) + b",")
     assert b"thinking" in messages_bytes(later)
+
+
+def test_a_system_message_is_a_users_where_no_answer_follows_it() -> None:
+    """Claude said nothing, or what it said is left out: the role would be refused there."""
+    session = Session(TAKES_SYSTEM)
+    session.turn(asking("a", system="S"), text("b"))
+    told = session.turn(asking("c", system="T"), THOUGHT)
+    assert messages_of(told)[-1] == {"role": "system", "content": "T"}
+    mid = {"role": "system", "content": "Now."}
+    ask = asking("e", tools=[ADD])
+    ask.messages.append(mid)
+    session.turn(ask, THOUGHT)
+    sent = messages_of(session.prepare(asking("g", tools=[LOOK])).body)
+    assert [message["role"] for message in sent] == ["user", "assistant", "user", "user", "user", "user"]
+    assert sent[4] == user([text("<system>\nNow.\n</system>")])
 
 
 def test_a_system_message_is_a_users_for_a_model_that_does_not_take_the_role() -> None:
