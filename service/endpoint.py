@@ -22,6 +22,7 @@ from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
 from service.opening import Rules, Wish
 from service.passage import Passage, with_model
 from service.prefix import PREFIXES, stateless
+from service.resend import ends_with_answer
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Store, Turn
@@ -241,5 +242,7 @@ def is_resent(scope: Scope, asked: Asked) -> bool:
         case "full":
             return True
         case "delta":
+            if asked.ask.messages[-1]["role"] == "assistant":
+                raise ends_with_answer()
             return False
     raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")

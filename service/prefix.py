@@ -74,6 +74,7 @@ class Prepared:
         body: JSON.
         epoch: that the turn belongs to.
         elements: the new messages, as they are stored.
+        digest: of the last message that is sent, behind which the answer goes.
         system_json, preamble: to be stored; empty where they are already.
         summary: for the turn record, what was sent, in numbers and plain parameters.
     """
@@ -81,6 +82,7 @@ class Prepared:
     body: bytes
     epoch: Epoch
     elements: list[bytes]
+    digest: bytes
     system_json: bytes
     preamble: bytes
     summary: dict[str, Any]
@@ -108,7 +110,7 @@ def continued(
         ask: of this turn.
         standing: the session as it stands.
         history: its messages, system prompt and preamble.
-        new: the ask's messages as elements; at least one.
+        new: the ask's messages as elements; none where the last answer goes on.
         traits: of the model.
         refused: Claude has refused this request before, for a signature in it.
 
@@ -123,6 +125,7 @@ def continued(
         body=body,
         epoch=this,
         elements=new,
+        digest=_digest(history, new),
         system_json=b"" if this.system == history.system_json else this.system,
         preamble=b"" if preamble == history.preamble else preamble,
         summary={
@@ -150,8 +153,7 @@ def _placed(
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
     this = epoch.decide(wanted, standing, history, traits, refused=refused)
     if this.told:
-        digest = new[-1][1 : elements.HEADER_BYTES]
-        new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
+        new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
     everything = [*history.elements, *new]
     sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
     system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
@@ -160,9 +162,12 @@ def _placed(
 
 def last_digest(history: History) -> bytes:
     """The rolling digest of the stored history, where new messages go on."""
-    if not history.elements:
-        return elements.FIRST_DIGEST
-    return history.elements[-1][1 : elements.HEADER_BYTES]
+    return _digest(history, ())
+
+
+def _digest(history: History, new: Sequence[bytes]) -> bytes:
+    last = new[-1] if new else history.elements[-1] if history.elements else None
+    return elements.FIRST_DIGEST if last is None else last[1 : elements.HEADER_BYTES]
 
 
 def _sendable(element: bytes, older_epoch: bool) -> bytes | memoryview:

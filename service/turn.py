@@ -56,7 +56,7 @@ from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
 from service.turn_record import Provenance
-from storage.elements import HEADER_BYTES, unpack
+from storage.elements import unpack
 from storage.log import Log
 from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
@@ -357,8 +357,7 @@ class Turn(Exchange):
         elements: list[bytes] = []
         if status != "refused":
             reply = [{"role": "assistant", "content": content}] if content else []
-            new = self._prepared.elements
-            elements = [*new, *pack(reply, new[-1][1:HEADER_BYTES])]
+            elements = [*self._prepared.elements, *pack(reply, self._prepared.digest)]
         first = self._begun.messages
         refused = map(unpack, self._prepared.elements) if status == "refused" else ()
         record = turn_record.settled(

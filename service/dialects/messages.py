@@ -163,8 +163,6 @@ def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
         bare = _unmarked(message)
         marked = marked or bare is not message
         messages.append(bare)
-    if messages[-1]["role"] == "assistant":
-        raise invalid_value("messages", "must not end with an assistant message: a session's answers are Claude's own")
     return messages, marked
 
 
