@@ -24,9 +24,11 @@ from service.cursor import Cursors
 from service.delivery import Deliveries
 from service.endpoint import ChatCompletions, Parts
 from service.exchange import Exchanges
+from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
 from service.opening import Rules
+from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
 from service.routes.turns import TurnRoutes
@@ -72,6 +74,7 @@ def build(
     redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
+    models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     deliveries = Deliveries(store.turns)
@@ -79,17 +82,16 @@ def build(
     parts = Parts(
         settings=settings,
         claude=claude,
+        models=models,
         store=Store(store.sessions, store.turns, store.log),
         rules=_rules(settings, replica),
         exchanges=exchanges,
         watch=watch,
         deliveries=deliveries,
     )
-    models = Models(claude, settings.model_aliases)
     ops = OpsRoutes(
         watch,
         exchanges,
-        models,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -105,16 +107,18 @@ def build(
     @contextlib.asynccontextmanager
     async def life(_: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
+        models.refresh()
         await watch.tried(_FIRST_CONTACT_S)
         yield
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         await deliveries.aclose()
+        await models.aclose()
         await claude.aclose()
         await redis.aclose()
 
-    routes = _routes(parts, ops, *_session_routes(settings, store, secret, replica, exchanges))
+    routes = _routes(parts, ops, ModelRoutes(models), *_session_routes(settings, store, secret, replica, exchanges))
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
@@ -192,7 +196,9 @@ def _session_routes(
     return routes, turns
 
 
-def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes) -> list[Route]:
+def _routes(
+    parts: Parts, ops: OpsRoutes, models: ModelRoutes, sessions: SessionRoutes, turns: TurnRoutes
+) -> list[Route]:
     admit = parts.watch.require
     return [
         Route("/v1/chat/completions", ChatCompletions(parts), methods=["POST"]),
@@ -204,8 +210,8 @@ def _routes(parts: Parts, ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRo
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),
         *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
-        Route("/v1/models", ops.models),
-        Route("/v1/models/{model}", ops.model),
+        Route("/v1/models", models.listed),
+        Route("/v1/models/{model:path}", models.get),  # a name may have slashes
         Route("/livez", ops.livez),
         Route("/readyz", ops.readyz),
         Route("/health", ops.health),

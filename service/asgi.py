@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
-from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
+from service.dialects.errors import anthropic_error, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
 
@@ -270,7 +270,7 @@ class Edge:
         request_id = _request_id(scope)
         scope["app"] = self  # the router then raises for an unknown path or method instead of answering by itself
         own = [(b"x-request-id", request_id.encode())]
-        if is_anthropic_path(scope["path"]):
+        if is_anthropic(scope):
             own.append((b"request-id", request_id.encode()))
         if self._draining():
             own.append((b"connection", b"close"))
@@ -327,6 +327,5 @@ def _as_told(error: Exception) -> BatonError:
 
 
 async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str, *, is_end: bool = True) -> None:
-    anthropic = is_anthropic_path(scope["path"])
-    body = anthropic_error(error, request_id) if anthropic else openai_error(error)
+    body = anthropic_error(error, request_id) if is_anthropic(scope) else openai_error(error)
     await send_json(send, body, status=error.status, headers=error.response_headers(), is_end=is_end)

@@ -18,6 +18,7 @@ from service.delivery import Deliveries, connection_of
 from service.dialects import chat, chat_out
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
+from service.models import Models
 from service.opening import Rules, Wish
 from service.prefix import stateless
 from service.settings import Settings
@@ -31,6 +32,7 @@ class Parts:
 
     settings: Settings
     claude: Claude
+    models: Models
     store: Store
     rules: Rules
     exchanges: Exchanges
@@ -54,7 +56,7 @@ class ChatCompletions:
             body,
             default_model=settings.default_model,
             aliases=settings.model_aliases,
-            max_tokens_default=settings.max_tokens_default,
+            max_tokens_default=lambda model: self._parts.models.of(model).answer_tokens(settings.max_tokens_default),
         )
         key = idempotency.key_of(scope)
         address = addressing.of_request(

@@ -132,8 +132,16 @@ class ChatRequest:
     ignored: list[str]
 
 
-def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_default: int) -> ChatRequest:
+def parse(
+    body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_default: Callable[[str], int]
+) -> ChatRequest:
     """Checks and translates a request body that was JSON.
+
+    Args:
+        body: the JSON.
+        default_model: for a request that names none.
+        aliases: name → model.
+        max_tokens_default: of a model, after aliases; asked where the request says nothing.
 
     Raises:
         BatonError: 400 naming the parameter.
@@ -147,7 +155,9 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     if named is not None and not model_name.sound(named):
         raise invalid_value("model", model_name.PROBLEM)
     model = default_model if named is None else named
-    params: dict[str, Any] = {"max_tokens": _max_tokens(fields, max_tokens_default)}
+    model = aliases.get(model, model)
+    max_tokens = _max_tokens(fields)
+    params: dict[str, Any] = {"max_tokens": max_tokens_default(model) if max_tokens is None else max_tokens}
     if stop := _stop(fields):
         params["stop_sequences"] = stop
     tools = chat_tools.definitions(fields.get("tools"))
@@ -158,7 +168,7 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
     return ChatRequest(
         ask=Ask(
-            model=aliases.get(model, model),
+            model=model,
             messages=messages,
             system=system,
             params=params,
@@ -359,14 +369,14 @@ def _flag(value: Any, name: str) -> bool:
     return bool(value)
 
 
-def _max_tokens(fields: dict[str, Any], default: int) -> int:
+def _max_tokens(fields: dict[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         value = fields.get(name)
         if value is not None:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise invalid_value(name, "must be a positive whole number")
             return value
-    return default
+    return None
 
 
 def _stop(fields: dict[str, Any]) -> list[str]:

@@ -11,6 +11,7 @@ from service import addressing, model_name
 from service import session_fields as limits
 from service.addressing import MODES, RESERVED
 from service.conflict import ON_CONFLICT
+from service.dialects.errors import ANTHROPIC_TYPES
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
 from storage.keys import SESSION_ID, TURN_ID
@@ -42,6 +43,11 @@ def maybe(schema: Schema) -> Schema:
 def ref(name: str) -> Schema:
     """One of the document's schemas."""
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def one_or_another(schemas: list[Schema]) -> Schema:
+    """Any of these schemas."""
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def listed(schema: Schema, **bounds: int) -> Schema:
@@ -272,6 +278,14 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "TurnList": said({"object": {"const": "list"}, "session_id": SESSION_NAME, "turns": listed(ref("Turn")), **_PAGED}),
     "Model": said({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
     "ModelList": said({"object": {"const": "list"}, "data": listed(ref("Model"))}),
+    "ModelInfo": {
+        **said({"id": TEXT, "type": {"const": "model"}, "display_name": TEXT, "created_at": TEXT, "lifecycle": TEXT}),
+        "additionalProperties": True,
+        "description": "as Claude's Models API tells it, with whatever else that does",
+    },
+    "ModelInfoList": said(
+        {"data": listed(ref("ModelInfo")), "has_more": YES_OR_NO, "first_id": maybe(TEXT), "last_id": maybe(TEXT)}
+    ),
     "Alive": said({"status": {"const": "alive"}}),
     "Readiness": said({"status": one_of(*_STATES), **_STATE}),
     "Health": said(
@@ -291,6 +305,18 @@ SCHEMAS: Final[dict[str, Schema]] = {
                     "code": {**one_of(*sorted(CODES)), "description": "for programs; stable"},
                 }
             )
+        }
+    ),
+    "AnthropicError": said(
+        {
+            "type": {"const": "error"},
+            "error": said(
+                {
+                    "type": one_of(*sorted({"invalid_request_error", *ANTHROPIC_TYPES.values()})),
+                    "message": {**TEXT, "description": "for people"},
+                }
+            ),
+            "request_id": TEXT,
         }
     ),
 }

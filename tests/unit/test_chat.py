@@ -14,7 +14,7 @@ TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 
 
 def parse(body: Any) -> ChatRequest:
-    return chat.parse(body, default_model="claude-default", aliases=ALIASES, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases=ALIASES, max_tokens_default=lambda _: 1000)
 
 
 def ask(**fields: Any) -> ChatRequest:

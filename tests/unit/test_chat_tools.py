@@ -25,7 +25,7 @@ NAMED: Json = {"type": "function", "function": {"name": "weather"}}
 
 def parse(**fields: Any) -> ChatRequest:
     return chat.parse(
-        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, max_tokens_default=1000
+        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, max_tokens_default=lambda _: 1000
     )
 
 
