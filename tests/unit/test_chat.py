@@ -42,6 +42,15 @@ def test_the_least_request_gets_the_defaults() -> None:
     assert (request.stream, request.include_usage, request.session, request.ignored) == (False, False, None, [])
 
 
+def test_the_length_of_an_answer_is_asked_of_the_model_that_will_give_it() -> None:
+    lengths = {"claude-sonnet-5-5": 5, "claude-default": 6}
+    for fields, length in (({"model": "gpt-4o"}, 5), ({}, 6), ({"model": "unheard-of", "max_tokens": 7}, 7)):
+        body = {"messages": [HELLO], **fields}
+        options: Any = {"default_model": "claude-default", "aliases": ALIASES}
+        parsed = chat.parse(body, max_tokens_default=lengths.__getitem__, **options)
+        assert parsed.ask.params["max_tokens"] == length
+
+
 def test_the_three_tables_do_not_overlap() -> None:
     assert not MAPPED & TOLD.keys()
     assert not MAPPED & REFUSED.keys()
