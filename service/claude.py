@@ -165,12 +165,23 @@ class Claude:
             yield bytes(answer)
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the Models API lists, newest first, as it answers it."""
+        """What the Models API lists, newest first, as it answers it; each has an ``id``.
+
+        Raises:
+            BatonError: upstream_*.
+        """
         try:
-            page = await self._sdk.models.list(limit=1000)
+            response = await self._sdk.models.with_raw_response.list(limit=1000)
         except anthropic.AnthropicError as error:
             raise _failure(error).error from error
-        return [model.to_dict() for model in page.data]
+        try:
+            models: list[dict[str, Any]] = orjson.loads(await response.read())["data"]
+            sound = all(isinstance(model["id"], str) for model in models)
+        except (orjson.JSONDecodeError, LookupError, TypeError):
+            sound = False
+        if not sound:
+            raise BatonError("upstream_nonsense", "Claude's answer is not a list of models.")
+        return models
 
 
 async def _tried(attempt: Callable[[], AsyncGenerator[_Part, None]]) -> AsyncGenerator[_Part, None]:

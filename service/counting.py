@@ -97,7 +97,7 @@ class CountTokens:
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
                 history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        return prefix.counted(ask, standing, history, new, self._parts.rules.traits(ask.model))
+        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
         store = self._parts.store

@@ -19,9 +19,10 @@ from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
+from service.models import Models
 from service.opening import Rules, Wish
 from service.passage import Passage, with_model
-from service.prefix import PREFIXES, stateless
+from service.prefix import PREFIXES, stateless, with_length
 from service.resend import ends_with_answer
 from service.settings import Settings
 from service.store_watch import StoreWatch
@@ -34,6 +35,7 @@ class Parts:
 
     settings: Settings
     claude: Claude
+    models: Models
     store: Store
     rules: Rules
     exchanges: Exchanges
@@ -114,9 +116,11 @@ class TurnEndpoint:
         strict = chosen("X-Session-Prefix", given, PREFIXES, parts.settings.prefix) == "strict"
         render = asked.render(address.public if address else None)
         if address is None:
+            model = parts.rules.model_of(asked.ask.model)
+            ask = with_length(asked.ask, model.answer_tokens(parts.rules.max_tokens_default))
             return Exchange(
                 parts.claude,
-                stateless(asked.ask, parts.rules.traits(asked.ask.model)),
+                stateless(ask, model.traits),
                 asked.claude_headers,
                 render=render,
                 streamed=asked.stream,

@@ -9,7 +9,7 @@ A message of role ``system`` inside a conversation is sent as a user's text, mar
 not take the role, and where it is not in front of an answer: that one was empty, or is left out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -38,9 +38,6 @@ _OF_ANSWERS: Final = frozenset(
 Prefix = Literal["adapt", "strict"]
 PREFIXES: Final[tuple[Prefix, ...]] = get_args(Prefix)
 """What to do about a request whose prefix would be another than the session's."""
-
-TraitsOf = Callable[[str], Traits]
-"""Those of a model, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +83,11 @@ class Prepared:
     system_json: bytes
     preamble: bytes
     summary: dict[str, Any]
+
+
+def with_length(ask: Ask, max_tokens: int) -> Ask:
+    """The same, with a length of the answer if it has none."""
+    return ask if "max_tokens" in ask.params else replace(ask, params={"max_tokens": max_tokens, **ask.params})
 
 
 def stateless(ask: Ask, traits: Traits) -> bytes:

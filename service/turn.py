@@ -51,7 +51,7 @@ from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, last_digest
+from service.prefix import Ask, Prepared, continued, last_digest, with_length
 from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
@@ -207,7 +207,9 @@ class Turn(Exchange):
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
             history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
-        self._prepare = partial(continued, self._ask, begun, history, new, self._rules.traits(self._ask.model))
+        model = self._rules.model_of(self._ask.model)
+        ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
+        self._prepare = partial(continued, ask, begun, history, new, model.traits)
         self._prepared = self._permitted(self._prepare())
         return self._prepared.body
 

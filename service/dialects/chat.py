@@ -4,12 +4,14 @@ What becomes of each parameter is decided by the tables of chat_fields.py; what 
 chat_messages.py, chat_content.py, chat_tools.py and chat_options.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from service import model_name, model_table
+from service import model_name
 from service.dialects import chat_fields, chat_messages, chat_options, chat_tools
 from service.errors import BatonError, invalid_value
+from service.model_table import Model, Traits
 from service.prefix import Ask
 
 
@@ -31,8 +33,14 @@ class ChatRequest:
     ignored: list[str]
 
 
-def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_default: int) -> ChatRequest:
+def parse(body: Any, *, default_model: str, aliases: dict[str, str], model_of: Callable[[str], Model]) -> ChatRequest:
     """Checks and translates a request body that was JSON.
+
+    Args:
+        body: the JSON.
+        default_model: for a request that names none.
+        aliases: name → model.
+        model_of: what is known of a model, by its name after aliases.
 
     Raises:
         BatonError: 400 naming the parameter.
@@ -47,11 +55,12 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     if named is not None and not model_name.sound(named):
         raise invalid_value("model", model_name.PROBLEM)
     model = default_model if named is None else named
-    params = chat_options.params(fields, max_tokens_default, ignored)
+    model = aliases.get(model, model)
+    params = chat_options.params(fields, model_of(model), ignored)
     tools = chat_tools.definitions(fields.get("tools"), ignored)
     choice = chat_tools.choice(fields.get("tool_choice"), fields.get("parallel_tool_calls"), tools)
     ask = Ask(
-        model=aliases.get(model, model),
+        model=model,
         messages=conversation.messages,
         system=conversation.system,
         params=params,
@@ -59,7 +68,7 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
         tool_choice=choice,
         model_named=named is not None,
     )
-    _check_forced(ask)
+    _check_forced(ask, model_of(model).traits)
     session = fields.get("session_id")
     if session is not None and (not isinstance(session, str) or not session):
         raise BatonError("invalid_session_id", "session_id must be a non-empty string.", param="session_id")
@@ -74,13 +83,13 @@ def parse(body: Any, *, default_model: str, aliases: dict[str, str], max_tokens_
     )
 
 
-def _check_forced(ask: Ask) -> None:
+def _check_forced(ask: Ask, traits: Traits) -> None:
     """Refuses to force a call of a model that cannot be forced.
 
     A request that names no model may get that of its session, which is not known here.
     """
     forced = ask.tool_choice is not None and ask.tool_choice["type"] in ("any", "tool")
-    if forced and ask.model_named and not model_table.traits(ask.model).forced_tools:
+    if forced and ask.model_named and not traits.forced_tools:
         raise BatonError(
             "unsupported",
             f"`tool_choice` cannot force the model `{ask.model}` to call a tool: send `auto`, or take another model.",

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from service.dialects import chat_fields
 from service.dialects.chat_fields import unsupported
 from service.errors import BatonError, invalid_value
+from service.model_table import Model
 from service.transcript import is_input
 
 EFFORTS: Final = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh", "max": "max"}
@@ -31,22 +32,22 @@ STOPS_MAX: Final = 4
 FORMAT_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
-def params(fields: dict[str, Any], max_tokens_default: int, ignored: set[str]) -> dict[str, Any]:
+def params(fields: dict[str, Any], model: Model, ignored: set[str]) -> dict[str, Any]:
     """Those fields of the Messages request that the options ask for. Adds to what is ignored.
 
     Args:
         fields: of the request, without those that are null.
-        max_tokens_default: where the request does not bound the answer.
+        model: that is asked.
         ignored: added to.
 
     Raises:
         BatonError: 400 naming the parameter.
     """
-    max_tokens = _max_tokens(fields, max_tokens_default)
+    max_tokens = _max_tokens(fields)
     asked: dict[str, Any] = {
         "max_tokens": max_tokens,
         "stop_sequences": _stop(fields),
-        "thinking": _thinking(fields, max_tokens, ignored),
+        "thinking": _thinking(fields, max_tokens, model, ignored),
         "output_config": _output(fields, ignored),
         "service_tier": _tier(fields.get("service_tier")),
         "metadata": _user(fields),
@@ -54,14 +55,14 @@ def params(fields: dict[str, Any], max_tokens_default: int, ignored: set[str]) -
     return {name: value for name, value in asked.items() if value}
 
 
-def _max_tokens(fields: dict[str, Any], default: int) -> int:
+def _max_tokens(fields: dict[str, Any]) -> int | None:
     for name in ("max_completion_tokens", "max_tokens"):
         value = fields.get(name)
         if value is not None:
             if not _is_whole(value) or value < 1:
                 raise invalid_value(name, "must be a positive whole number")
             return cast("int", value)
-    return default
+    return None
 
 
 def _is_whole(value: Any) -> bool:
@@ -78,10 +79,10 @@ def _stop(fields: dict[str, Any]) -> list[str]:
     return stops
 
 
-def _thinking(fields: dict[str, Any], max_tokens: int, ignored: set[str]) -> dict[str, Any] | None:
+def _thinking(fields: dict[str, Any], max_tokens: int | None, model: Model, ignored: set[str]) -> dict[str, Any] | None:
     given, off = fields.get("thinking"), fields.get("reasoning_effort") == "none"
     if given is None:
-        return {"type": "disabled"} if off else None
+        return _without_thinking(model) if off else None
     if off:
         raise invalid_value("reasoning_effort", "must not be `none` where `thinking` is given")
     if not isinstance(given, dict) or given.get("type") not in tuple(THINKING):
@@ -90,12 +91,20 @@ def _thinking(fields: dict[str, Any], max_tokens: int, ignored: set[str]) -> dic
     if given.get("display") not in (None, *DISPLAYS):
         raise invalid_value("thinking.display", f"must be {' or '.join(DISPLAYS)}")
     budget: Any = given.get("budget_tokens")
-    if given["type"] == "enabled" and not (_is_whole(budget) and BUDGET_TOKENS_MIN <= budget < max_tokens):
-        raise invalid_value(
-            "thinking.budget_tokens",
-            f"must be a whole number of at least {BUDGET_TOKENS_MIN}, and less than the answer's {max_tokens} tokens",
-        )
+    if given["type"] == "enabled":
+        most = "" if max_tokens is None else f", and less than the answer's {max_tokens} tokens"
+        if not _is_whole(budget) or budget < BUDGET_TOKENS_MIN or (max_tokens is not None and budget >= max_tokens):
+            problem = f"must be a whole number of at least {BUDGET_TOKENS_MIN}{most}"
+            raise invalid_value("thinking.budget_tokens", problem)
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _without_thinking(model: Model) -> dict[str, Any]:
+    """``thinking`` of a model that is to do without, as far as it can. What is not known of it, Claude tells."""
+    if model.traits.thinking_always:
+        raise BatonError("unsupported", "`reasoning_effort`: this model always thinks.", param="reasoning_effort")
+    between = model.thinking_types is not None and not {"disabled"} & model.thinking_types
+    return {"type": "between_tools" if between else "disabled"}
 
 
 def _output(fields: dict[str, Any], ignored: set[str]) -> dict[str, Any]:

@@ -47,9 +47,7 @@ class MessagesRequest:
     ignored: list[str]
 
 
-def parse(
-    body: Any, *, version: str | None, default_model: str, aliases: dict[str, str], max_tokens_default: int
-) -> MessagesRequest:
+def parse(body: Any, *, version: str | None, default_model: str, aliases: dict[str, str]) -> MessagesRequest:
     """Checks a request body that was JSON, as far as it is read.
 
     Args:
@@ -57,7 +55,6 @@ def parse(
         version: the request's ``anthropic-version``; None is the present one.
         default_model: where none is named.
         aliases: name → model.
-        max_tokens_default: where none is given.
 
     Raises:
         BatonError: 400 naming the parameter.
@@ -82,7 +79,7 @@ def parse(
             model=aliases.get(model, model),
             messages=messages,
             system=_system(fields.get("system")),
-            params={"max_tokens": max_tokens_default, **params},
+            params=params,
             tools=tools or None,
             tool_choice={"type": "none"} if tools == [] else _choice(fields.get("tool_choice")),
             model_named=named is not None,

@@ -46,6 +46,11 @@ def ref(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def one_or_another(schemas: list[Schema]) -> Schema:
+    """Any of these schemas."""
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
 def listed(schema: Schema, **bounds: int) -> Schema:
     """A list of such."""
     return {"type": "array", "items": schema, **bounds}
@@ -295,6 +300,14 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "TurnList": said({"object": {"const": "list"}, "session_id": SESSION_NAME, "turns": listed(ref("Turn")), **_PAGED}),
     "Model": said({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
     "ModelList": said({"object": {"const": "list"}, "data": listed(ref("Model"))}),
+    "ModelInfo": {
+        **said({"id": TEXT, "type": {"const": "model"}, "display_name": TEXT, "created_at": TEXT, "lifecycle": TEXT}),
+        "additionalProperties": True,
+        "description": "as Claude's Models API tells it, with whatever else that does",
+    },
+    "ModelInfoList": said(
+        {"data": listed(ref("ModelInfo")), "has_more": YES_OR_NO, "first_id": maybe(TEXT), "last_id": maybe(TEXT)}
+    ),
     "Alive": said({"status": {"const": "alive"}}),
     "Readiness": said({"status": one_of(*_STATES), **_STATE}),
     "Health": said(

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import orjson
 from service.dialects import chat_fields
 from service.errors import CODES
 from service.headers import HEADERS
+from service.model_table import NEWEST, TABLE
 from service.openapi import completions, messages, schemas
 from service.openapi.operations import OPERATIONS, Operation, Query
 from tests.unit.test_chat_round_trip import LOSSES
@@ -73,6 +75,14 @@ def losses() -> str:
     return "".join(f"- {sentence}\n" for sentence in LOSSES)
 
 
+def traits() -> str:
+    names = list(asdict(NEWEST))
+    lines = [f"| model | {' | '.join(f'`{name}`' for name in names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for model, row in [*((f"`{model}`", row) for model, row in TABLE.items()), ("any other", NEWEST)]:
+        lines.append(f"| {model} | {' | '.join('yes' if has else 'no' for has in asdict(row).values())} |")
+    return "\n".join(lines) + "\n"
+
+
 def codes() -> str:
     lines = ["| code | status | retry | meaning |", "|---|---|---|---|"]
     for name, code in sorted(CODES.items(), key=lambda item: (item[1].status, item[0])):
@@ -81,7 +91,7 @@ def codes() -> str:
 
 
 def renewed(text: str) -> str:
-    for made in (endpoints, headers, parameters, losses, codes):
+    for made in (endpoints, headers, parameters, losses, traits, codes):
         name, table = made.__name__, made()
         marked = re.compile(f"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->\n)", re.DOTALL)
         assert marked.search(text), f"the markers of {name} are gone"

@@ -9,6 +9,7 @@ from service.dialects import chat, chat_fields
 from service.dialects.chat import ChatRequest
 from service.dialects.chat_fields import FORMS
 from service.errors import BatonError
+from service.model_table import NEWEST, Model, ModelTable
 
 HELLO = {"role": "user", "content": "Hello"}
 ALIASES = {"gpt-4o": "claude-sonnet-5-5"}
@@ -21,7 +22,27 @@ TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 
 
 def parse(body: Any) -> ChatRequest:
-    return chat.parse(body, default_model="claude-default", aliases=ALIASES, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases=ALIASES, model_of=ModelTable().model)
+
+
+@pytest.mark.parametrize(
+    ("types", "thinking"),
+    [
+        (None, {"type": "disabled"}),
+        ({"adaptive", "disabled"}, {"type": "disabled"}),
+        ({"adaptive", "between_tools"}, {"type": "between_tools"}),
+    ],
+)
+def test_no_effort_at_all_is_what_the_model_can_make_of_it(types: Any, thinking: Any) -> None:
+    known = Model(NEWEST, thinking_types=types if types is None else frozenset(types))
+    body = {"messages": [HELLO], "reasoning_effort": "none"}
+    request = chat.parse(body, default_model="m", aliases={}, model_of=lambda _: known)
+    assert request.ask.params == {"thinking": thinking}
+
+
+def test_a_model_that_always_thinks_cannot_do_without() -> None:
+    error = refused(model="claude-opus-5-5", reasoning_effort="none")
+    assert (error.code, error.param) == ("unsupported", "reasoning_effort")
 
 
 def ask(**fields: Any) -> ChatRequest:
@@ -45,7 +66,7 @@ def test_the_least_request_gets_the_defaults() -> None:
     assert request.ask.model == "claude-default"
     assert request.ask.messages == [HELLO]
     assert request.ask.system is None
-    assert request.ask.params == {"max_tokens": 1000}
+    assert request.ask.params == {}
     assert (request.stream, request.include_usage, request.session, request.ignored) == (False, False, None, [])
 
 
@@ -77,9 +98,9 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stream": False}, {"stream": False}),
     ({"stream_options": {"include_usage": True}}, {"include_usage": True}),
     ({"stream_options": {"include_usage": False, "include_obfuscation": False}}, {"include_usage": False}),
-    ({"stop": "END"}, {"params": {"max_tokens": 1000, "stop_sequences": ["END"]}}),
-    ({"stop": ["a", "b", "c", "d"]}, {"params": {"max_tokens": 1000, "stop_sequences": ["a", "b", "c", "d"]}}),
-    ({"stop": []}, {"params": {"max_tokens": 1000}}),
+    ({"stop": "END"}, {"params": {"stop_sequences": ["END"]}}),
+    ({"stop": ["a", "b", "c", "d"]}, {"params": {"stop_sequences": ["a", "b", "c", "d"]}}),
+    ({"stop": []}, {"params": {}}),
     ({"max_tokens": 7}, {"params": {"max_tokens": 7}}),
     ({"max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
     ({"max_tokens": 7, "max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
@@ -94,7 +115,7 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"tools": None, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
     ),
     ({"parallel_tool_calls": True}, {"tool_choice": None}),
-    ({"response_format": {"type": "text"}}, {"params": {"max_tokens": 1000}}),
+    ({"response_format": {"type": "text"}}, {"params": {}}),
     (
         {"response_format": json_schema(strict=True)},
         {"output_config": {"format": {"type": "json_schema", "schema": {"title": "place", **SCHEMA}}}},

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 from service.dialects import chat
 from service.dialects.chat import ChatRequest
 from service.errors import BatonError
+from service.model_table import ModelTable
 
 Json = dict[str, Any]
 
@@ -20,7 +21,7 @@ URL = "https://example.org/a.png"
 
 def parse(*messages: Json) -> ChatRequest:
     body = {"messages": list(messages)}
-    return chat.parse(body, default_model="claude-default", aliases={}, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases={}, model_of=ModelTable().model)
 
 
 def user(*parts: Json) -> Json:

@@ -7,13 +7,14 @@ from openai.types.chat import ChatCompletionMessage
 
 from service.dialects import chat
 from service.dialects.chat import ChatRequest
+from service.model_table import ModelTable
 
 Json = dict[str, Any]
 
 
 def parse(messages: list[Any]) -> ChatRequest:
     body = {"messages": messages}
-    return chat.parse(body, default_model="claude-default", aliases={}, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases={}, model_of=ModelTable().model)
 
 
 def said(letters: str) -> list[Json]:

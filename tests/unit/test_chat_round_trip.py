@@ -23,6 +23,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from service.dialects import chat
 from service.dialects.chat import ChatRequest
 from service.dialects.chat_out import ChatAnswer, Envelope
+from service.model_table import ModelTable
 from service.transcript import Answer, visible
 from tests.unit.claude_events import answer_events, as_events, block, text_block
 
@@ -32,7 +33,7 @@ Chat = list[Json]
 
 def parse(messages: Chat) -> ChatRequest:
     body = {"messages": messages}
-    return chat.parse(body, default_model="claude-default", aliases={}, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases={}, model_of=ModelTable().model)
 
 
 # What is lost.

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from service.dialects import chat
 from service.dialects.chat import ChatRequest
 from service.errors import BatonError
+from service.model_table import ModelTable
 
 Json = dict[str, Any]
 HELLO: Json = {"role": "user", "content": "Hello"}
@@ -25,7 +26,7 @@ NAMED: Json = {"type": "function", "function": {"name": "weather"}}
 
 def parse(**fields: Any) -> ChatRequest:
     return chat.parse(
-        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, max_tokens_default=1000
+        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, model_of=ModelTable().model
     )
 
 
@@ -415,7 +416,7 @@ def test_a_model_that_cannot_be_forced_is_not_asked_to(choice: Any) -> None:
 def test_an_alias_is_judged_by_the_model_that_it_stands_for() -> None:
     def ask(alias: str) -> ChatRequest:
         body = {"messages": [HELLO], "model": "gpt", "tools": [tool()], "tool_choice": "required"}
-        return chat.parse(body, default_model="claude-opus-5-5", aliases={"gpt": alias}, max_tokens_default=9)
+        return chat.parse(body, default_model="claude-opus-5-5", aliases={"gpt": alias}, model_of=ModelTable().model)
 
     assert ask("claude-opus-4-8").ask.tool_choice == {"type": "any"}
     with pytest.raises(BatonError, match="claude-opus-5-5"):

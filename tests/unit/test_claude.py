@@ -5,6 +5,7 @@ import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
+import orjson
 import pytest
 
 from service.claude import Claude
@@ -301,9 +302,18 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.code == "upstream_timeout"
 
 
-async def test_the_models_are_listed_the_sdks_own_way() -> None:
-    page = b'{"data":[{"id":"claude-x","type":"model","display_name":"X","created_at":"2026-01-01T00:00:00Z"}],'
-    page += b'"has_more":false,"first_id":null,"last_id":null}'
+async def test_the_models_are_listed_as_claude_tells_them() -> None:
+    told = b'[{"id":"claude-x","created_at":"2026-01-01T00:00:00.50Z","new":{"of":[1.0]}},{"id":"claude-y"}]'
+    async with reaching(status(b"200 OK", b'{"data":%s,"has_more":false}' % told)) as (claude, _):
+        assert await claude.models() == orjson.loads(told)
 
-    async with reaching(status(b"200 OK", page)) as (claude, _):
-        assert [model["id"] for model in await claude.models()] == ["claude-x"]
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b"null", b'{"data":null}', b'{"data":[1]}', b'{"data":[{}]}', b'{"data":[{"id":1}]}'],
+)
+async def test_what_is_no_list_of_models_is_nonsense(body: bytes) -> None:
+    async with reaching(status(b"200 OK", body)) as (claude, _):
+        with pytest.raises(BatonError) as caught:
+            await claude.models()
+        assert caught.value.code == "upstream_nonsense"

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.epoch import Preamble, unpacked
-from service.model_table import NEWEST, traits
+from service.model_table import NEWEST, ModelTable
 from service.prefix import stateless
 from storage import elements
 from tests.unit.test_prefix import ADD, LOOK, THOUGHT, Session, asking, messages_bytes, text, user
 
-TAKES_SYSTEM = traits("claude-opus-5-5")
+TAKES_SYSTEM = ModelTable().traits("claude-opus-5-5")
 ADAPTIVE = {"type": "adaptive"}
 
 

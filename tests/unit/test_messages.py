@@ -28,7 +28,6 @@ def read(body: Any, version: str | None = None) -> MessagesRequest:
         version=version,
         default_model="claude-default",
         aliases={"short": "claude-long"},
-        max_tokens_default=1000,
     )
 
 
@@ -56,7 +55,7 @@ def test_defaults_and_aliases() -> None:
     assert (request.ask.model, request.ask.model_named, request.ask.params) == (
         "claude-default",
         False,
-        {"max_tokens": 1000},
+        {},
     )
     assert read({"messages": [USER], "model": "short"}).ask.model == "claude-long"
 
@@ -70,8 +69,8 @@ def test_sampling_is_left_out_of_the_older_version_only() -> None:
     body = {"messages": [USER], "temperature": 0.5, "top_k": 1}
     older = read(body, "2023-06-01")
     assert older.ignored == ["temperature", "top_k"]
-    assert older.ask.params == {"max_tokens": 1000}
-    assert read(body, "2026-10-21").ask.params == {"max_tokens": 1000, "temperature": 0.5, "top_k": 1}
+    assert older.ask.params == {}
+    assert read(body, "2026-10-21").ask.params == {"temperature": 0.5, "top_k": 1}
 
 
 def test_markers_for_the_cache_are_left_out_of_messages_wherever_they_are() -> None:

@@ -14,8 +14,9 @@ from starlette.routing import Route
 from service import appended_messages, headers, session_fields, settings
 from service.app import build
 from service.dialects import chat, chat_fields, chat_out
-from service.dialects.errors import openai_error
+from service.dialects.errors import anthropic_error, openai_error
 from service.errors import CODES, BatonError
+from service.model_table import ModelTable
 from service.openapi import completions, messages, schemas
 from service.openapi.document import document
 from service.openapi.operations import OPERATIONS
@@ -80,7 +81,7 @@ async def test_it_has_the_routes_of_the_application_and_no_others() -> None:
     )
     routes = application.asgi._app.routes  # type: ignore[attr-defined]
     assert all(isinstance(route, Route) for route in routes)
-    served = {(method, route.path) for route in routes for method in route.methods or ()}
+    served = {(method, route.path_format) for route in routes for method in route.methods or ()}
     assert {(method, path) for method, path in served if method != "HEAD"} == INTERFACE.operations().keys()
     assert {path for method, path in served if method == "HEAD"} == {path for method, path in served if method == "GET"}
 
@@ -97,8 +98,8 @@ def test_every_code_belongs_to_an_operation() -> None:
     for operation in INTERFACE.operations().values():
         for status, answer in operation["responses"].items():
             schema = answer["content"].get("application/json", {}).get("schema", {})
-            if "allOf" in schema:
-                codes = schema["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
+            for coded in (one for one in schema.get("anyOf", [schema]) if "allOf" in one):
+                codes = coded["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
                 assert {CODES[code].status for code in codes} == {int(status)}
                 documented |= set(codes)
     assert documented == CODES.keys() - NOT_OF_AN_OPERATION
@@ -115,7 +116,9 @@ def test_no_answer_is_hidden_by_an_error_of_its_status() -> None:
 @pytest.mark.parametrize("code", CODES)
 def test_every_error_is_as_described(code: str) -> None:
     for param in (None, "messages"):
-        assert problems(orjson.loads(openai_error(BatonError(code, "What to do.", param=param))), "Error") == []
+        error = BatonError(code, "What to do.", param=param)
+        assert problems(orjson.loads(openai_error(error)), "Error") == []
+        assert problems(orjson.loads(anthropic_error(error, "req_1")), "AnthropicError") == []
 
 
 # Headers.
@@ -150,17 +153,16 @@ def test_every_header_that_is_read_is_in_the_table() -> None:
     read = set()
     for _, tree in sources():
         for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.Call)
-                and isinstance(node.func, ast.Name)
-                and node.func.id in ("header", "header_list")
-            ):
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id in ("header", "header_list"):
+                assert isinstance(node, ast.Call)
                 name = node.args[1]
                 assert isinstance(name, ast.Constant) and isinstance(name.value, bytes)
                 read.add(name.value.decode())
     asked = {name.lower() for name in headers.at("request")}
     assert read - PLAIN == asked - {"x-request-id"}
     assert b"x-request-id" in (SERVICE / "asgi.py").read_bytes()
+    assert b"anthropic-version" in (SERVICE / "dialects" / "errors.py").read_bytes()
 
 
 # Requests: what the document lets pass, the parser takes, and the other way round.
@@ -279,7 +281,7 @@ NO_CHATS: list[dict[str, Any]] = [
 
 def takes_chat(body: Any) -> bool:
     try:
-        chat.parse(body, default_model="m", aliases={}, max_tokens_default=1)
+        chat.parse(body, default_model="m", aliases={}, model_of=ModelTable().model)
     except BatonError:
         return False
     return True

@@ -201,25 +201,6 @@ ROUNDS = [message for turn in LOOP for message in turn]
 
 
 @pytest.mark.parametrize(
-    ("sent", "paused", "goes_on"),
-    [
-        (TALK, True, True),
-        (TALK, False, False),
-        (TALK[:4], True, False),
-        ([*TALK[:5], assistant("other")], True, False),
-        ([*TALK, user("d"), assistant("D")], True, False),
-    ],
-)
-def test_only_the_last_answer_goes_on_and_only_if_it_paused(sent: Any, paused: bool, goes_on: bool) -> None:
-    spans = [*SPANS[:2], Span(4, 6, paused=paused)]
-    if goes_on:
-        assert _going_on(STORED, spans, sent) == Plan(6, [])
-    else:
-        with pytest.raises(BatonError, match="must not end with an assistant message"):
-            _going_on(STORED, spans, sent)
-
-
-@pytest.mark.parametrize(
     ("sent", "kept", "new"),
     [
         ([*ROUNDS, user("r")], 6, [user("r")]),
