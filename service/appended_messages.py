@@ -103,7 +103,7 @@ def _source(source: Any, kind: str, where: str) -> dict[str, Any]:
             raise invalid_value(f"{where}.url", f"must be an http(s) URL of at most {media.URL_CHARS_MAX} characters")
         return {"type": "url", "url": source["url"]}
     types = {"base64": media.IMAGES if kind == "image" else (media.PDF,), "text": (media.TEXT,)}
-    if of not in types or (of == "text" and kind == "image"):
+    if not isinstance(of, str) or of not in types or (of == "text" and kind == "image"):
         raise invalid_value(where, "must be of type base64 or url" + (", or text" if kind == "document" else ""))
     _refuse_others(source, {"type", "media_type", "data"}, where)
     if source.get("media_type") not in types[of]:

@@ -13,7 +13,9 @@ import orjson
 from service import telemetry, tool_calls
 from service.conflict import OnConflict, Patience
 from service.errors import (
+    CLAUDE_BYTES_MAX,
     BatonError,
+    conversation_too_large,
     history_moved,
     key_reused,
     session_corrupt,
@@ -103,6 +105,9 @@ class Appending:
                 )
             digest = stored[-1][1 : elements.HEADER_BYTES] if stored else elements.FIRST_DIGEST
             packed = tool_calls.pack(stored, messages, digest)
+            size_bytes = snapshot.size_bytes + sum(map(len, packed))
+            if size_bytes > CLAUDE_BYTES_MAX:
+                raise conversation_too_large(size_bytes)
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):

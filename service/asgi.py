@@ -11,7 +11,7 @@ import functools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -42,6 +42,12 @@ def header(scope: Scope, name: bytes) -> str | None:
         shown = name.decode("latin-1")
         raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
     return str(values.pop(), "latin-1") if values else None
+
+
+def present(scope: Scope, names: Sequence[str]) -> list[str]:
+    """Those of the named headers that the request has."""
+    found = {name for name, _ in scope["headers"]}
+    return [name for name in names if name.lower().encode() in found]
 
 
 def header_list(scope: Scope, name: bytes) -> str | None:

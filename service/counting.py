@@ -9,11 +9,11 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, prefix, resend, sse, tool_calls
+from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
 from service.addressing import Address
-from service.asgi import header, parse_json, read_body, send_json
+from service.asgi import header, parse_json, present, read_body, send_json
 from service.dialect import Asked, Dialect
-from service.endpoint import Parts, is_resent, passed_headers, unaliased
+from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, unaliased
 from service.errors import BatonError, session_exists, session_not_found
 from service.passage import Passage
 from service.stored import stored
@@ -22,6 +22,9 @@ from storage.sessions import Snapshot
 from storage.turns import History
 
 _PATH: Final = "/v1/messages/count_tokens"
+_OF_TURNS: Final = (
+    *("Idempotency-Key", "X-Expect-Turn", "X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Session-Prefix"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,20 +65,23 @@ class CountTokens:
             mode=header(scope, b"x-session-mode"),
             idempotency_key=None,
         )
-        told = {}
+        ignored: list[str] = []
         if address is None:
             asked, said = unaliased(settings, raw, body), passed_headers(scope)
         else:
             parts.watch.require()
+            idempotency.canonical(body)  # refuses what could not be written again
             read = self._dialect.read(scope, body)
             asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)
-            told = {"x-baton-ignored": ", ".join(read.ignored)} if read.ignored else {}
+            ignored = read.ignored
         exchange = Passage(parts.claude, _PATH, asked, said, streamed=False, deadline_s=parts.rules.deadline_s)
         parts.exchanges.start(exchange)
         async with sse.watching(receive, exchange.hang_up):
             await exchange.end()
         if exchange.error is not None:
             raise exchange.error
+        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
+        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
         await send_json(send, exchange.whole(), headers=told)
 
     async def _next_turn(self, address: Address, read: Asked, *, resent: bool) -> bytes:

@@ -5,13 +5,13 @@ A request without a session is an exchange that stores nothing. On Anthropic's s
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse
 from service.addressing import Address
-from service.asgi import header, parse_json, read_body, send_json
+from service.asgi import header, parse_json, present, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT
 from service.delivery import Deliveries, connection_of
@@ -27,6 +27,15 @@ from service.resend import ends_with_answer
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Store, Turn
+
+NOT_FORWARDED: Final = ("anthropic-user-profile-id", "anthropic-workspace-id")
+"""Headers of Claude's API that say for whom it works: that is this service's to say."""
+
+# They mean nothing without a session: nothing is kept that could be told again, waited for or compared.
+_OF_SESSIONS: Final = (
+    *("Idempotency-Key", "X-Session-Input", "X-Session-On-Conflict", "X-Session-On-Disconnect"),
+    "X-Session-Prefix",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +99,7 @@ class TurnEndpoint:
         key = idempotency.key_of(scope)
         address = self._address(scope, asked.session, key)
         exchange = self._exchange(scope, asked, address, body, key)
-        _tell_ignored(exchange, key, address, asked.ignored)
+        _tell_ignored(scope, exchange, address, asked.ignored)
         return _Prepared(exchange, asked.stream, address)
 
     def _address(self, scope: Scope, in_body: str | None, key: str | None) -> Address | None:
@@ -191,7 +200,7 @@ class MessagesEndpoint(TurnEndpoint):
             streamed=stream,
             deadline_s=self._parts.rules.deadline_s,
         )
-        _tell_ignored(exchange, key, None, [])
+        _tell_ignored(scope, exchange, None, [])
         return _Prepared(exchange, stream, None)
 
 
@@ -206,7 +215,7 @@ def _expected(scope: Scope, address: Address | None) -> str:
 def unaliased(settings: Settings, raw: bytes, body: dict[str, Any]) -> bytes:
     """A body that is passed on, with the model that its alias stands for."""
     aliases, model = settings.model_aliases, body.get("model")
-    return with_model(raw, body, aliases[model]) if isinstance(model, str) and model in aliases else raw
+    return with_model(raw, aliases[model]) if isinstance(model, str) and model in aliases else raw
 
 
 def passed_headers(scope: Scope) -> dict[str, str]:
@@ -228,10 +237,9 @@ async def _whole(send: Send, exchange: Exchange) -> None:
     await send_json(send, exchange.whole(), headers=exchange.headers)
 
 
-def _tell_ignored(exchange: Exchange, key: str | None, address: Address | None, ignored: list[str]) -> None:
-    # Without a session nothing is kept that could be told again.
-    unkept = ["Idempotency-Key"] if key is not None and address is None else []
-    if left_out := unkept + ignored:
+def _tell_ignored(scope: Scope, exchange: Exchange, address: Address | None, ignored: list[str]) -> None:
+    meaningless = NOT_FORWARDED if address is not None else (*NOT_FORWARDED, *_OF_SESSIONS)
+    if left_out := present(scope, meaningless) + ignored:
         exchange.headers["x-baton-ignored"] = ", ".join(left_out)
 
 

@@ -78,6 +78,9 @@ CODES: Final[Mapping[str, Code]] = {
     "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
     "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
     "upstream_refused": Code(502, False, "Claude refused Baton's own credential or account."),
+    "upstream_unknown": Code(
+        502, False, "Claude's answer holds a kind of content (of a beta, perhaps) that a session cannot keep."
+    ),
     "upstream_nonsense": Code(502, True, "Claude's answer was not what its API promises, or stopped short."),
     "store_unavailable": Code(503, True, "Redis is not available; nothing was begun and Claude was not called."),
     "session_not_saved": Code(503, True, "The answer could not be stored; the session is as it was before."),

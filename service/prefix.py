@@ -26,9 +26,8 @@ _THINKING: Final = ("thinking", "redacted_thinking")
 _CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
 _MARKER: Final = b'"cache_control"'
 _MARKERS_MAX: Final = 4  # that Claude takes in one request
-_KEPT_OF_PARAMS: Final = frozenset(
-    {"inference_geo", "max_tokens", "service_tier", "speed", "stop_sequences", "thinking"}
-)
+_PLAIN: Final = ("inference_geo", "max_tokens", "service_tier", "speed")
+_PLAIN_CHARS_MAX: Final = 64
 
 # What Claude does not take where it only counts: it says how an answer is made, not how large the question is.
 _OF_ANSWERS: Final = frozenset(
@@ -122,7 +121,6 @@ def continued(
     this, new, messages = _placed(ask, standing, history, new, traits, refused=refused)
     body = _body(ask, this.preamble, messages, {"stream": True}, cached=True)
     preamble = this.preamble.packed()
-    effort = (ask.params.get("output_config") or {}).get("effort")
     return Prepared(
         body=body,
         epoch=this,
@@ -131,14 +129,30 @@ def continued(
         system_json=b"" if this.system == history.system_json else this.system,
         preamble=b"" if preamble == history.preamble else preamble,
         summary={
-            **{name: value for name, value in ask.params.items() if name in _KEPT_OF_PARAMS},
-            **({} if effort is None else {"effort": effort}),
+            **_plain(ask.params),
             "messages": len(messages),
             "body_bytes": len(body),
             "epoch": this.hash,
             "epoch_began": list(this.reasons),
         },
     )
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """What a turn record says of parameters: numbers and words, never a caller's own text."""
+    thinking, output, stops = (params.get(name) for name in ("thinking", "output_config", "stop_sequences"))
+    said = {name: params.get(name) for name in _PLAIN}
+    if isinstance(thinking, dict):
+        said |= {"thinking": thinking.get("type"), "thinking_budget_tokens": thinking.get("budget_tokens")}
+    if isinstance(output, dict):
+        said["effort"] = output.get("effort")
+    if isinstance(stops, list):
+        said["stop_sequences"] = len(stops)
+    return {name: value for name, value in said.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN_CHARS_MAX)
 
 
 def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
@@ -199,17 +213,28 @@ def _where_taken(
     if not system:
         return messages
     made = list(messages)
-    for at in system:
-        after = next((json for i, json in enumerate(messages[at + 1 :], at + 1) if json and i not in system), None)
-        taken = traits.system_messages and (after is None or orjson.loads(after)["role"] == "assistant")
-        made[at] = messages[at] if taken else _as_users(messages[at])
+    places = set(system)
+    behind: bytes | memoryview | None = None  # the next message that is sent and has another role
+    taken = traits.system_messages  # whether Claude takes the role in front of that one
+    for at in range(len(messages) - 1, system[0] - 1, -1):
+        if at in places:
+            if behind is not None:
+                taken = traits.system_messages and orjson.loads(behind)["role"] == "assistant"
+                behind = None
+            made[at] = messages[at] if taken else _as_users(messages[at])
+        elif messages[at]:
+            behind = messages[at]
     return made
 
 
 def _as_users(json: bytes | memoryview) -> bytes:
-    """A message of role ``system`` as a user's."""
-    content = orjson.loads(json)["content"]
-    text = content if isinstance(content, str) else "\n".join(block["text"] for block in content)
+    """A message of role ``system`` as a user's; of more than text, it stays what it is, for Claude to judge."""
+    message = orjson.loads(json)
+    content = message["content"]
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if message.keys() != {"role", "content"} or any(block["type"] != "text" for block in blocks):
+        return bytes(json)
+    text = "\n".join(block["text"] for block in blocks)
     return orjson.dumps({"role": "user", "content": [{"type": "text", "text": f"<system>\n{text}\n</system>"}]})
 
 

@@ -106,8 +106,8 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
         return Plan(0, list(messages[used:]))
     if matched == 0:
         return None
-    if matched == len(stored) and used < len(messages):
-        return Plan(matched, list(messages[used:]))
+    if used < len(messages) and _next_visible(stored, matched) == len(stored):
+        return Plan(len(stored), list(messages[used:]))
     # The first difference: a stored message that the request does not have, or has otherwise.
     first = min(matched, len(stored) - 1)
     cut = next((span.start for span in spans if span.start <= first < span.end), 0)

@@ -32,6 +32,7 @@ _DELTAS: Final = {
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
 _OF_STOP: Final = frozenset({"stop_reason", "stop_sequence", "stop_details"})
+_OF_START: Final = frozenset({"id", "type", "role", "model", "content", "usage", *_OF_STOP})
 _OF_DELTA: Final = frozenset({"type", "delta", "usage"})
 _CUT_SHORT: Final = ("max_tokens", "model_context_window_exceeded", "refusal")
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -64,7 +65,7 @@ class _Block:
             return
         field = _DELTAS.get(kind)
         if field is None:
-            raise BatonError("upstream_nonsense", "Claude's stream holds a kind of delta that Baton does not know.")
+            raise BatonError("upstream_unknown", "Claude's answer holds a kind of content that a session cannot keep.")
         if not isinstance(delta[field], str):
             raise TypeError("a delta's text is not text")
         if field == "partial_json" and self.block["type"] in ("text", *_THINKING):
@@ -198,9 +199,10 @@ class Answer:
         )
 
     def more(self) -> dict[str, dict[str, Any]]:
-        """What message_delta told beyond what has a name here; empty where it was nothing."""
+        """What message_start and message_delta told beyond what has a name here; empty where it was nothing."""
         delta = {name: value for name, value in self.delta.items() if name not in _OF_STOP}
-        return {name: part for name, part in (("delta", delta), ("beside", self.beside)) if part}
+        start = {name: value for name, value in self.message.items() if name not in _OF_START and value is not None}
+        return {name: part for name, part in (("start", start), ("delta", delta), ("beside", self.beside)) if part}
 
     def content(self) -> list[dict[str, Any]]:
         """The blocks to keep: all of a complete answer but empty text, the sound ones of a broken one."""

@@ -128,6 +128,7 @@ class Turn(Exchange):
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
         self._rewind: Rewind | None = None
+        self._standing: Begun | None = None  # the session as it is, whatever this turn means to rewind
         self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
@@ -186,7 +187,7 @@ class Turn(Exchange):
 
     async def _opened(self, begun: Begun, replaced: replay.Stored | None) -> bytes:
         """The lease is ours: the history, and with it the request."""
-        self._begun = begun
+        self._begun = self._standing = begun
         if not self._ask.model_named and begun.model:
             self._ask = replace(self._ask, model=begun.model)
         self._lease.keep()
@@ -338,6 +339,8 @@ class Turn(Exchange):
             return failure
         if failure is None:
             refused = self.answer.stop_reason == "refusal"
+            if refused and self._rewind is not None:  # and so it is not rewound
+                self.headers["x-session-state"] = "continued"
             return await self._commit("refused" if refused else "complete", None)
         if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
@@ -354,38 +357,38 @@ class Turn(Exchange):
 
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
+        assert self._standing is not None
         assert self._prepared is not None
+        prepared, standing, is_refused = self._prepared, self._standing, status == "refused"
         content = self.answer.content()
-        elements: list[bytes] = []
-        if status != "refused":
-            reply = [{"role": "assistant", "content": content}] if content else []
-            elements = [*self._prepared.elements, *pack(reply, self._prepared.digest)]
+        reply = [{"role": "assistant", "content": content}] if content else []
+        elements = [] if is_refused else [*prepared.elements, *pack(reply, prepared.digest)]
+        asked = [unpack(element) for element in prepared.elements] if is_refused else []
         first = self._begun.messages
-        refused = map(unpack, self._prepared.elements) if status == "refused" else ()
         record = turn_record.settled(
             self._provenance,
             self._ask.model,
             status,
             self.answer,
-            sent=self._prepared.summary,
+            sent=prepared.summary,
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
-            refused=[element.digest for element in refused if not element.synthetic],
+            refused=[element.digest for element in asked if not element.synthetic],
         )
+        # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
-            head=self._begun.head,
+            head=standing.head,
             record=record,
-            model=self._ask.model,
-            epoch_hash=self._prepared.epoch.hash,
-            epoch_start=self._prepared.epoch.start,
-            revision=self._begun.revision,
-            system_json=self._prepared.system_json,
-            preamble=self._prepared.preamble,
+            model=standing.model or self._ask.model if is_refused else self._ask.model,
+            epoch_hash=standing.epoch_hash if is_refused else prepared.epoch.hash,
+            epoch_start=standing.epoch_start if is_refused else prepared.epoch.start,
+            revision=standing.revision,
+            system_json=b"" if is_refused else prepared.system_json,
+            preamble=b"" if is_refused else prepared.preamble,
             usage=self.answer.tokens(),
             elements=elements,
-            # A refusal leaves the history as it was, even where it would have rewound it.
-            rewind=self._rewind if status != "refused" else None,
+            rewind=None if is_refused else self._rewind,
             end=end,
             known=self._known,
         )

@@ -74,6 +74,13 @@ def parse(body: Any, *, version: str | None, default_model: str, aliases: dict[s
     model = default_model if named is None else named
     params = {name: value for name, value in fields.items() if name not in _READ and name not in ignored}
     tools = _tools(fields.get("tools"))
+    choice = _choice(fields.get("tool_choice"))
+    if tools == []:
+        if choice is not None and choice["type"] in ("any", "tool"):
+            raise invalid_value("tool_choice", "asks for a call, and there are no tools")
+        choice = {"type": "none"}
+    if not isinstance(fields.get("thinking", {}), dict):
+        raise invalid_value("thinking", "must be an object")
     return MessagesRequest(
         ask=Ask(
             model=aliases.get(model, model),
@@ -81,7 +88,7 @@ def parse(body: Any, *, version: str | None, default_model: str, aliases: dict[s
             system=_system(fields.get("system")),
             params=params,
             tools=tools or None,
-            tool_choice={"type": "none"} if tools == [] else _choice(fields.get("tool_choice")),
+            tool_choice=choice,
             model_named=named is not None,
         ),
         stream=is_streamed(fields),

@@ -121,7 +121,8 @@ _TURN: Final = (
         "turn_superseded",
     ),
 )
-_ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
+_ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported")
+_ANSWERED: Final = ("upstream_nonsense", "upstream_unknown")
 
 _TAKEN: Final = (
     *("X-Session-Id", "X-Session-Mode", "X-Session-Input", "X-Session-Prefix"),
@@ -148,7 +149,7 @@ CHAT: Final = (
                 _TURN_HEADERS,
             ),
         ),
-        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_ANSWERED, *_CLAUDE),
         error_headers=_TURN_HEADERS,
     ),
 )
@@ -173,7 +174,7 @@ MESSAGES: Final = (
                 (*_TURN_HEADERS, "request-id"),
             ),
         ),
-        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_ANSWERED, *_CLAUDE),
         error_headers=(*_TURN_HEADERS, "request-id"),
         error_shapes=("AnthropicError",),
     ),

@@ -80,6 +80,39 @@ async def test_another_system_prompt_is_told_or_begins_an_epoch(
         assert (resent.status, resent.headers["x-session-state"]) == (200, "continued")
 
 
+async def test_a_refusal_leaves_the_epoch_as_it_was(one: Caller, two: Caller, simulator: Simulator, name: str) -> None:
+    """Even where the turn would have rewound the history and begun an epoch in the middle of it."""
+    thinking = {"type": "adaptive"}
+    first = await turn(one, name, "a", tools=[TOOL], thinking=thinking)
+    for said in ("b", "c"):
+        await turn(two, name, said)
+    before = orjson.loads((await bodies(one.http, simulator, 1))[0])
+    edited = [{"role": "user", "content": "a"}, {"role": "assistant", "content": first.json["content"]}]
+    edited.append({"role": "user", "content": "edited"})
+    await simulator.fault("refusal")
+    other = {"name": "other", "input_schema": {"type": "object"}}
+    refused = await turn(one, name, "", messages=edited, tools=[other])
+    assert (refused.json["stop_reason"], refused.headers["x-session-state"]) == ("refusal", "continued")
+    assert (await turn(two, name, "d", headers={"x-session-prefix": "strict"})).status == 200
+    after = orjson.loads((await bodies(one.http, simulator, 1))[0])
+    assert after["tools"] == before["tools"] == [TOOL]
+    assert after["messages"][: len(before["messages"])] == before["messages"]
+
+
+async def test_a_prompt_that_was_told_without_an_answer_is_passed_over(one: Caller, name: str) -> None:
+    first = await turn(one, name, "a", system="One.")
+    assert (await turn(one, name, "b", system="Two.", max_tokens=0)).json["content"] == []
+    again = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": first.json["content"]},
+        {"role": "user", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    resent = await turn(one, name, "", messages=again)
+    assert (resent.status, resent.headers["x-session-state"]) == (200, "continued")
+    assert len(await one.messages(name)) == 6
+
+
 @pytest.mark.parametrize(
     ("change", "reasons"),
     [

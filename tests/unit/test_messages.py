@@ -61,7 +61,8 @@ def test_defaults_and_aliases() -> None:
 
 
 def test_an_empty_list_of_tools_means_none_this_time() -> None:
-    ask = read({"messages": [USER], "tools": [], "tool_choice": {"type": "any"}}).ask
+    assert refused({"messages": [USER], "tools": [], "tool_choice": {"type": "any"}}).param == "tool_choice"
+    ask = read({"messages": [USER], "tools": [], "tool_choice": {"type": "auto"}}).ask
     assert (ask.tools, ask.tool_choice) == (None, {"type": "none"})
 
 
@@ -117,6 +118,7 @@ def test_deep_content_is_left_alone() -> None:
         ({"messages": [USER], "tools": {}}, "tools"),
         ({"messages": [USER], "tool_choice": {"type": "tool"}}, "tool_choice.name"),
         ({"messages": [USER], "stream": 1}, "stream"),
+        ({"messages": [USER], "thinking": ["display"]}, "thinking"),
         ({"messages": [USER], "thread": {}}, "thread"),
     ],
 )
@@ -171,11 +173,22 @@ def test_nothing_but_the_requests_own_model_is_replaced(before: Any, after: Any,
         b'"y":' + orjson.dumps(after),
     ]
     raw = b"{ " + b" ,".join(parts) + b" }"
-    changed = with_model(raw, orjson.loads(raw), "claude-long")
+    changed = with_model(raw, "claude-long")
     parts[1] = parts[1].replace(b'"short"', b'"claude-long"')
     assert changed == b"{ " + b" ,".join(parts) + b" }"
 
 
-def test_a_name_that_is_written_in_an_unusual_way_is_replaced_all_the_same() -> None:
-    raw = rb'{"model":"sh\u006frt","messages":[]}'
-    assert orjson.loads(with_model(raw, orjson.loads(raw), "claude-long")) == {"model": "claude-long", "messages": []}
+@pytest.mark.parametrize(
+    ("raw", "changed"),
+    [
+        (rb'{"model":"sh\u006frt","n":1.10}', rb'{"model":"long","n":1.10}'),
+        (rb'{"m\u006fdel":"short"}', rb'{"m\u006fdel":"long"}'),
+        (b'{"model":1,"model":"short"}', b'{"model":1,"model":"long"}'),
+        (b'{"model":{"model":"a"},"model":"short"}', b'{"model":{"model":"a"},"model":"long"}'),
+        (b'{"model":"a","model":"short"}', b'{"model":"a","model":"long"}'),
+        (rb'{"a":"\"model\":\"short\"","model":"short"}', rb'{"a":"\"model\":\"short\"","model":"long"}'),
+        (b'{"t":[' + b'{"model":"short"},' * 9 + b'1],"model":"short"}', None),
+    ],
+)
+def test_the_model_is_replaced_however_it_is_written(raw: bytes, changed: bytes | None) -> None:
+    assert with_model(raw, "long") == (changed or raw[: -len(b'"short"}')] + b'"long"}')

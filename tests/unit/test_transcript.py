@@ -216,7 +216,6 @@ WRONG: dict[str, list[Json]] = {
     "message twice": [message_start(), message_start()],
     "end without a stop reason": [message_start(), *text_block(0, "Hi"), {"type": "message_stop"}],
     "end without a message": [{"type": "message_stop"}],
-    "unknown delta": [message_start(), *block(0, {"type": "text", "text": ""}, {"type": "smell_delta", "smell": "x"})],
     "delta without a type": [message_start(), *block(0, {"type": "text", "text": ""}, {"text": "x"})],
     "delta without its field": [message_start(), *block(0, {"type": "text", "text": ""}, {"type": "text_delta"})],
     "delta that is no text": [
@@ -423,3 +422,18 @@ def test_a_history_packed_in_pieces_has_the_digests_of_the_whole() -> None:
     first = pack(messages[:2], elements.FIRST_DIGEST)
     assert first + pack(messages[2:], first[-1][1 : elements.HEADER_BYTES]) == whole
     assert len({element[1 : elements.HEADER_BYTES] for element in whole}) == 4
+
+
+def test_a_kind_of_content_that_cannot_be_kept_is_not_worth_another_attempt() -> None:
+    smell = block(0, {"type": "text", "text": ""}, {"type": "smell_delta", "smell": "x"})
+    with pytest.raises(BatonError) as caught:
+        fed([message_start(), *smell])
+    assert caught.value.code == "upstream_unknown"
+    assert caught.value.response_headers()["x-should-retry"] == "false"
+
+
+def test_what_an_answer_tells_beyond_the_known_is_kept_for_replays() -> None:
+    start = message_start()
+    start["message"] |= {"input_transformations": [{"type": "x"}], "stop_details": None}
+    answer = fed([start, *text_block(0, "Hi"), *stop_events()])
+    assert answer.more() == {"start": {"input_transformations": [{"type": "x"}]}}
