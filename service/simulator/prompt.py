@@ -8,7 +8,7 @@ everything counts, the order of the keys too.
 The size is an estimate: a token per four bytes of text, rounded up for the whole prompt. Counted are the strings
 without field names and without the values of `type`, `role`, `signature` and `cache_control`, so that a string and a
 text block holding it count the same. An image counts 1,500 tokens and a document that is not given as text 3,000,
-whatever is in them.
+whatever is in them; redacted thinking counts nothing.
 """
 
 import hashlib
@@ -72,7 +72,6 @@ class Chain:
     """
 
     def __init__(self, model: str) -> None:
-        self._role = ""
         self.digest = _digest(model.encode())
 
     def add(self, role: str, block: dict[str, Any]) -> bytes:
@@ -81,9 +80,7 @@ class Chain:
         Raises:
             ApiError: 400, for a block nested deeper than any JSON library of the trade goes.
         """
-        turn = b"\1" if role != self._role else b"\0"
-        self._role = role
-        self.digest = _digest(b"".join((self.digest, turn, role.encode(), b"\0", _canonical(block))))
+        self.digest = _digest(b"".join((self.digest, role.encode(), _canonical(block))))
         return self.digest
 
 
@@ -125,6 +122,8 @@ def size(value: Any) -> int:
             pending.extend(value)
         elif isinstance(value, dict):
             kind, source = value.get("type"), value.get("source")
+            if kind == "redacted_thinking":
+                continue
             opaque = isinstance(source, dict) and source.get("type") in OPAQUE_SOURCES
             if opaque and kind in ("image", "document"):
                 total += IMAGE_BYTES if kind == "image" else DOCUMENT_BYTES

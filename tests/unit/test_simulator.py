@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -245,6 +246,63 @@ async def test_count_tokens_and_models_with_the_sdk(claude: AsyncAnthropic) -> N
     assert [model.id async for model in claude.models.list(limit=3)] == list(MODELS)
     model = await claude.models.retrieve(MODEL)
     assert (model.line, model.lifecycle, model.max_tokens) == ("sonnet", "active", 128_000)
+
+
+@pytest.mark.anyio
+async def test_thinking_goes_back_to_any_simulator_as_the_sdk_has_it(claude: AsyncAnthropic, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {**request(user("Count to 3, think between.")), "model": "claude-opus-5-5"}
+    async with claude.messages.stream(**fields) as stream:
+        answer = await stream.get_final_message()
+    assert [block.type for block in answer.content] == ["thinking", "text"]
+    fields["messages"] += [{"role": "assistant", "content": answer.content}, user("how many messages?")]
+    process, url = start(tmp_path / "log")
+    try:
+        async with AsyncAnthropic(api_key="k", base_url=url, max_retries=0, timeout=DEADLINE_S) as other:
+            again = await other.messages.create(**fields)
+            fields["messages"][0] = user("Count to 4, think between.")
+            with pytest.raises(anthropic.BadRequestError, match="Invalid `signature` in `thinking` block"):
+                await other.messages.create(**fields)
+    finally:
+        stop(process)
+    assert again.content[1].to_dict() == {"type": "text", "text": "This conversation holds 3 messages."}
+
+
+@pytest.mark.anyio
+async def test_the_cache_shows_in_the_sdks_usage_whole_streamed_and_counted(claude: AsyncAnthropic) -> None:
+    fields: dict[str, Any] = request(user(f"[mark:{uuid.uuid4()}] {'x' * 8000}"), cache_control={"type": "ephemeral"})
+    created = await claude.messages.create(**fields)
+    async with claude.messages.stream(**fields) as stream:
+        streamed = await stream.get_final_message()
+    written, read = created.usage.cache_creation_input_tokens, streamed.usage.cache_read_input_tokens
+    assert written is not None
+    assert read == written > 0
+    assert (created.usage.cache_read_input_tokens, streamed.usage.cache_creation_input_tokens) == (0, 0)
+    counted = await claude.messages.count_tokens(model=MODEL, messages=fields["messages"])
+    assert counted.input_tokens == created.usage.input_tokens + written == streamed.usage.input_tokens + written
+
+
+@pytest.mark.anyio
+async def test_a_refused_or_failed_request_caches_nothing(claude: AsyncAnthropic, http: httpx2.Client) -> None:
+    fields: dict[str, Any] = request(user(f"[mark:{uuid.uuid4()}] {'x' * 8000}"), cache_control={"type": "ephemeral"})
+    queue(http, "overloaded")
+    for body in (fields, {**fields, "max_tokens": -1}):
+        with pytest.raises(anthropic.APIStatusError):
+            await claude.messages.create(**body)
+    warmed = await claude.messages.create(**{**fields, "max_tokens": 0})
+    assert (warmed.content, warmed.usage.cache_read_input_tokens) == ([], 0)
+    assert warmed.usage.cache_creation_input_tokens
+    after = await claude.messages.create(**fields)
+    assert after.usage.cache_read_input_tokens == warmed.usage.cache_creation_input_tokens
+
+
+def test_a_beta_header_is_kept_in_the_journal(http: httpx2.Client) -> None:
+    body = request(context_management={"edits": []})
+    assert http.post("/v1/messages", json=body).status_code == 400
+    headers = {"anthropic-beta": "context-management-2025-06-27"}
+    for path, fields in (("/v1/messages", body), ("/v1/messages/count_tokens", body)):
+        sent = {name: value for name, value in fields.items() if path == "/v1/messages" or name != "max_tokens"}
+        assert http.post(path, json=sent, headers=headers).status_code == 200
+        assert last_request(http)["headers"]["anthropic-beta"] == "context-management-2025-06-27"
 
 
 @pytest.mark.anyio

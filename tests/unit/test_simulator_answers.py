@@ -112,8 +112,9 @@ def test_an_answer_that_just_fits_ends_its_turn() -> None:
     assert compose(request(max_tokens=3), "one two three").stop_reason == "end_turn"
 
 
-def test_max_tokens_0_answers_nothing() -> None:
-    body = message_to(request(max_tokens=0, thinking={"type": "adaptive"}))
+@pytest.mark.parametrize("fields", [{}, {"thinking": {"type": "adaptive"}}, {"stop_sequences": ["You"]}], ids=str)
+def test_max_tokens_0_answers_nothing(fields: dict[str, Any]) -> None:
+    body = message_to(request(max_tokens=0, **fields))
     assert (body["content"], body["stop_reason"], body["usage"]["output_tokens"]) == ([], "max_tokens", 0)
 
 

@@ -59,6 +59,11 @@ ATTACHED: list[tuple[str, Json, str]] = [
         source("image", type="base64", media_type="image/png", data="data:image/png;base64,AAAA"),
         "image.source.base64.data: invalid base64 data",
     ),
+    (
+        "signs that base64 has not",
+        source("image", type="base64", media_type="image/png", data="iVBO Rw0K"),
+        "image.source.base64.data: invalid base64 data",
+    ),
     ("another type", encoded("image", "image/jpeg", PNG), "image.source.base64: The image was specified using"),
     ("no PDF", encoded("document", "application/pdf", PNG), "document.source.base64.data: The PDF specified"),
     (

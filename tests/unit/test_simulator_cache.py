@@ -177,6 +177,17 @@ def test_a_prefix_lives_on_while_it_is_used(control: Json, life_s: float) -> Non
     assert used(body, cache).read == 0
 
 
+def test_who_reads_a_prefix_on_the_way_to_a_longer_one_keeps_it_alive() -> None:
+    now_s = 0.0
+    cache = Cache(lambda: now_s)
+    short = request(user(LONG), cache_control=FIVE)
+    used(short, cache)
+    now_s = 299.0
+    assert used(request(user(LONG), assistant("y"), user("z"), cache_control=FIVE), cache).read == TOKENS
+    now_s = 598.0
+    assert used(short, cache).read == TOKENS
+
+
 CHANGES: list[tuple[str, Json, int]] = [
     ("nothing", {}, 6000),
     ("the markers", {"system": LONG}, 6000),

@@ -9,6 +9,7 @@ from service.simulator.errors import ApiError
 from service.simulator.headers import PRESENT, Terms, check_headers
 from service.simulator.models import EFFORTS, MODELS
 from tests.unit.simulated import (
+    CALL,
     DOCUMENT,
     SYSTEM_MODEL,
     TEXT,
@@ -84,6 +85,7 @@ def test_the_old_version_takes_documents_of_the_assistant_and_citations_of_the_u
     body = request(user([cited]), assistant([DOCUMENT]), user("x"))
     rules.check_create(body, OLD)
     assert refused(body) == "messages.0.content.0.text.citations: citations are not permitted in user messages"
+    assert refused(request(user([CALL])), OLD).endswith("`tool_use` blocks are not permitted in user messages")
     body["messages"][0] = user("x")
     assert refused(body) == "messages.1.content.0.type: `document` blocks are not permitted in assistant messages"
 

@@ -190,7 +190,10 @@ UNCHANGED: list[tuple[str, Callable[[Json], object]]] = [
     ),
     ("a string as a block", lambda b: b["messages"][0].update(content=[{"type": "text", "text": "one"}])),
     ("fields that are null", lambda b: b["messages"][1]["content"][1].update(citations=None)),
-    ("fields in another order", lambda b: b["messages"].__setitem__(0, dict(reversed(b["messages"][0].items())))),
+    (
+        "fields in another order",
+        lambda b: b["messages"][1]["content"].__setitem__(1, dict(reversed(b["messages"][1]["content"][1].items()))),
+    ),
     (
         "an answer in two messages",
         lambda b: b["messages"].__setitem__(slice(1, 2), [assistant([block]) for block in b["messages"][1]["content"]]),
@@ -216,6 +219,13 @@ CHANGED: list[tuple[str, Callable[[Json], object], str]] = [
     ("no system", lambda b: b.pop("system"), "messages.1.content.0"),
     ("another tool more", lambda b: b["tools"].append({**LOOK, "name": "add"}), "messages.1.content.0"),
     ("another description", lambda b: b.update(tools=[{**LOOK, "description": "x"}]), "messages.1.content.0"),
+    (
+        "the system said by the user",
+        lambda b: b["messages"][0].update(
+            content=[{"type": "text", "text": said} for said in (b.pop("system"), "one")]
+        ),
+        "messages.1.content.0",
+    ),
     ("an earlier text", lambda b: b["messages"][0].update(content="One"), "messages.1.content.0"),
     ("an earlier turn gone", lambda b: b["messages"].__delitem__(slice(2)), "messages.1.content.0"),
     (
@@ -297,6 +307,14 @@ def test_withheld_text_comes_back_empty_or_not_at_all() -> None:
     rules.check_create(body)
     body["messages"][1]["content"][0]["thinking"] = "The caller sent 1 messages; the answer follows from the last."
     assert refused(body) == "messages.1.content.0: Invalid `signature` in `thinking` block."
+
+
+@pytest.mark.parametrize("text", ["Hi.", "Hi. Think in secret."])
+def test_seals_count_no_tokens(text: str) -> None:
+    body = carried_on(request(user(text), model=ALWAYS), "and?")
+    bare = copy.deepcopy(body)
+    drop(bare, 0)
+    assert rules.check_create(body).prompt.tokens == rules.check_create(bare).prompt.tokens
 
 
 def test_redacted_data_is_bound_as_well() -> None:
