@@ -11,6 +11,7 @@ length, never does.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from service.simulator.journal import Entry, Journal
 from service.simulator.rules import BODY_BYTES_MAX, Accepted, check_count, check_create, parse_body
 from service.simulator.thinking import think
 
+_EARLY_S = 0.001  # a timer of the event loop may be early by the resolution of its clock
 BATCH_BYTES = 32 * 1024
 GARBAGE = b"<html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>\n"
 
@@ -54,15 +56,15 @@ class Call:
     request_id: str
 
     def read(self) -> tuple[dict[str, Any], Terms]:
-        """Judge the headers and parse the body.
+        """Judge the headers and parse the body; the journal sees the body even if the headers are refused.
 
         Raises:
             ApiError: 401 or 400.
         """
+        with contextlib.suppress(ApiError):
+            self.entry.read(self.raw, parse_body(self.raw))
         terms = check_headers(self.headers)
-        body = parse_body(self.raw)
-        self.entry.read(self.raw, body)
-        return body, terms
+        return self.entry.parsed or parse_body(self.raw), terms
 
     async def start(self, content_type: str, headers: dict[str, str]) -> None:
         """Send the head of a response; every other status than 200 is an `ApiError`."""
@@ -239,7 +241,7 @@ def _fault_message(fault: Fault) -> str:
 
 async def _sleep(duration_ms: float) -> None:
     if duration_ms:
-        await asyncio.sleep(duration_ms / 1000)
+        await asyncio.sleep(duration_ms / 1000 + _EARLY_S)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

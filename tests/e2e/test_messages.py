@@ -176,7 +176,13 @@ async def test_half_an_answer_is_not_passed_off_as_whole(one: Caller, simulator:
 
 
 async def test_what_claude_alone_can_judge_is_left_to_claude(one: Caller, simulator: Simulator, name: str) -> None:
-    for odd in ({"output_config": "low"}, {"output_config": ["low"]}, {"stop_sequences": "x"}, {"max_tokens": {}}):
+    odds: list[Json] = [
+        {"output_config": "low"},
+        {"output_config": ["low"]},
+        {"stop_sequences": "x"},
+        {"max_tokens": {}},
+    ]
+    for odd in odds:
         answer = await post(one, asked("a", **odd), name)
         assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
         assert "details" not in answer.json["error"]
