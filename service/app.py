@@ -26,9 +26,11 @@ from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
 from service.opening import Rules
+from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
 from service.routes.turns import TurnRoutes
@@ -75,6 +77,7 @@ def build(
     redis = open_store(settings, store_url)
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
+    models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     deliveries = Deliveries(store.turns)
@@ -82,17 +85,16 @@ def build(
     parts = Parts(
         settings=settings,
         claude=claude,
+        models=models,
         store=Store(store.sessions, store.turns, store.log),
-        rules=_rules(settings, replica),
+        rules=_rules(settings, models, replica),
         exchanges=exchanges,
         watch=watch,
         deliveries=deliveries,
     )
-    models = Models(claude, settings.model_aliases)
     ops = OpsRoutes(
         watch,
         exchanges,
-        models,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -108,17 +110,20 @@ def build(
     @contextlib.asynccontextmanager
     async def life(_: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
+        models.refresh()
         await watch.tried(_FIRST_CONTACT_S)
         yield
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         await deliveries.aclose()
+        await models.aclose()
         await claude.aclose()
         await redis.aclose()
 
-    dialects = offered(settings)
-    routes = _routes(parts, dialects, ops, *_session_routes(settings, store, secret, replica, exchanges, dialects))
+    dialects = offered(settings, models)
+    turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
+    routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
@@ -147,7 +152,7 @@ def _watch(
     )
 
 
-def _rules(settings: Settings, replica: str) -> Rules:
+def _rules(settings: Settings, models: Models, replica: str) -> Rules:
     return Rules(
         replica=replica,
         lease_ms=settings.lease_ms,
@@ -155,6 +160,8 @@ def _rules(settings: Settings, replica: str) -> Rules:
         session_ttl_ms=settings.session_ttl_s * 1000,
         queue_wait_s=settings.queue_wait_s,
         deadline_s=settings.turn_deadline_s,
+        max_tokens_default=settings.max_tokens_default,
+        model_of=models.of,
     )
 
 
@@ -215,7 +222,12 @@ def _session_routes(
 
 
 def _routes(
-    parts: Parts, dialects: dict[str, Dialect], ops: OpsRoutes, sessions: SessionRoutes, turns: TurnRoutes
+    parts: Parts,
+    dialects: dict[str, Dialect],
+    ops: OpsRoutes,
+    models: ModelRoutes,
+    sessions: SessionRoutes,
+    turns: TurnRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
     return [
@@ -230,8 +242,8 @@ def _routes(
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),
         *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
-        Route("/v1/models", ops.models),
-        Route("/v1/models/{model}", ops.model),
+        Route("/v1/models", models.listed),
+        Route("/v1/models/{model:path}", models.get),  # a name may have slashes
         Route("/livez", ops.livez),
         Route("/readyz", ops.readyz),
         Route("/health", ops.health),

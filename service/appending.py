@@ -13,7 +13,9 @@ import orjson
 from service import telemetry, tool_calls
 from service.conflict import OnConflict, Patience
 from service.errors import (
+    CLAUDE_BYTES_MAX,
     BatonError,
+    conversation_too_large,
     history_moved,
     key_reused,
     session_corrupt,
@@ -103,6 +105,9 @@ class Appending:
                 )
             digest = stored[-1][1 : elements.HEADER_BYTES] if stored else elements.FIRST_DIGEST
             packed = tool_calls.pack(stored, messages, digest)
+            size_bytes = snapshot.size_bytes + sum(map(len, packed))
+            if size_bytes > CLAUDE_BYTES_MAX:
+                raise conversation_too_large(size_bytes)
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
@@ -119,14 +124,17 @@ class Appending:
         raise BatonError("turn_in_progress", "Other turns of this session keep coming first.", retry_after_s=1)
 
     async def _end_of(self, ref: SessionRef, messages: list[dict[str, Any]]) -> tuple[Snapshot, list[bytes]]:
-        """The session and its last element; all of them where these messages have to do with tool calls."""
+        """The session and its last element; all of them where these messages have to do with tool calls.
+
+        Their attachments are not read: nothing here depends on them.
+        """
         try:
             snapshot = await self._sessions.get(ref)
             if isinstance(snapshot, Gone):
                 raise session_not_found()
-            stored = await self._sessions.messages(ref, snapshot.messages - 1, 1) if snapshot.messages else []
+            stored = await self._sessions.outlines(ref, snapshot.messages - 1, 1) if snapshot.messages else []
             if stored and tool_calls.concerns(stored[-1], messages):
-                stored = await self._sessions.messages(ref, 0, snapshot.messages)
+                stored = await self._sessions.outlines(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
             raise store_unavailable() from error
         return snapshot, stored

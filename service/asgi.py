@@ -11,7 +11,7 @@ import functools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -22,7 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
-from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic_path, openai_error
+from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
 
@@ -42,6 +42,12 @@ def header(scope: Scope, name: bytes) -> str | None:
         shown = name.decode("latin-1")
         raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
     return str(values.pop(), "latin-1") if values else None
+
+
+def present(scope: Scope, names: Sequence[str]) -> list[str]:
+    """Those of the named headers that the request has."""
+    found = {name for name, _ in scope["headers"]}
+    return [name for name in names if name.lower().encode() in found]
 
 
 def header_list(scope: Scope, name: bytes) -> str | None:
@@ -276,7 +282,7 @@ class Edge:
         request_id = _request_id(scope)
         scope["app"] = self  # the router then raises for an unknown path or method instead of answering by itself
         own = [(b"x-request-id", request_id.encode())]
-        if is_anthropic_path(scope["path"]):
+        if is_anthropic(scope):
             own.append((b"request-id", request_id.encode()))
         if self._draining():
             own.append((b"connection", b"close"))
@@ -333,7 +339,7 @@ def _as_told(error: Exception) -> BatonError:
 
 
 async def _answer(scope: Scope, send: Send, error: BatonError, request_id: str, *, is_end: bool = True) -> None:
-    anthropic = is_anthropic_path(scope["path"])
+    anthropic = is_anthropic(scope)
     body = anthropic_error(error, request_id) if anthropic else openai_error(error)
     status = anthropic_status(error) if anthropic else error.status
     await send_json(send, body, status=status, headers=error.response_headers(), is_end=is_end)

@@ -25,15 +25,14 @@ import anthropic
 import httpx2
 import orjson
 
-from service import telemetry
+from service import claude_errors, telemetry
 from service.claude_transport import DirectTransport, Stream
-from service.errors import BatonError
+from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.events import Event, EventReader
 from service.settings import CLAUDE_URL, proxy_for
 
 ATTEMPTS: Final = 3
 _RETRY_WAIT_S_MAX: Final = 5.0
-_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504, 529})
 _LAST: Final = ("message_stop", "error")
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
@@ -105,11 +104,14 @@ class Claude:
         Raises:
             BatonError: as `stream`.
         """
-        async with aclosing(_tried(lambda: self._json(path, body, headers))) as answers:
+        asked = {"accept": "application/json", **headers}
+        async with aclosing(_tried(lambda: self._json(path, body, asked))) as answers:
             return await anext(answers)
 
     async def _send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Stream:
         """The answer's beginning. Raises `_Failure` only."""
+        if len(body) > CLAUDE_BYTES_MAX:
+            raise _Failure(conversation_too_large(len(body)), retry=False)
         try:
             response = await self._sdk.post(
                 path,
@@ -160,15 +162,28 @@ class Claude:
                     answer += chunk
                     if len(answer) > _ANSWER_BYTES_MAX:
                         raise BatonError("upstream_nonsense", "Claude's answer has no end.")
+            if not _is_whole(path, answer):
+                raise BatonError("upstream_nonsense", "Claude's answer stopped before its end.")
             yield bytes(answer)
 
     async def models(self) -> list[dict[str, Any]]:
-        """What the Models API lists, newest first, as it answers it."""
+        """What the Models API lists, newest first, as it answers it; each has an ``id``.
+
+        Raises:
+            BatonError: upstream_*.
+        """
         try:
-            page = await self._sdk.models.list(limit=1000)
+            response = await self._sdk.models.with_raw_response.list(limit=1000)
         except anthropic.AnthropicError as error:
             raise _failure(error).error from error
-        return [model.to_dict() for model in page.data]
+        try:
+            models: list[dict[str, Any]] = orjson.loads(await response.read())["data"]
+            sound = all(isinstance(model["id"], str) for model in models)
+        except (orjson.JSONDecodeError, LookupError, TypeError):
+            sound = False
+        if not sound:
+            raise BatonError("upstream_nonsense", "Claude's answer is not a list of models.")
+        return models
 
 
 async def _tried(attempt: Callable[[], AsyncGenerator[_Part, None]]) -> AsyncGenerator[_Part, None]:
@@ -235,67 +250,27 @@ def _failure(error: anthropic.AnthropicError) -> _Failure:
     if not isinstance(error, anthropic.APIStatusError):
         return _Failure(BatonError("upstream_unavailable", "Claude could not be reached."), retry=True)
     status = error.status_code
-    told = _by_status(status, str(error.api_message or ""), error.response.content)
-    told.retry_after_s = _retry_after_s(error.response.headers)
-    return _Failure(told, retry=status in _RETRIED)
+    headers = error.response.headers
+    telemetry.log.info("claude_refused", status=status, claude_request_id=headers.get("request-id"))
+    told = claude_errors.told(status, error.response.content)
+    told.retry_after_s = _retry_after_s(headers)
+    return _Failure(told, retry=_may_succeed(status, told))
 
 
-def _by_status(status: int, message: str, body: bytes) -> BatonError:
-    told = _translated(status, message)
-    # What concerns our own account is nobody else's business.
-    if status not in (401, 402, 403) and _is_error(body):
-        told.claude_said = status, body
-    return told
-
-
-def _is_error(body: bytes) -> bool:
-    """Whether it is an error as Claude's API tells one."""
+def _is_whole(path: str, answer: bytearray) -> bool:
+    """Whether it is all of the JSON that the API answers there."""
     try:
-        said = orjson.loads(body)
+        said = orjson.loads(answer)
     except orjson.JSONDecodeError:
         return False
-    return isinstance(said, dict) and said.get("type") == "error" and isinstance(said.get("error"), dict)
-
-
-def _translated(status: int, message: str) -> BatonError:
-    if status in (401, 402, 403):
-        return BatonError("upstream_refused", "Claude refused this service's own credential or account.")
-    if status == 404:
-        return BatonError("model_not_found", message or "Claude knows no such model.", param="model")
-    if status == 413:
-        return BatonError("request_too_large", "The conversation is larger than Claude accepts in one request (32 MB).")
-    if status == 429:
-        return BatonError("upstream_rate_limited", "Claude's rate limit is reached.")
-    if status == 529:
-        return BatonError("upstream_overloaded", "Claude is overloaded.")
-    if status in (408, 504):
-        return BatonError("upstream_timeout", "Claude did not answer in time.")
-    if status >= 500:
-        return BatonError("upstream_unavailable", "Claude failed to answer.")
-    if "signature" in message and "thinking" in message:
-        return BatonError("thinking_refused", f"Claude refused the request: {message}", param="messages")
-    if "prompt is too long" in message:
-        return BatonError("context_length_exceeded", message, param="messages")
-    return BatonError("upstream_invalid_request", f"Claude refused the request: {message or status}")
-
-
-_BY_TYPE: Final = {
-    "invalid_request_error": 400,
-    "authentication_error": 401,
-    "billing_error": 402,
-    "permission_error": 403,
-    "not_found_error": 404,
-    "request_too_large": 413,
-    "rate_limit_error": 429,
-    "timeout_error": 504,
-    "overloaded_error": 529,
-}
+    end = "stop_reason" if path == "/v1/messages" else "input_tokens"
+    return isinstance(said, dict) and said.get(end) is not None
 
 
 def _stream_failure(event: Event) -> _Failure:
-    """An ``error`` event as the status it stands for."""
-    detail = event.data.get("error")
-    if not isinstance(detail, dict):
-        detail = {}
-    status = _BY_TYPE.get(str(detail.get("type")), 500)
-    return _Failure(_by_status(status, str(detail.get("message") or ""), event.raw), retry=status in _RETRIED)
+    status, error = claude_errors.of_event(event)
+    return _Failure(error, retry=_may_succeed(status, error))
+
+
+def _may_succeed(status: int, error: BatonError) -> bool:
+    return status in claude_errors.RETRIED and error.code != "upstream_refused"

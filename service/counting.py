@@ -9,18 +9,22 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, prefix, resend, sse, tool_calls
+from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
 from service.addressing import Address
-from service.asgi import header, parse_json, read_body, send_json
+from service.asgi import header, parse_json, present, read_body, send_json
 from service.dialect import Asked, Dialect
-from service.endpoint import Parts, is_resent, passed_headers, unaliased
-from service.errors import BatonError, session_exists, session_not_found, store_unavailable
+from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, unaliased
+from service.errors import BatonError, session_exists, session_not_found
 from service.passage import Passage
-from storage.results import Gone, StoreUnavailable
+from service.stored import stored
+from storage.results import Gone
 from storage.sessions import Snapshot
 from storage.turns import History
 
 _PATH: Final = "/v1/messages/count_tokens"
+_OF_TURNS: Final = (
+    *("Idempotency-Key", "X-Expect-Turn", "X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Session-Prefix"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +65,23 @@ class CountTokens:
             mode=header(scope, b"x-session-mode"),
             idempotency_key=None,
         )
-        told = {}
+        ignored: list[str] = []
         if address is None:
             asked, said = unaliased(settings, raw, body), passed_headers(scope)
         else:
             parts.watch.require()
+            idempotency.canonical(body)  # refuses what could not be written again
             read = self._dialect.read(scope, body)
             asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)
-            told = {"x-baton-ignored": ", ".join(read.ignored)} if read.ignored else {}
+            ignored = read.ignored
         exchange = Passage(parts.claude, _PATH, asked, said, streamed=False, deadline_s=parts.rules.deadline_s)
         parts.exchanges.start(exchange)
         async with sse.watching(receive, exchange.hang_up):
             await exchange.end()
         if exchange.error is not None:
             raise exchange.error
+        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
+        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
         await send_json(send, exchange.whole(), headers=told)
 
     async def _next_turn(self, address: Address, read: Asked, *, resent: bool) -> bytes:
@@ -83,23 +90,20 @@ class CountTokens:
         Raises:
             BatonError: session_not_found, session_exists, history_mismatch, store_unavailable; as `prefix.counted`.
         """
-        try:
-            standing, history = await self._standing(address)
-            ask = read.ask
-            if not ask.model_named and standing.model:
-                ask = replace(ask, model=standing.model)
-            if resent:
-                turns = self._parts.store.turns
-                plan, rewind = await resend.recognise(turns, address.ref, history.elements, ask.messages)
-                ask = replace(ask, messages=plan.new)
-                if rewind is not None:
-                    kept = rewind.messages
-                    standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
-                    history = replace(history, elements=history.elements[:kept])
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        standing, history = await stored(self._standing(address))
+        ask = read.ask
+        if not ask.model_named and standing.model:
+            ask = replace(ask, model=standing.model)
+        if resent:
+            turns = self._parts.store.turns
+            plan, rewind = await stored(resend.recognise(turns, address.ref, history, ask.messages))
+            ask = replace(ask, messages=plan.new)
+            if rewind is not None:
+                kept = rewind.messages
+                standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
+                history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        return prefix.counted(ask, standing, history, new, self._parts.rules.traits(ask.model))
+        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
         store = self._parts.store

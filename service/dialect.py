@@ -15,6 +15,7 @@ from service.asgi import header, header_list
 from service.dialects import chat, chat_out, messages, messages_out
 from service.errors import BatonError
 from service.exchange import Render
+from service.models import Models
 from service.prefix import Ask
 from service.settings import Settings
 from service.sse import COMMENT_KEEPALIVE
@@ -72,8 +73,9 @@ class Chat:
     name: Final = "chat"
     keepalive: Final = COMMENT_KEEPALIVE
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, models: Models) -> None:
         self._settings = settings
+        self._models = models
 
     def failed(self, error: BatonError) -> bytes:
         """As `Dialect`."""
@@ -85,7 +87,7 @@ class Chat:
             body,
             default_model=self._settings.default_model,
             aliases=self._settings.model_aliases,
-            max_tokens_default=self._settings.max_tokens_default,
+            model_of=self._models.of,
         )
         return Asked(
             request.ask,
@@ -94,8 +96,13 @@ class Chat:
             request.session_input,
             request.ignored,
             claude_headers={},
-            framing=chat_out.framing(include_usage=request.include_usage),
-            render=lambda session: partial(chat_out.rendering, session=session, include_usage=request.include_usage),
+            framing=chat_out.framing(include_usage=request.include_usage, reasoning=request.reasoning),
+            render=lambda session: partial(
+                chat_out.rendering,
+                session=session,
+                include_usage=request.include_usage,
+                reasoning=request.reasoning,
+            ),
         )
 
 
@@ -119,7 +126,6 @@ class Messages:
             version=header(scope, b"anthropic-version"),
             default_model=self._settings.default_model,
             aliases=self._settings.model_aliases,
-            max_tokens_default=self._settings.max_tokens_default,
         )
         return Asked(
             request.ask,
@@ -133,9 +139,9 @@ class Messages:
         )
 
 
-def offered(settings: Settings) -> dict[str, Dialect]:
+def offered(settings: Settings, models: Models) -> dict[str, Dialect]:
     """All dialects, by name."""
-    return {dialect.name: dialect for dialect in (Chat(settings), Messages(settings))}
+    return {dialect.name: dialect for dialect in (Chat(settings, models), Messages(settings))}
 
 
 def betas(scope: Scope) -> dict[str, str]:

@@ -5,13 +5,13 @@ A request without a session is an exchange that stores nothing. On Anthropic's s
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse
 from service.addressing import Address
-from service.asgi import header, parse_json, read_body, send_json
+from service.asgi import header, parse_json, present, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT
 from service.delivery import Deliveries, connection_of
@@ -19,12 +19,23 @@ from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
+from service.models import Models
 from service.opening import Rules, Wish
 from service.passage import Passage, with_model
-from service.prefix import PREFIXES, stateless
+from service.prefix import PREFIXES, stateless, with_length
+from service.resend import ends_with_answer
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.turn import Store, Turn
+
+NOT_FORWARDED: Final = ("anthropic-user-profile-id", "anthropic-workspace-id")
+"""Headers of Claude's API that say for whom it works: that is this service's to say."""
+
+# They mean nothing without a session: nothing is kept that could be told again, waited for or compared.
+_OF_SESSIONS: Final = (
+    *("Idempotency-Key", "X-Session-Input", "X-Session-On-Conflict", "X-Session-On-Disconnect"),
+    "X-Session-Prefix",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class Parts:
 
     settings: Settings
     claude: Claude
+    models: Models
     store: Store
     rules: Rules
     exchanges: Exchanges
@@ -87,7 +99,7 @@ class TurnEndpoint:
         key = idempotency.key_of(scope)
         address = self._address(scope, asked.session, key)
         exchange = self._exchange(scope, asked, address, body, key)
-        _tell_ignored(exchange, key, address, asked.ignored)
+        _tell_ignored(scope, exchange, address, asked.ignored)
         return _Prepared(exchange, asked.stream, address)
 
     def _address(self, scope: Scope, in_body: str | None, key: str | None) -> Address | None:
@@ -102,9 +114,7 @@ class TurnEndpoint:
 
     def _exchange(self, scope: Scope, asked: Asked, address: Address | None, body: Any, key: str | None) -> Exchange:
         parts = self._parts
-        expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
-        if expected and (address is None or address.mode == "create"):
-            raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
+        expected = _expected(scope, address)
         given = header(scope, b"x-session-on-conflict")
         on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
         given = header(scope, b"x-session-on-disconnect")
@@ -115,9 +125,11 @@ class TurnEndpoint:
         strict = chosen("X-Session-Prefix", given, PREFIXES, parts.settings.prefix) == "strict"
         render = asked.render(address.public if address else None)
         if address is None:
+            model = parts.rules.model_of(asked.ask.model)
+            ask = with_length(asked.ask, model.answer_tokens(parts.rules.max_tokens_default))
             return Exchange(
                 parts.claude,
-                stateless(asked.ask, parts.rules.traits(asked.ask.model)),
+                stateless(ask, model.traits),
                 asked.claude_headers,
                 render=render,
                 streamed=asked.stream,
@@ -178,6 +190,7 @@ class MessagesEndpoint(TurnEndpoint):
             return super()._prepare(scope, raw, body)
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")
+        _expected(scope, None)
         stream = messages.is_streamed(body)
         exchange = Passage(
             self._parts.claude,
@@ -187,14 +200,22 @@ class MessagesEndpoint(TurnEndpoint):
             streamed=stream,
             deadline_s=self._parts.rules.deadline_s,
         )
-        _tell_ignored(exchange, key, None, [])
+        _tell_ignored(scope, exchange, None, [])
         return _Prepared(exchange, stream, None)
+
+
+def _expected(scope: Scope, address: Address | None) -> str:
+    """The turn that the request takes for the session's last; "" for any."""
+    expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
+    if expected and (address is None or address.mode == "create"):
+        raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
+    return expected
 
 
 def unaliased(settings: Settings, raw: bytes, body: dict[str, Any]) -> bytes:
     """A body that is passed on, with the model that its alias stands for."""
     aliases, model = settings.model_aliases, body.get("model")
-    return with_model(raw, body, aliases[model]) if isinstance(model, str) and model in aliases else raw
+    return with_model(raw, aliases[model]) if isinstance(model, str) and model in aliases else raw
 
 
 def passed_headers(scope: Scope) -> dict[str, str]:
@@ -216,10 +237,9 @@ async def _whole(send: Send, exchange: Exchange) -> None:
     await send_json(send, exchange.whole(), headers=exchange.headers)
 
 
-def _tell_ignored(exchange: Exchange, key: str | None, address: Address | None, ignored: list[str]) -> None:
-    # Without a session nothing is kept that could be told again.
-    unkept = ["Idempotency-Key"] if key is not None and address is None else []
-    if left_out := unkept + ignored:
+def _tell_ignored(scope: Scope, exchange: Exchange, address: Address | None, ignored: list[str]) -> None:
+    meaningless = NOT_FORWARDED if address is not None else (*NOT_FORWARDED, *_OF_SESSIONS)
+    if left_out := present(scope, meaningless) + ignored:
         exchange.headers["x-baton-ignored"] = ", ".join(left_out)
 
 
@@ -234,5 +254,7 @@ def is_resent(scope: Scope, asked: Asked) -> bool:
         case "full":
             return True
         case "delta":
+            if asked.ask.messages[-1]["role"] == "assistant":
+                raise ends_with_answer()
             return False
     raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")

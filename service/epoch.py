@@ -7,10 +7,11 @@ is another. So preamble and model are kept for a span of turns, the *epoch*, and
     another system prompt   is told in a message of role ``system`` behind the new messages, where the model takes that;
                             the epoch goes on, and so does its top-level system prompt
     anything else           begins a new epoch: the new preamble is sent, thinking of older epochs and system prompts
-                            that were told in them are left out; what is stored stays
+                            that were told in them are left out; what is stored stays. With a model that does not
+                            bind its thinking to the prefix only another model does; the preamble changes all the same
 
 Absent in a request means as in the session: its system prompt (which may have been patched) and its tools, and, while
-the model is the same, its thinking rules. How thinking is displayed makes no difference.
+the model is the same, its thinking rules. What means the same is not changed, and is sent as it is stored.
 
 Where Claude refuses a signature all the same, a new epoch begins there for good. Stored with the session are the
 preamble and a hash of each of its parts and of the model, in one word; the message that tells another system prompt is
@@ -20,7 +21,7 @@ marked in its element, so that a rewind takes it back with the rest of its turn.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 import orjson
 
@@ -81,7 +82,7 @@ class Epoch:
         preamble: sent with it.
         hash: of model and preamble.
         start: index of the epoch's first message; thinking before it is left out.
-        reasons: of `PARTS` those that began it with this turn, or `REFUSED`; none if it goes on, or is the first.
+        reasons: of `PARTS` those that changed, or `REFUSED`; none in the first epoch.
         system: that the session has from now on.
         told: the message that tells another system prompt; empty if there is nothing to tell.
     """
@@ -115,57 +116,77 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
         refused: Claude has refused a signature of the epoch as it would go on.
     """
     stored = unpacked(history.preamble)
-    before = standing.epoch_hash.split(".") if standing.epoch_hash else []
-    same_model = before[:1] == [_hash(wanted.model.encode())]
-    system = wanted.system or history.system_json
-    tools = wanted.tools or stored.tools
-    thinking = wanted.thinking or (stored.thinking if same_model else b"")
-    preamble = Preamble(system, tools, thinking)
-    hashes = hashes_of(wanted.model, preamble)
-    if not before or not standing.messages:
-        return Epoch(preamble, ".".join(hashes), 0, (), system, b"")
-    in_effect = _in_effect(history.elements[standing.epoch_start :], stored.system)
-    new_system = _unmarked(system)
-    changed = [part for part, old, new in zip(PARTS, before, hashes, strict=False) if old != new and part != "system"]
-    if len(before) != len(PARTS):
-        changed = list(PARTS)
-    is_new = new_system != in_effect and not (new_system in NOTHING and in_effect in NOTHING)
-    tellable = is_new and traits.system_messages and new_system not in NOTHING
-    if refused or changed or (is_new and not tellable):
-        reasons = [REFUSED] if refused else [*changed, *(["system"] if is_new and "system" not in changed else [])]
-        return Epoch(preamble, ".".join(hashes), standing.messages, tuple(reasons), system, b"")
-    kept = preamble._replace(system=stored.system)
-    told = b'{"role":"system","content":%b}' % new_system if is_new else b""
-    return Epoch(kept, ".".join(hashes_of(wanted.model, kept)), standing.epoch_start, (), system, told)
+    before = (standing.epoch_hash.split(".") + [""] * len(PARTS))[: len(PARTS)]
+    model = _hash(wanted.model.encode())
+    system = _kept(wanted.system, history.system_json)
+    tools = _kept(wanted.tools, stored.tools)
+    thinking = _kept(wanted.thinking, stored.thinking if before[0] == model else b"")
+    asked = Preamble(system, tools, thinking)
+    if not standing.epoch_hash or not standing.messages:
+        return Epoch(asked, _hashes(model, asked, stored, before), 0, (), system, b"")
+    told_before = _last_told(history.elements[standing.epoch_start :])
+    in_effect = _meaning(stored.system if told_before is None else told_before)
+    is_new = _meaning(system) != in_effect
+    tellable = traits.system_messages and _meaning(system) != b""
+    changed = [] if before[0] == model else ["model"]
+    changed += ["tools"] if tools != stored.tools else []
+    changed += ["thinking"] if before[0] == model and not _is_same(thinking, stored.thinking) else []
+    changed += ["system"] if is_new and not tellable else []
+    # A model that does not bind its thinking to the prefix keeps it, unless what was told would contradict the top.
+    keeps = not traits.preserved_thinking and "model" not in changed
+    keeps = keeps and not ("system" in changed and told_before is not None)
+    if refused or (changed and not keeps):
+        reasons = (REFUSED,) if refused else tuple(changed)
+        return Epoch(asked, _hashes(model, asked, stored, before), standing.messages, reasons, system, b"")
+    preamble = asked if "system" in changed else asked._replace(system=stored.system)
+    told = b'{"role":"system","content":%b}' % _unmarked(system) if is_new and tellable else b""
+    hashes = _hashes(model, preamble, stored, before)
+    return Epoch(preamble, hashes, standing.epoch_start, tuple(changed), system, told)
 
 
-def hashes_of(model: str, preamble: Preamble) -> list[str]:
-    """A short hash of each of `PARTS`."""
-    thinking = _without_display(preamble.thinking)
-    return [_hash(part) for part in (model.encode(), preamble.system, preamble.tools, thinking)]
+def _kept(wanted: bytes, stored: bytes) -> bytes:
+    """What is stored, unless something else is wanted: the bytes stay as long as they mean the same."""
+    return stored if not wanted or _is_same(wanted, stored) else wanted
+
+
+def _is_same(one: bytes, other: bytes) -> bool:
+    return one == other or _meaning(one) == _meaning(other)
+
+
+def _meaning(part: bytes) -> bytes:
+    """A part of a preamble in one form, whatever the order of fields; empty if it says nothing.
+
+    A text and one block that holds it mean the same to Claude; markers for the prompt cache, and how thinking is
+    displayed, mean nothing.
+    """
+    if part in NOTHING:
+        return b""
+    value = orjson.loads(part)
+    if isinstance(value, str):
+        value = [{"type": "text", "text": value}]
+    values = [value] if isinstance(value, dict) else value
+    plain = [{name: one[name] for name in one if name not in ("cache_control", "display")} for one in values]
+    return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+
+
+def _hashes(model: str, preamble: Preamble, stored: Preamble, before: Sequence[str]) -> str:
+    """The epoch's hash. Of a part that is stored already it is known."""
+    parts = zip(preamble, stored, before[1:], strict=True)
+    return ".".join([model, *(old if part == was and old else _hash(_meaning(part)) for part, was, old in parts)])
 
 
 def _hash(part: bytes) -> str:
     return blake2b(part, digest_size=6).hexdigest()
 
 
-def _without_display(thinking: bytes) -> bytes:
-    if b'"display"' not in thinking:
-        return thinking
-    rules: dict[str, Any] = orjson.loads(thinking)
-    return orjson.dumps({name: value for name, value in rules.items() if name != "display"})
-
-
-def _in_effect(epoch: Sequence[bytes], system: bytes) -> bytes:
-    """The system prompt that Claude goes by: the last one told in the epoch, else the one on top."""
+def _last_told(epoch: Sequence[bytes]) -> bytes | None:
+    """The system prompt that was told last in an epoch; None if none was."""
     told = next((element for element in reversed(epoch) if elements.tells_system(element)), None)
-    if told is None:
-        return _unmarked(system)
-    return orjson.dumps(orjson.loads(told[elements.HEADER_BYTES :])["content"])
+    return None if told is None else orjson.dumps(orjson.loads(told[elements.HEADER_BYTES :])["content"])
 
 
 def _unmarked(system: bytes) -> bytes:
-    """A system prompt without markers for the prompt cache: they are no part of what it says."""
+    """A system prompt without markers for the prompt cache: told, they would become a part of the history."""
     if b'"cache_control"' not in system:
         return system
     blocks = orjson.loads(system)

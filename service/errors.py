@@ -78,6 +78,9 @@ CODES: Final[Mapping[str, Code]] = {
     "upstream_rate_limited": Code(429, True, "Claude's rate limit."),
     "internal_error": Code(500, False, "A fault of Baton's; the request id finds it in the log."),
     "upstream_refused": Code(502, False, "Claude refused Baton's own credential or account."),
+    "upstream_unknown": Code(
+        502, False, "Claude's answer holds a kind of content (of a beta, perhaps) that a session cannot keep."
+    ),
     "upstream_nonsense": Code(502, True, "Claude's answer was not what its API promises, or stopped short."),
     "store_unavailable": Code(503, True, "Redis is not available; nothing was begun and Claude was not called."),
     "session_not_saved": Code(503, True, "The answer could not be stored; the session is as it was before."),
@@ -228,6 +231,20 @@ def prefix_changed(reasons: Sequence[str]) -> BatonError:
 def session_corrupt() -> BatonError:
     """Redis evicted a part of the session, which it must not be allowed to (``maxmemory-policy``)."""
     return BatonError("session_corrupt", "The store has lost a part of this session: delete it and begin anew.")
+
+
+CLAUDE_BYTES_MAX: Final = 32 * 1_048_576
+"""That Claude accepts in one request."""
+
+
+def conversation_too_large(size_bytes: int) -> BatonError:
+    """What is refused here, because Claude would refuse it once it had read all of it."""
+    return BatonError(
+        "request_too_large",
+        f"The conversation with its attachments is larger than Claude accepts in one request: {size_bytes} bytes, and "
+        f"{CLAUDE_BYTES_MAX} are the most.",
+        param="messages",
+    )
 
 
 def store_unavailable() -> BatonError:

@@ -3,17 +3,19 @@
 Source: Messages API, "Streaming"; the format is the WHATWG HTML standard's, "Server-sent events".
 """
 
+import re
 from typing import Any, Final, NamedTuple
 
 import orjson
 
 from service.errors import BatonError
 
+_TYPE: Final = re.compile(r"[\w.-]+", re.ASCII)
 _EVENT_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class Event(NamedTuple):
-    """One server-sent event: its type, its JSON as it came, and the same parsed."""
+    """One server-sent event: its type, its JSON in one line as it came, and the same parsed."""
 
     type: str
     raw: bytes
@@ -52,6 +54,8 @@ def _event(frame: bytes) -> Event | None:
     raw = lines[0] if len(lines) == 1 else b"\n".join(lines)
     try:
         data = orjson.loads(raw)
-        return Event(data["type"], raw, data)
+        if not _TYPE.fullmatch(data["type"]):
+            raise ValueError("no name of an event")
+        return Event(data["type"], raw if len(lines) == 1 else orjson.dumps(data), data)
     except (ValueError, KeyError, TypeError):
         raise BatonError("upstream_nonsense", "Claude's stream holds an event that is not JSON.") from None

@@ -54,10 +54,15 @@ HEADERS: Final = (
     ),
     Header("X-Expect-Turn", ("request",), "the turn that the caller takes for the session's last; another is an error"),
     Header("Last-Event-ID", ("request",), "the `id` of the last event that the caller has; those after it are sent"),
+    Header(
+        "anthropic-version",
+        ("request",),
+        "the version of Anthropic's API: a stateless message's is passed on to Claude, a session's is understood; with "
+        "any, models are told as that API tells them, and so are errors",
+    ),
     Header("X-Request-Id", ("request", "answer", "error"), "echoed if it has a harmless form, else made"),
-    Header("anthropic-version", ("request",), "of the Messages API; a stateless request's is passed on to Claude"),
     Header("anthropic-beta", ("request",), "passed on to Claude"),
-    Header("request-id", ("answer", "error"), "the same as `X-Request-Id`, on Anthropic's paths"),
+    Header("request-id", ("answer", "error"), "the same, where Anthropic's shapes are spoken"),
     Header("X-Session-Id", ("answer", "error"), "the issued id; absent when stateless"),
     Header("X-Session-State", ("answer", "error"), "`new`, `continued` or `rewound`"),
     Header("X-Turn-Id", ("answer", "error"), "the turn; on `turn_in_progress` the one that is running"),

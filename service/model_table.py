@@ -1,14 +1,16 @@
 """What a model takes that the Models API does not tell; pure.
 
 Claude's Models API lists limits and capabilities. Four things show only in what a model refuses, or does by itself, and
-they stand here, from Anthropic's documentation. A model is found by its id, or by the longest id of the table that its
-own begins with (``claude-opus-5-5-20261020`` is ``claude-opus-5-5``). One that is not listed is taken for the newest
-kind: the strict side of each, so that what works today works with it too.
+they stand here, from Anthropic's documentation. A model is found by its id, with or without a date behind it
+(``claude-opus-5-5-20261020`` is ``claude-opus-5-5``). One that is not listed is taken for the newest kind: the strict
+side of each, so that what works today works with it too. Nothing else of an id counts: ``claude-opus-5-6`` will not be
+a kind of ``claude-opus-5``.
 """
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,9 @@ class Traits:
     thinking_always: bool
 
 
+Trait = Literal["forced_tools", "system_messages", "preserved_thinking", "thinking_always"]
+"""The name of one."""
+
 NEWEST: Final = Traits(forced_tools=False, system_messages=False, preserved_thinking=True, thinking_always=False)
 """What is assumed of a model that is not in the table."""
 
@@ -39,22 +44,69 @@ TABLE: Final[Mapping[str, Traits]] = {
     "claude-fable-5": _OPUS_5,
     "claude-fable-5-1": _ALWAYS,
     "claude-fable-5-2": _ALWAYS,
-    "claude-haiku-4": _OLD,
+    "claude-haiku-4-5": _OLD,
     "claude-haiku-5-5": NEWEST,
     "claude-mythos-5": _OPUS_5,
     "claude-mythos-5-1": _ALWAYS,
     "claude-mythos-5-2": _ALWAYS,
-    "claude-opus-4": _OLD,
+    "claude-opus-4-5": _OLD,
+    "claude-opus-4-6": _OLD,
+    "claude-opus-4-7": _OLD,
     "claude-opus-4-8": _OPUS_5,
     "claude-opus-5": _OPUS_5,
     "claude-opus-5-5": _ALWAYS,
-    "claude-sonnet-4": _OLD,
+    "claude-sonnet-4-5": _OLD,
+    "claude-sonnet-4-6": _OLD,
     "claude-sonnet-5": _OLD,
     "claude-sonnet-5-5": NEWEST,
 }
 
+_DATED: Final = re.compile(r"(.+)-[0-9]{8}")
 
-def traits(model: str, table: Mapping[str, Traits] = TABLE) -> Traits:
-    """Those of a model, by its id after aliases."""
-    named = max((listed for listed in table if model == listed or model.startswith(f"{listed}-")), key=len, default="")
-    return table[named] if named else NEWEST
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What is known of a model; None is what the Models API does not tell, or has not told yet.
+
+    Attributes:
+        traits: what it takes, from the table.
+        output_tokens_max: the largest ``max_tokens``.
+        input_tokens_max: its window.
+        thinking_types: what ``thinking.type`` may be.
+    """
+
+    traits: Traits
+    output_tokens_max: int | None = None
+    input_tokens_max: int | None = None
+    thinking_types: frozenset[str] | None = None
+
+    def answer_tokens(self, default: int) -> int:
+        """The length of an answer where none is asked for."""
+        return default if self.output_tokens_max is None else min(default, self.output_tokens_max)
+
+
+class ModelTable:
+    """The table as a deployment has it.
+
+    Args:
+        overrides: by model, what the operator knows better. A model that is not in the table gets a row by it.
+    """
+
+    def __init__(self, overrides: Mapping[str, Mapping[Trait, bool]] | None = None) -> None:
+        self._rows = dict(TABLE)
+        for model, given in (overrides or {}).items():
+            self._rows[model] = replace(_row(TABLE, model), **{str(name): is_so for name, is_so in given.items()})
+
+    def traits(self, model: str) -> Traits:
+        """Those of a model, by its id after aliases."""
+        return _row(self._rows, model)
+
+    def model(self, model: str) -> Model:
+        """What is known of a model as long as Claude tells nothing."""
+        return Model(self.traits(model))
+
+
+def _row(rows: Mapping[str, Traits], model: str) -> Traits:
+    if model not in rows and (dated := _DATED.fullmatch(model)):
+        model = dated[1]
+    return rows.get(model, NEWEST)

@@ -30,8 +30,7 @@ from service.errors import (
     store_unavailable,
 )
 from service.exchange import Interrupt
-from service.model_table import traits
-from service.prefix import TraitsOf
+from service.model_table import Model
 from storage.keys import new_nonce
 from storage.results import (
     Answered,
@@ -65,7 +64,8 @@ class Rules:
     session_ttl_ms: int
     queue_wait_s: float
     deadline_s: float
-    traits: TraitsOf = traits
+    max_tokens_default: int
+    model_of: Callable[[str], Model]
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,11 +5,11 @@ is byte-identical from turn to turn. What stands in front of the messages, and w
 epoch is over, is decided in epoch.py. Only messages whose format bits say that they hold thinking, or have the role
 ``system``, are ever parsed for that.
 
-A message of role ``system`` inside a conversation is sent to a model that does not take the role as a user's text,
-marked as what it is.
+A message of role ``system`` inside a conversation is sent as a user's text, marked as what it is, to a model that does
+not take the role, and where it is not in front of an answer: that one was empty, or is left out.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -26,9 +26,8 @@ _THINKING: Final = ("thinking", "redacted_thinking")
 _CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
 _MARKER: Final = b'"cache_control"'
 _MARKERS_MAX: Final = 4  # that Claude takes in one request
-_KEPT_OF_PARAMS: Final = frozenset(
-    {"inference_geo", "max_tokens", "service_tier", "speed", "stop_sequences", "thinking"}
-)
+_PLAIN: Final = ("inference_geo", "max_tokens", "service_tier", "speed")
+_PLAIN_CHARS_MAX: Final = 64
 
 # What Claude does not take where it only counts: it says how an answer is made, not how large the question is.
 _OF_ANSWERS: Final = frozenset(
@@ -38,9 +37,6 @@ _OF_ANSWERS: Final = frozenset(
 Prefix = Literal["adapt", "strict"]
 PREFIXES: Final[tuple[Prefix, ...]] = get_args(Prefix)
 """What to do about a request whose prefix would be another than the session's."""
-
-TraitsOf = Callable[[str], Traits]
-"""Those of a model, by its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +70,7 @@ class Prepared:
         body: JSON.
         epoch: that the turn belongs to.
         elements: the new messages, as they are stored.
+        digest: of the last message that is sent, behind which the answer goes.
         system_json, preamble: to be stored; empty where they are already.
         summary: for the turn record, what was sent, in numbers and plain parameters.
     """
@@ -81,9 +78,15 @@ class Prepared:
     body: bytes
     epoch: Epoch
     elements: list[bytes]
+    digest: bytes
     system_json: bytes
     preamble: bytes
     summary: dict[str, Any]
+
+
+def with_length(ask: Ask, max_tokens: int) -> Ask:
+    """The same, with a length of the answer if it has none."""
+    return ask if "max_tokens" in ask.params else replace(ask, params={"max_tokens": max_tokens, **ask.params})
 
 
 def stateless(ask: Ask, traits: Traits) -> bytes:
@@ -95,9 +98,8 @@ def stateless(ask: Ask, traits: Traits) -> bytes:
     tool_calls.check_whole(ask.messages)
     preamble = Preamble(_json(ask.system), _json(ask.tools), b"")
     messages = [orjson.dumps(message) for message in ask.messages]
-    if not traits.system_messages:
-        messages = [_as_users(json) for json in messages]
-    return _body(ask, preamble, messages, {"stream": True}, cached=False)
+    system = [at for at, message in enumerate(ask.messages) if message["role"] == "system"]
+    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, cached=False)
 
 
 def continued(
@@ -109,7 +111,7 @@ def continued(
         ask: of this turn.
         standing: the session as it stands.
         history: its messages, system prompt and preamble.
-        new: the ask's messages as elements; at least one.
+        new: the ask's messages as elements; none where the last answer goes on.
         traits: of the model.
         refused: Claude has refused this request before, for a signature in it.
 
@@ -119,22 +121,38 @@ def continued(
     this, new, messages = _placed(ask, standing, history, new, traits, refused=refused)
     body = _body(ask, this.preamble, messages, {"stream": True}, cached=True)
     preamble = this.preamble.packed()
-    effort = (ask.params.get("output_config") or {}).get("effort")
     return Prepared(
         body=body,
         epoch=this,
         elements=new,
+        digest=_digest(history, new),
         system_json=b"" if this.system == history.system_json else this.system,
         preamble=b"" if preamble == history.preamble else preamble,
         summary={
-            **{name: value for name, value in ask.params.items() if name in _KEPT_OF_PARAMS},
-            **({} if effort is None else {"effort": effort}),
+            **_plain(ask.params),
             "messages": len(messages),
             "body_bytes": len(body),
             "epoch": this.hash,
             "epoch_began": list(this.reasons),
         },
     )
+
+
+def _plain(params: dict[str, Any]) -> dict[str, Any]:
+    """What a turn record says of parameters: numbers and words, never a caller's own text."""
+    thinking, output, stops = (params.get(name) for name in ("thinking", "output_config", "stop_sequences"))
+    said = {name: params.get(name) for name in _PLAIN}
+    if isinstance(thinking, dict):
+        said |= {"thinking": thinking.get("type"), "thinking_budget_tokens": thinking.get("budget_tokens")}
+    if isinstance(output, dict):
+        said["effort"] = output.get("effort")
+    if isinstance(stops, list):
+        said["stop_sequences"] = len(stops)
+    return {name: value for name, value in said.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN_CHARS_MAX)
 
 
 def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
@@ -146,49 +164,77 @@ def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], tr
 
 def _placed(
     ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
-) -> tuple[Epoch, list[bytes], list[bytes]]:
+) -> tuple[Epoch, list[bytes], list[bytes | memoryview]]:
     """The turn's epoch, its new messages as elements, and all messages as they are sent."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
     this = epoch.decide(wanted, standing, history, traits, refused=refused)
     if this.told:
-        digest = new[-1][1 : elements.HEADER_BYTES]
-        new = [*new, elements.pack(this.told, digest, synthetic=True, system=True)]
-    sent = [_sendable(element, index < this.start, traits) for index, element in enumerate([*history.elements, *new])]
-    return this, new, [json for json in sent if json]
+        new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
+    everything = [*history.elements, *new]
+    sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
+    system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
+    return this, new, [json for json in _where_taken(sent, system, traits) if json]
 
 
 def last_digest(history: History) -> bytes:
     """The rolling digest of the stored history, where new messages go on."""
-    if not history.elements:
-        return elements.FIRST_DIGEST
-    return history.elements[-1][1 : elements.HEADER_BYTES]
+    return _digest(history, ())
 
 
-def _sendable(element: bytes, older_epoch: bool, traits: Traits) -> bytes:
-    """The JSON of a stored message as it is sent; empty if nothing of it is."""
-    if not element[0] & elements.LOOKED_AT:
-        return element[elements.HEADER_BYTES :]
+def _digest(history: History, new: Sequence[bytes]) -> bytes:
+    last = new[-1] if new else history.elements[-1] if history.elements else None
+    return elements.FIRST_DIGEST if last is None else last[1 : elements.HEADER_BYTES]
+
+
+def _sendable(element: bytes, older_epoch: bool) -> bytes | memoryview:
+    """The JSON of a stored message; of an older epoch without what is left out; empty if that is all of it."""
+    if not older_epoch or not element[0] & elements.LOOKED_AT:
+        return elements.json_of(element)
+    if elements.tells_system(element):
+        return b""
     stored = elements.unpack(element)
-    if stored.system:
-        if older_epoch and stored.synthetic:
-            return b""
-        return stored.json if traits.system_messages else _as_users(stored.json)
-    if not older_epoch or not stored.holds_thinking:
+    if not stored.holds_thinking:
         return stored.json
     message = orjson.loads(stored.json)
     content = [block for block in message["content"] if block.get("type") not in _THINKING]
     return orjson.dumps({**message, "content": content}) if content else b""
 
 
-def _as_users(json: bytes) -> bytes:
-    """A message for a model that does not take the role ``system``."""
-    if b'"system"' not in json:
-        return json
+def _where_taken(
+    messages: Sequence[bytes | memoryview], system: Sequence[int], traits: Traits
+) -> Sequence[bytes | memoryview]:
+    """Messages with the role ``system`` only where Claude takes it: at the end, or in front of an answer.
+
+    Args:
+        messages: as JSON; empty ones are not sent.
+        system: the places of those of that role.
+        traits: of the model.
+    """
+    if not system:
+        return messages
+    made = list(messages)
+    places = set(system)
+    behind: bytes | memoryview | None = None  # the next message that is sent and has another role
+    taken = traits.system_messages  # whether Claude takes the role in front of that one
+    for at in range(len(messages) - 1, system[0] - 1, -1):
+        if at in places:
+            if behind is not None:
+                taken = traits.system_messages and orjson.loads(behind)["role"] == "assistant"
+                behind = None
+            made[at] = messages[at] if taken else _as_users(messages[at])
+        elif messages[at]:
+            behind = messages[at]
+    return made
+
+
+def _as_users(json: bytes | memoryview) -> bytes:
+    """A message of role ``system`` as a user's; of more than text, it stays what it is, for Claude to judge."""
     message = orjson.loads(json)
-    if message["role"] != "system":
-        return json
     content = message["content"]
-    text = content if isinstance(content, str) else "\n".join(block["text"] for block in content)
+    blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    if message.keys() != {"role", "content"} or any(block["type"] != "text" for block in blocks):
+        return bytes(json)
+    text = "\n".join(block["text"] for block in blocks)
     return orjson.dumps({"role": "user", "content": [{"type": "text", "text": f"<system>\n{text}\n</system>"}]})
 
 
@@ -209,7 +255,9 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
     return ask.tool_choice if tools else None
 
 
-def _body(ask: Ask, preamble: Preamble, messages: list[bytes], more: dict[str, Any], *, cached: bool) -> bytes:
+def _body(
+    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], *, cached: bool
+) -> bytes:
     choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
     fields = orjson.dumps({"model": ask.model, **params, **more})[1:-1]
@@ -224,5 +272,6 @@ def _body(ask: Ask, preamble: Preamble, messages: list[bytes], more: dict[str, A
     markers = preamble.system.count(_MARKER) + preamble.tools.count(_MARKER)
     if cached and "cache_control" not in params and markers < _MARKERS_MAX:
         parts.append(_CACHED)
-    parts += [b'"messages":[', b",".join(messages), b"]}"]
-    return b"".join(parts)
+    listed: list[bytes | memoryview] = [b","] * (2 * len(messages) - 1)
+    listed[::2] = messages
+    return b"".join((*parts, b'"messages":[', *listed, b"]}"))  # the only copy: attachments may be large

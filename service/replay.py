@@ -66,7 +66,8 @@ def events(stored: Stored) -> list[Event]:
 
 def _events(record: dict[str, Any], content: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     message = {"id": record["message_id"], "type": "message", "role": "assistant", "model": record["answered_by"]}
-    unsaid = {"stop_reason": None, "stop_sequence": None, "stop_details": None}
+    more = record.get("more", {})
+    unsaid = {"stop_reason": None, "stop_sequence": None, "stop_details": None, **more.get("start", {})}
     yield {"type": "message_start", "message": {**message, "content": [], **unsaid, "usage": record["usage"]}}
     for index, block in enumerate(content):
         begun, deltas = _block(block)
@@ -75,7 +76,6 @@ def _events(record: dict[str, Any], content: Sequence[dict[str, Any]]) -> Iterat
             yield {"type": "content_block_delta", "index": index, "delta": delta}
         yield {"type": "content_block_stop", "index": index}
     stop = {name: record.get(name) for name in ("stop_reason", "stop_sequence", "stop_details")}
-    more = record.get("more", {})
     yield {
         "type": "message_delta",
         "delta": {**stop, **more.get("delta", {})},

@@ -7,6 +7,7 @@ message by message, by what a caller can see of it (the rolling digest, storage/
     a regeneration   it ends before the transcript does: the last answer is wanted anew
     an edit          a later message differs: the conversation takes another course from there
     a mismatch       the first message differs: a window that moved, or another conversation
+    a pause          it ends with the last answer, in which Claude has paused among its own tools: it goes on
 
 Regeneration and edit rewind. A cut falls on a turn's boundary: the turn that holds the first difference goes whole, and
 its messages that did not change are stored again with the new ones.
@@ -30,11 +31,11 @@ from typing import Any
 
 import orjson
 
-from service.errors import history_mismatch
+from service.errors import BatonError, history_mismatch, invalid_value
 from service.transcript import visible
 from storage import elements
 from storage.keys import SessionRef
-from storage.turns import Cut, Ledger, Rewind, Turns
+from storage.turns import Cut, History, Ledger, Rewind, Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class Span:
         incomplete: its answer was cut short.
         by_hand: its messages were appended; it does not count as a turn.
         refused: digests of the messages that Claude refused to answer, if it did; then start equals end.
+        paused: Claude wants its answer back, to go on with it.
     """
 
     start: int
@@ -52,6 +54,7 @@ class Span:
     incomplete: bool = False
     by_hand: bool = False
     refused: tuple[bytes, ...] = ()
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class Plan:
 
     Attributes:
         kept: so many stored messages stay; all of them unless this is a rewind.
-        new: the messages to store and to send behind them; ends with a user's.
+        new: the messages to store and to send behind them; ends with a user's, or a system message behind that.
+            None where an answer goes on.
     """
 
     kept: int
@@ -80,6 +84,7 @@ def live(ledger: Ledger) -> list[Span]:
         if ledger.verdicts.get(record["id"]) == "committed" and not was_rewound(number, record["to"], ledger.cuts):
             refused = tuple(bytes.fromhex(digest) for digest in record.get("refused", ()))
             kind = {"incomplete": record["state"] == "incomplete", "by_hand": record["dialect"] == "append"}
+            kind["paused"] = record.get("stop_reason") == "pause_turn"
             spans.append(Span(record["from"], record["to"], **kind, refused=refused))
     return spans
 
@@ -90,7 +95,7 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
     Args:
         stored: all elements, oldest first.
         spans: the turns that are part of the history (not rewound), by start; refused ones among them.
-        messages: the request's, without system prompts; the last one is a user's.
+        messages: the request's, without system prompts; the last one is a user's, or a system message behind that.
 
     Returns:
         None for a mismatch: nothing of it can be recognised.
@@ -101,8 +106,8 @@ def plan(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict
         return Plan(0, list(messages[used:]))
     if matched == 0:
         return None
-    if matched == len(stored) and used < len(messages):
-        return Plan(matched, list(messages[used:]))
+    if used < len(messages) and _next_visible(stored, matched) == len(stored):
+        return Plan(len(stored), list(messages[used:]))
     # The first difference: a stored message that the request does not have, or has otherwise.
     first = min(matched, len(stored) - 1)
     cut = next((span.start for span in spans if span.start <= first < span.end), 0)
@@ -169,16 +174,19 @@ def _calls(content: Any) -> list[tuple[str, str, Any]]:
 
 
 async def recognise(
-    turns: Turns, ref: SessionRef, stored: Sequence[bytes], messages: Sequence[dict[str, Any]]
+    turns: Turns, ref: SessionRef, history: History, messages: Sequence[dict[str, Any]]
 ) -> tuple[Plan, Rewind | None]:
     """What to do with a resent conversation, and what a rewind must record.
 
     Cost: nothing for a plain continuation; one round trip, O(turns), if it matters of which turns the history is made.
 
     Raises:
-        BatonError: history_mismatch.
+        BatonError: history_mismatch; invalid_value if it ends with an answer that does not go on.
         StoreUnavailable: the turns could not be read.
     """
+    stored = history.elements
+    if messages[-1]["role"] == "assistant":
+        return _going_on(stored, live(await turns.ledger(ref)), messages), None
     planned = plan(stored, (), messages)
     if planned is not None and planned.kept == len(stored) and all(one["role"] != "assistant" for one in planned.new):
         return planned, None
@@ -189,9 +197,24 @@ async def recognise(
     if planned.kept == len(stored):
         return planned, None
     dropped = sum(span.end > planned.kept and not span.by_hand for span in spans)
-    return planned, back_to(planned.kept, stored, turns_dropped=dropped)
+    return planned, back_to(planned.kept, history, turns_dropped=dropped)
 
 
-def back_to(kept: int, stored: Sequence[bytes], *, turns_dropped: int) -> Rewind:
+def _going_on(stored: Sequence[bytes], spans: Sequence[Span], messages: Sequence[dict[str, Any]]) -> Plan:
+    places, used = _match(stored, spans, messages)
+    paused = bool(spans) and spans[-1].paused and spans[-1].end == len(stored)
+    if not paused or len(places) < len(stored) or used < len(messages):
+        raise ends_with_answer()
+    return Plan(len(stored), [])
+
+
+def ends_with_answer() -> BatonError:
+    """A request whose last message is the assistant's: a session's answers are Claude's own."""
+    return invalid_value(
+        "messages", "must not end with an assistant message, unless that is the session's last answer and has paused"
+    )
+
+
+def back_to(kept: int, history: History, *, turns_dropped: int) -> Rewind:
     """A rewind after which so many of the stored messages are left."""
-    return Rewind(kept, sum(map(len, stored[:kept])), turns_dropped)
+    return Rewind(kept, sum(history.sizes[kept:]), turns_dropped)

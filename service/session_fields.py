@@ -1,19 +1,17 @@
-"""What callers may say about a session, and messages appended by hand: from JSON to what the store takes; pure.
+"""What callers may say about a session: from JSON to what the store takes; pure.
 
 One table says which fields there are, who may set them and what they must be. ``null`` is absent when a session is
 created and clears a field when it is changed, where a session can do without the field.
 """
 
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
 import orjson
 
-from service import model_name, tool_calls
+from service import model_name
 from service.errors import BatonError
-from service.transcript import is_input
 
 METADATA_PAIRS_MAX: Final = 16
 METADATA_KEY_CHARS_MAX: Final = 64
@@ -21,7 +19,6 @@ METADATA_VALUE_CHARS_MAX: Final = 512
 TITLE_CHARS_MAX: Final = 512
 TTL_S_MAX: Final = 31_536_000
 TURNS_MAX: Final = 1_000_000
-APPENDED_MAX: Final = 100_000  # messages at once, and blocks in them; Claude's own limit of messages
 
 _PATCHABLE: Final = ("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds")
 _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
@@ -100,123 +97,6 @@ def changes(body: Any, *, aliases: dict[str, str]) -> dict[str, Any]:
             case _:
                 raise _unknown(name)
     return changed
-
-
-def messages(body: Any) -> list[dict[str, Any]]:
-    """The body of an append: ``{"messages": […]}``, as Anthropic's messages; the list may be empty.
-
-    Raises:
-        BatonError: 400 naming the place.
-    """
-    fields = _object(body)
-    for name in fields:
-        if name != "messages":
-            raise _unknown(name)
-    if fields.get("messages") is None:
-        raise BatonError("missing_value", "`messages` is required.", param="messages")
-    if not isinstance(fields["messages"], list):
-        raise _invalid("messages", "must be a list")
-    _check_size(fields["messages"])
-    return [_message(message, f"messages.{index}") for index, message in enumerate(fields["messages"])]
-
-
-def _check_size(given: list[Any]) -> None:
-    """Refuses more than Claude would read, and more than can be looked at without keeping other callers waiting."""
-    if len(given) > APPENDED_MAX:
-        raise _invalid("messages", f"may hold at most {APPENDED_MAX} messages")
-    contents = [message.get("content") for message in given if isinstance(message, dict)]
-    if sum(len(content) for content in contents if isinstance(content, list)) > APPENDED_MAX:
-        raise _invalid("messages", f"may hold at most {APPENDED_MAX} blocks of content")
-
-
-def _message(message: Any, where: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise _invalid(where, "must be an object")
-    for name in message:
-        if name not in ("role", "content"):
-            raise _unknown(f"{where}.{name}")
-    role = message.get("role")
-    if role not in ("user", "assistant"):
-        raise _invalid(f"{where}.role", "must be user or assistant")
-    return {"role": role, "content": _content(message.get("content"), f"{where}.content", role)}
-
-
-def _content(content: Any, where: str, role: str) -> Any:
-    """Text, or a list of blocks; never empty, for Claude would refuse the session from then on."""
-    if content is None:
-        raise BatonError("missing_value", f"`{where}` is required.", param=where)
-    if isinstance(content, str):
-        return _text(content, where)
-    if not isinstance(content, list) or not content:
-        raise _invalid(where, "must be a string or a non-empty list of blocks")
-    return [_block(block, f"{where}.{index}", role) for index, block in enumerate(content)]
-
-
-def _block(block: Any, where: str, role: str) -> dict[str, Any]:
-    """A block that a message of this role may hold."""
-    kind = block.get("type") if isinstance(block, dict) else None
-    if kind == "tool_use" and role == "assistant":
-        return _tool_use(block, where)
-    if kind == "tool_result" and role == "user":
-        return _tool_result(block, where)
-    if kind != "text":
-        other = "tool_use" if role == "assistant" else "tool_result"
-        raise _invalid(where, f"must be {{type: text, text}} or a block of type {other}")
-    return _text_block(block, where)
-
-
-def _tool_use(block: dict[str, Any], where: str) -> dict[str, Any]:
-    if block.keys() != {"type", "id", "name", "input"}:
-        raise _invalid(where, "must be {type: tool_use, id, name, input}")
-    if not is_input(block["input"]):
-        raise _invalid(f"{where}.input", "must be an object that nests less than 240 levels")
-    return {
-        "type": "tool_use",
-        "id": _token(block["id"], f"{where}.id", tool_calls.CALL_ID),
-        "name": _token(block["name"], f"{where}.name", tool_calls.TOOL_NAME),
-        "input": block["input"],
-    }
-
-
-def _tool_result(block: dict[str, Any], where: str) -> dict[str, Any]:
-    """A result; it may say nothing."""
-    if not {"type", "tool_use_id"} <= block.keys() <= {"type", "tool_use_id", "content", "is_error"}:
-        raise _invalid(where, "must be {type: tool_result, tool_use_id, content, is_error}; the last two may be absent")
-    call = _token(block["tool_use_id"], f"{where}.tool_use_id", tool_calls.CALL_ID)
-    result: dict[str, Any] = {"type": "tool_result", "tool_use_id": call}
-    content = block.get("content")
-    if content not in (None, "", []):
-        result["content"] = _result_content(content, f"{where}.content")
-    if "is_error" in block:
-        if not isinstance(block["is_error"], bool):
-            raise _invalid(f"{where}.is_error", "must be true or false")
-        result["is_error"] = block["is_error"]
-    return result
-
-
-def _result_content(content: Any, where: str) -> Any:
-    if isinstance(content, str):
-        return _text(content, where)
-    if not isinstance(content, list):
-        raise _invalid(where, "must be a string or a list of text blocks")
-    return [_text_block(part, f"{where}.{index}") for index, part in enumerate(content)]
-
-
-def _token(value: Any, where: str, pattern: re.Pattern[str]) -> str:
-    if not isinstance(value, str) or pattern.fullmatch(value) is None:
-        raise _invalid(where, f"must match {pattern.pattern}")
-    return value
-
-
-def _text_block(block: Any, where: str) -> dict[str, Any]:
-    """A text block. As Claude's API and its SDKs have it, it may carry fields that say nothing: they are left out."""
-    if not isinstance(block, dict) or block.get("type") != "text":
-        raise _invalid(where, "must be {type: text, text}")
-    for name, value in block.items():
-        if name not in ("type", "text") and value not in (None, [], {}):
-            field = f"{where}.{name}"[:128]
-            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
-    return {"type": "text", "text": _text(block.get("text"), f"{where}.text")}
 
 
 def _object(body: Any) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+import orjson
+from pydantic import Field, SecretStr, StrictBool, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service import model_name
+from service.model_table import Trait
 from storage import address
 from storage.tls import Tls
 
@@ -113,7 +115,13 @@ class Settings(BaseSettings):
     model_aliases: Annotated[dict[str, str], NoDecode] = Field(
         default_factory=dict, description="alias=model, comma-separated: gpt-4o=claude-sonnet-5-5,…"
     )
-    max_tokens_default: int = Field(32_000, ge=1, le=128_000, description="Answer length where none is asked for.")
+    model_traits: Annotated[dict[str, dict[Trait, StrictBool]], NoDecode] = Field(
+        default_factory=dict,
+        description='Over the table of models in docs/api.md, as JSON: {"claude-opus-6":{"forced_tools":true},…}.',
+    )
+    max_tokens_default: int = Field(
+        32_000, ge=1, le=128_000, description="Answer length where none is asked for; less if the model has less."
+    )
 
     header_bytes_max: int = Field(
         65_536, ge=4096, le=16_777_216, description="Request line and headers of a request, bytes."
@@ -166,11 +174,21 @@ class Settings(BaseSettings):
             raise ValueError("write alias=model, comma-separated")
         return {alias.strip(): model.strip() for alias, _, model in pairs}
 
-    @field_validator("default_model", "model_aliases")
+    @field_validator("model_traits", mode="before")
+    @classmethod
+    def _read_traits(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return orjson.loads(value) if value.strip() else {}
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"is not JSON: {error.msg} (at {error.pos})") from None
+
+    @field_validator("default_model", "model_aliases", "model_traits")
     @classmethod
     def _check_models(cls, value: Any) -> Any:
-        names = [value] if isinstance(value, str) else [*value, *value.values()]
-        if not all(model_name.sound(name) for name in names):
+        given = [value] if isinstance(value, str) else [*value, *value.values()]
+        if not all(model_name.sound(name) for name in given if not isinstance(name, dict)):
             raise ValueError(f"the name of a model {model_name.PROBLEM}")
         return value
 
@@ -339,7 +357,9 @@ def _sentences(problem: Any) -> list[str]:
     text = str(problem["msg"]).removeprefix("Value error, ")
     if not problem["loc"]:
         return text.split("\n")
-    return [f"{problem['loc'][0] if str(problem['loc'][0]).isupper() else variable(str(problem['loc'][0]))}: {text}"]
+    field, *within = map(str, problem["loc"])
+    places = [field if field.isupper() else variable(field), *(place for place in within if place != "[key]")]
+    return [f"{': '.join(places)}: {text}"]
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

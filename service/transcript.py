@@ -32,6 +32,7 @@ _DELTAS: Final = {
 }
 _THINKING: Final = ("thinking", "redacted_thinking")
 _OF_STOP: Final = frozenset({"stop_reason", "stop_sequence", "stop_details"})
+_OF_START: Final = frozenset({"id", "type", "role", "model", "content", "usage", *_OF_STOP})
 _OF_DELTA: Final = frozenset({"type", "delta", "usage"})
 _CUT_SHORT: Final = ("max_tokens", "model_context_window_exceeded", "refusal")
 _COUNTS: Final = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -48,6 +49,7 @@ class _Block:
             raise TypeError("a block's text is not text")
         if block["type"] == "tool_use" and not all(isinstance(block[field], str) for field in ("id", "name")):
             raise TypeError("a tool call's id or name is not text")
+        _check_citations(block.get("citations") or [])
         self.block = block
         self.parts: dict[str, list[str]] = {}
         self.ended = False
@@ -58,11 +60,12 @@ class _Block:
             raise ValueError("a delta of a block that has ended")
         kind = delta["type"]
         if kind == "citations_delta":
+            _check_citations([delta["citation"]])
             self.block["citations"] = [*(self.block.get("citations") or ()), delta["citation"]]
             return
         field = _DELTAS.get(kind)
         if field is None:
-            raise BatonError("upstream_nonsense", "Claude's stream holds a kind of delta that Baton does not know.")
+            raise BatonError("upstream_unknown", "Claude's answer holds a kind of content that a session cannot keep.")
         if not isinstance(delta[field], str):
             raise TypeError("a delta's text is not text")
         if field == "partial_json" and self.block["type"] in ("text", *_THINKING):
@@ -172,6 +175,7 @@ class Answer:
         for field in _COUNTS:
             _check_count(usage, field)
         _check_count(_object_or_none(usage, "output_tokens_details") or {}, "thinking_tokens")
+        _text_or_none(usage, "service_tier")
         self._usage.update({field: value for field, value in usage.items() if value is not None})
 
     def _start_block(self, index: int, block: dict[str, Any]) -> None:
@@ -195,9 +199,10 @@ class Answer:
         )
 
     def more(self) -> dict[str, dict[str, Any]]:
-        """What message_delta told beyond what has a name here; empty where it was nothing."""
+        """What message_start and message_delta told beyond what has a name here; empty where it was nothing."""
         delta = {name: value for name, value in self.delta.items() if name not in _OF_STOP}
-        return {name: part for name, part in (("delta", delta), ("beside", self.beside)) if part}
+        start = {name: value for name, value in self.message.items() if name not in _OF_START and value is not None}
+        return {name: part for name, part in (("start", start), ("delta", delta), ("beside", self.beside)) if part}
 
     def content(self) -> list[dict[str, Any]]:
         """The blocks to keep: all of a complete answer but empty text, the sound ones of a broken one."""
@@ -218,6 +223,11 @@ class Answer:
         """The visible text of all text blocks."""
         return "".join(block["text"] for block in self.content() if block.get("type") == "text")
 
+    def thinking(self) -> str:
+        """What it thought, as far as Claude told it; also of a block that is not kept."""
+        blocks = (block.finished() for _, block in sorted(self._blocks.items()) if block.block["type"] == "thinking")
+        return "".join(block.get("thinking", "") for block in blocks)
+
     def tool_calls(self) -> list[dict[str, Any]]:
         """The ``tool_use`` blocks, whole ones only: each has ``id``, ``name`` and an ``input`` that is an object."""
         return [block for block in self.content() if block.get("type") == "tool_use"]
@@ -228,6 +238,13 @@ def _text_or_none(holder: dict[str, Any], field: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     raise TypeError(f"{field} is not text")
+
+
+def _check_citations(citations: list[dict[str, Any]]) -> None:
+    """Checks what is read of them; those of documents have no URL."""
+    for citation in citations:
+        _text_or_none(citation, "url")
+        _text_or_none(citation, "title")
 
 
 def _object_or_none(holder: dict[str, Any], field: str) -> dict[str, Any] | None:

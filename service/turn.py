@@ -34,7 +34,7 @@ be followed from any replica; the last frames go with the commit or the abort, i
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -45,19 +45,20 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.errors import BatonError, internal_error, prefix_changed, store_unavailable
+from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, last_digest
+from service.prefix import Ask, Prepared, continued, last_digest, with_length
 from service.settling import Settlement, Status, count
+from service.stored import stored
 from service.transcript import pack
 from service.turn_record import Provenance
-from storage.elements import HEADER_BYTES, unpack
+from storage.elements import unpack
 from storage.log import Log
-from storage.results import Answered, Begun, Running, StoreUnavailable
+from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
 from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
@@ -127,6 +128,8 @@ class Turn(Exchange):
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
         self._rewind: Rewind | None = None
+        self._standing: Begun | None = None  # the session as it is, whatever this turn means to rewind
+        self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
         self._prepared: Prepared | None = None
@@ -173,34 +176,31 @@ class Turn(Exchange):
                     await self._relay(body)
                     return
                 case Answered(turn_id, number):
-                    stored = await self._stored(number)
-                    if not stored.incomplete:
-                        await self._tell_again(turn_id, stored)
+                    earlier = await stored(replay.read(self._turns, self._sessions, self._ref, number))
+                    if not earlier.incomplete:
+                        await self._tell_again(turn_id, earlier)
                         return
-                    replaced = stored
+                    replaced = earlier
                 case Running(turn_id, number):
                     if await self._follow(turn_id, number):
                         return
 
     async def _opened(self, begun: Begun, replaced: replay.Stored | None) -> bytes:
         """The lease is ours: the history, and with it the request."""
-        self._begun = begun
+        self._begun = self._standing = begun
         if not self._ask.model_named and begun.model:
             self._ask = replace(self._ask, model=begun.model)
         self._lease.keep()
         self._tell_session("continued" if begun.messages or begun.turns else "new")
         read = time.perf_counter()
-        try:
-            history = await self._turns.history(self._ref, begun.messages)
-            if self._resent:
-                plan, self._rewind = await resend.recognise(
-                    self._turns, self._ref, history.elements, self._ask.messages
-                )
-                self._ask = replace(self._ask, messages=plan.new)
-            elif replaced is not None:
-                self._rewind = resend.back_to(replaced.record["from"], history.elements, turns_dropped=1)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        history = await stored(self._turns.history(self._ref, begun.messages))
+        if self._resent:
+            asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
+            plan, self._rewind = await stored(asked)
+            self._ask = replace(self._ask, messages=plan.new)
+        elif replaced is not None:
+            self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
+        self._known = history.attachments
         telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
         if self._rewind is not None:
             kept = self._rewind.messages
@@ -208,7 +208,9 @@ class Turn(Exchange):
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
             history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
-        self._prepare = partial(continued, self._ask, begun, history, new, self._rules.traits(self._ask.model))
+        model = self._rules.model_of(self._ask.model)
+        ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
+        self._prepare = partial(continued, ask, begun, history, new, model.traits)
         self._prepared = self._permitted(self._prepare())
         return self._prepared.body
 
@@ -239,16 +241,10 @@ class Turn(Exchange):
         self.headers["x-session-id"] = self._ref.id
         self.headers["x-session-state"] = state
 
-    async def _stored(self, number: int) -> replay.Stored:
-        try:
-            return await replay.read(self._turns, self._sessions, self._ref, number)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
-
-    async def _tell_again(self, turn_id: str, stored: replay.Stored) -> None:
+    async def _tell_again(self, turn_id: str, earlier: replay.Stored) -> None:
         """The request was answered before: the same answer, under the same id."""
-        self._is_earlier(turn_id, stored.record, "replayed")
-        shown = self.answer.feed(replay.events(stored))
+        self._is_earlier(turn_id, earlier.record, "replayed")
+        shown = self.answer.feed(replay.events(earlier))
         if self._streamed:
             await self._show(shown)
 
@@ -257,10 +253,7 @@ class Turn(Exchange):
 
         If it has a verdict before anything was shown, or shows something else, the next begin tells what to do.
         """
-        try:
-            found = await self._turns.records(self._ref, number, number)
-        except StoreUnavailable as error:
-            raise store_unavailable() from error
+        found = await stored(self._turns.records(self._ref, number, number))
         record = orjson.loads(found[0]) if found else {}
         if not self._wish.request.key or self._framing is None or record.get("framing") != self._framing:
             await asyncio.sleep(_POLL_S)
@@ -346,6 +339,8 @@ class Turn(Exchange):
             return failure
         if failure is None:
             refused = self.answer.stop_reason == "refusal"
+            if refused and self._rewind is not None:  # and so it is not rewound
+                self.headers["x-session-state"] = "continued"
             return await self._commit("refused" if refused else "complete", None)
         if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
@@ -362,38 +357,38 @@ class Turn(Exchange):
 
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
+        assert self._standing is not None
         assert self._prepared is not None
+        prepared, standing, is_refused = self._prepared, self._standing, status == "refused"
         content = self.answer.content()
-        elements: list[bytes] = []
-        if status != "refused":
-            reply = [{"role": "assistant", "content": content}] if content else []
-            new = self._prepared.elements
-            elements = [*new, *pack(reply, new[-1][1:HEADER_BYTES])]
+        reply = [{"role": "assistant", "content": content}] if content else []
+        elements = [] if is_refused else [*prepared.elements, *pack(reply, prepared.digest)]
+        asked = [unpack(element) for element in prepared.elements] if is_refused else []
         first = self._begun.messages
-        refused = map(unpack, self._prepared.elements) if status == "refused" else ()
         record = turn_record.settled(
             self._provenance,
             self._ask.model,
             status,
             self.answer,
-            sent=self._prepared.summary,
+            sent=prepared.summary,
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
-            refused=[element.digest for element in refused if not element.synthetic],
+            refused=[element.digest for element in asked if not element.synthetic],
         )
+        # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
-            head=self._begun.head,
+            head=standing.head,
             record=record,
-            model=self._ask.model,
-            epoch_hash=self._prepared.epoch.hash,
-            epoch_start=self._prepared.epoch.start,
-            revision=self._begun.revision,
-            system_json=self._prepared.system_json,
-            preamble=self._prepared.preamble,
+            model=standing.model or self._ask.model if is_refused else self._ask.model,
+            epoch_hash=standing.epoch_hash if is_refused else prepared.epoch.hash,
+            epoch_start=standing.epoch_start if is_refused else prepared.epoch.start,
+            revision=standing.revision,
+            system_json=b"" if is_refused else prepared.system_json,
+            preamble=b"" if is_refused else prepared.preamble,
             usage=self.answer.tokens(),
             elements=elements,
-            # A refusal leaves the history as it was, even where it would have rewound it.
-            rewind=self._rewind if status != "refused" else None,
+            rewind=None if is_refused else self._rewind,
             end=end,
+            known=self._known,
         )

@@ -6,7 +6,8 @@ up to and including this message, so that a resent history is recognised by comp
 
 Format byte: the low four bits are the version (1); 0x10 the message holds thinking blocks; 0x20 it was made by
 Baton itself and no caller has seen it: its digest is that of the message before; 0x80 its role is ``system``. They must
-be known without parsing; none can be added later.
+be known without parsing; none can be added later. 0x40 stands in the store only: big parts are kept elsewhere
+(attachments.py).
 """
 
 from hashlib import blake2b
@@ -20,9 +21,11 @@ FIRST_DIGEST = bytes(DIGEST_BYTES)
 _VERSION = 0x01
 _HOLDS_THINKING = 0x10
 _SYNTHETIC = 0x20
-_SYSTEM = 0x80
-LOOKED_AT = _HOLDS_THINKING | _SYSTEM
+SYSTEM = 0x80
+LOOKED_AT = _HOLDS_THINKING | SYSTEM
 """Bits of messages that may be sent otherwise than they are stored."""
+HAS_GAPS = 0x40
+_VIEWED_BYTES_MIN = 65_536
 
 
 class Element(NamedTuple):
@@ -44,13 +47,13 @@ def pack(
     json: bytes, digest: bytes, *, holds_thinking: bool = False, synthetic: bool = False, system: bool = False
 ) -> bytes:
     """One list element."""
-    flags = _VERSION | (_HOLDS_THINKING * holds_thinking) | (_SYNTHETIC * synthetic) | (_SYSTEM * system)
+    flags = _VERSION | (_HOLDS_THINKING * holds_thinking) | (_SYNTHETIC * synthetic) | (SYSTEM * system)
     return bytes((flags,)) + digest + json
 
 
 def tells_system(element: bytes) -> bool:
     """Whether it is a message of Baton's own that tells another system prompt."""
-    return element[0] & (_SYSTEM | _SYNTHETIC) == _SYSTEM | _SYNTHETIC
+    return element[0] & (SYSTEM | _SYNTHETIC) == SYSTEM | _SYNTHETIC
 
 
 def unpack(element: bytes) -> Element:
@@ -67,5 +70,10 @@ def unpack(element: bytes) -> Element:
         element[1:HEADER_BYTES],
         bool(flags & _HOLDS_THINKING),
         bool(flags & _SYNTHETIC),
-        bool(flags & _SYSTEM),
+        bool(flags & SYSTEM),
     )
+
+
+def json_of(element: bytes) -> bytes | memoryview:
+    """The JSON of a list element; of a large one it is not copied."""
+    return element[HEADER_BYTES:] if len(element) < _VIEWED_BYTES_MIN else memoryview(element)[HEADER_BYTES:]

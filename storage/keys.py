@@ -23,7 +23,7 @@ TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
 
 
 class SessionRef(NamedTuple):
-    """A session and whose it is; ``keys`` are the fifteen that every script of a session declares."""
+    """A session and whose it is; ``keys`` are the sixteen that every script of a session declares."""
 
     id: str
     owner: str
@@ -136,12 +136,12 @@ class Keyspace:
         """A session whose owner is known by tag only (``owner`` may then be empty: for evict and sweep).
 
         Order of the keys (named in scripts/shared/keys.lua): s session, m messages, t turns, v verdicts, j texts,
-        x cuts, i idempotency ring, e log; xx expiry index, xu access index, o owner's access index, ox owner's expiry
-        index; sz size records, cnt counters, oc owner's counters. The first seven live and die with the session, the
-        log has a life of its own. All are in one slot.
+        x cuts, i idempotency ring, b attachments, e log; xx expiry index, xu access index, o owner's access index, ox
+        owner's expiry index; sz size records, cnt counters, oc owner's counters. The first eight live and die with the
+        session, the log has a life of its own. All are in one slot.
         """
         tag = self._tag(int(session_id[5:7], 16))
-        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x", "i", "e")]
+        own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x", "i", "b", "e")]
         index = self.index(int(session_id[5:7], 16), owner_tag)
         return SessionRef(session_id, owner, owner_tag, (*own, *index.keys))
 

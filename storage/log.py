@@ -61,7 +61,7 @@ class Log:
 
         Cost: one round trip, up to 64 entries, all of one instant; there may be more behind them.
         """
-        key, last = ref.keys[7], f"{number}-{_ORDINAL_MAX}"
+        key, last = ref.keys[8], f"{number}-{_ORDINAL_MAX}"
         try:
             async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=True) as batch:
                 batch.hget(ref.keys[0], "lt")

@@ -1,8 +1,10 @@
-"""What the store answers: one type per outcome, and the one error.
+"""What the store answers: one type per outcome, and the errors.
 
-An outcome is expected and is returned; callers match on its type. The error is raised:
+An outcome is expected and is returned; callers match on its type. Errors are raised:
 
     StoreUnavailable        Redis did not answer, or refused; nothing can be said beyond ``outcome_unknown``
+    AttachmentLost          what is read names an attachment that is not there
+    HistoryTooLarge         a replica does not read so much for one turn
 
 Every reply word of every script is read here and nowhere else. Adding a word to a script? Add it to its ``read_*``
 below and to the header of the script; a test compares the two.
@@ -30,6 +32,18 @@ class StoreUnavailable(Exception):
     def __init__(self, reason: str, *, outcome_unknown: bool) -> None:
         super().__init__(reason)
         self.outcome_unknown = outcome_unknown
+
+
+class AttachmentLost(Exception):
+    """An attachment that a message names is not there: Redis evicted it, as `Corrupt` says. The session is corrupt."""
+
+
+class HistoryTooLarge(Exception):
+    """The messages of a session with all their attachments, ``size_bytes``, are more than any turn could send."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"{size_bytes} bytes")
+        self.size_bytes = size_bytes
 
 
 class UnknownReply(Exception):

@@ -11,6 +11,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from storage import attachments
 from storage.capacity import Capacity
 from storage.keys import Keyspace, SessionRef
 from storage.results import (
@@ -239,11 +240,30 @@ class Sessions:
             raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
         return [((title or b"").decode(), metadata or b"") for title, metadata in replies]
 
-    async def messages(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
+    async def messages(self, ref: SessionRef, start: int, count: int, *, bytes_max: int | None = None) -> list[bytes]:
         """Elements ``start`` … ``start + count - 1``, oldest first (see elements.py). Ask `get` for permission first.
 
-        Cost: one LRANGE, O(start + count).
+        Args:
+            ref: the session.
+            start: index of the first.
+            count: how many.
+            bytes_max: fewer, if more would be larger together; never none for that.
+
+        Raises:
+            AttachmentLost: a part of one is missing.
+
+        Cost: one LRANGE, O(start + count), and a round trip or more where there are attachments.
         """
+        stored = await self._stored(ref, start, count)
+        if bytes_max is not None:
+            stored = stored[: attachments.fitting(stored, bytes_max)]
+        return await attachments.filled(self._redis, ref.keys[7], stored, budget_s=self._budget_s)
+
+    async def outlines(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
+        """The same elements with an empty string for every attachment; these are not read."""
+        return list(map(attachments.outline, await self._stored(ref, start, count)))
+
+    async def _stored(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
         try:
             async with asyncio.timeout(self._budget_s):
                 reply = self._redis.lrange(ref.keys[1], start, start + count - 1)

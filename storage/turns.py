@@ -12,13 +12,15 @@ What a crash leaves: between begin and a verdict, a lease that runs out; nothing
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from storage import attachments
 from storage.keys import SessionRef
 from storage.results import (
     AppendResult,
@@ -28,6 +30,7 @@ from storage.results import (
     Fate,
     Fenced,
     Gone,
+    HistoryTooLarge,
     Live,
     Lost,
     Over,
@@ -49,6 +52,9 @@ from storage.results import (
 from storage.scripts import ScriptRunner
 
 _T = TypeVar("_T")
+HISTORY_BYTES_MAX: Final = 64 * 1_048_576
+"""Of one session's messages with all attachments, that a replica reads for a turn: twice what Claude takes, so that a
+conversation that has become too large for it can still be rewound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +110,12 @@ class Rewind:
 
     Attributes:
         messages: the first so many stay; ends on a turn's boundary.
-        size_bytes: of those.
+        bytes_dropped: of the messages that go, as `History.sizes` tells them.
         turns_dropped: committed turns that go.
     """
 
     messages: int
-    size_bytes: int
+    bytes_dropped: int
     turns_dropped: int
 
 
@@ -127,6 +133,7 @@ class Commit:
         elements: the new messages, oldest first (see elements.py); may be none.
         rewind: how much of the history stays; None for all.
         end: the last frames of a streamed answer.
+        known: attachments that the session is known to hold: they are not sent again.
     """
 
     head: str
@@ -141,15 +148,24 @@ class Commit:
     elements: Sequence[bytes]
     rewind: Rewind | None = None
     end: Shown = NOTHING_SHOWN
+    known: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The stored messages, oldest first, and the stored system prompt (JSON) and preamble; these empty if none."""
+    """The stored messages, oldest first, and the stored system prompt (JSON) and preamble; these empty if none.
+
+    Attributes:
+        elements: whole, with their attachments.
+        sizes: bytes of each element as it is stored, without attachments.
+        attachments: the names of all that the elements hold.
+    """
 
     elements: list[bytes]
     system_json: bytes
     preamble: bytes
+    sizes: Sequence[int] = field(default=(), compare=False)
+    attachments: Collection[str] = field(default=(), compare=False)
 
 
 class Cut(NamedTuple):
@@ -218,9 +234,13 @@ class Turns:
         return read_begin(reply)
 
     async def history(self, ref: SessionRef, messages: int) -> History:
-        """The first ``messages`` elements, the system prompt and the preamble, in one round trip.
+        """The first ``messages`` elements, system prompt and preamble, in one round trip; attachments take more.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
+
+        Raises:
+            AttachmentLost: a part of the history is missing.
+            HistoryTooLarge: it is larger than `HISTORY_BYTES_MAX`; its attachments were not read.
         """
 
         async def ask() -> list[Any]:
@@ -232,7 +252,12 @@ class Turns:
 
         replies = await self._read(ask)
         system, preamble = replies[-1]
-        return History(replies[0] if messages else [], system or b"", preamble or b"")
+        stored: list[bytes] = replies[0] if messages else []
+        names = attachments.sizes(stored).keys()
+        if names and (size_bytes := sum(map(attachments.filled_bytes, stored))) > HISTORY_BYTES_MAX:
+            raise HistoryTooLarge(size_bytes)
+        elements = await attachments.filled(self._redis, ref.keys[7], stored, budget_s=self._begin_budget_s)
+        return History(elements, system or b"", preamble or b"", list(map(len, stored)), names)
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN
@@ -260,10 +285,9 @@ class Turns:
             usage.output,
             usage.cache_read,
             usage.cache_written,
-            *((rewind.messages, rewind.size_bytes, rewind.turns_dropped) if rewind else ("", 0, 0)),
+            *((rewind.messages, rewind.bytes_dropped, rewind.turns_dropped) if rewind else ("", 0, 0)),
             *commit.end.args(),
-            sum(map(len, commit.elements)),
-            *commit.elements,
+            *_messages(commit.elements, commit.known),
         )
         reply = await self._scripts.run("commit", ref.keys, args, budget_s=self._settle_budget_s, wait_for_server=True)
         return read_commit(reply)
@@ -351,8 +375,8 @@ class Turns:
         elements: Sequence[bytes],
     ) -> AppendResult:
         """Makes messages history without asking Claude; see scripts/append.lua."""
-        of = (request.fingerprint, request.key, sum(map(len, elements)))
-        args = (ref.id, ref.owner, turn_id, head, record, turns_max, *of, *elements)
+        args = (ref.id, ref.owner, turn_id, head, record, turns_max, request.fingerprint, request.key)
+        args = (*args, *_messages(elements))
         return read_append(await self._scripts.run("append", ref.keys, args, budget_s=self._begin_budget_s))
 
     async def cancel(self, ref: SessionRef, turn_id: str) -> Cancelling | Over | Settled | UnknownTurn | Gone:
@@ -389,3 +413,9 @@ class Turns:
         budget_s = self._settle_budget_s if budget_s is None else budget_s
         reply = await self._scripts.run("abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient)
         return read_abort(reply)
+
+
+def _messages(elements: Iterable[bytes], known: Collection[str] = ()) -> tuple[Any, ...]:
+    """New messages as the scripts take them: their bytes, how many attachments, these, and the messages."""
+    stored, taken = attachments.take_out_all(elements, known)
+    return sum(map(len, stored)), len(taken), *chain.from_iterable(taken.items()), *stored

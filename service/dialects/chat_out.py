@@ -1,11 +1,15 @@
 """OpenAI chat completions, the answer: from Claude's events to a completion or its chunks; pure.
 
 Source: OpenAI API reference, "Chat", objects `chat.completion` and `chat.completion.chunk`. Ours: ``session_id`` in
-the body and in every chunk. Usage adds up what Claude counts apart: prompt tokens are uncached, cache-read and
-cache-written input together.
+the body and in every chunk, and ``reasoning_content`` in message and delta where it is asked for. Usage adds up what
+Claude counts apart: prompt tokens are uncached, cache-read and cache-written input together.
 
 A tool call is told in a stream by a first delta with its id and name, and then by its arguments as they come. Claude
 sends none for a call without input; a caller must be able to parse what it puts together, so ``{}`` is sent then.
+
+A stream, put together, is the whole answer. So white space at the beginning of a block of text waits until something
+else comes: blocks of nothing else are not kept (transcript.py), and a caller who sends back what it was shown must be
+recognised. Two things cannot be taken back once they are shown: calls that a refusal revokes, and one that is cut.
 """
 
 from collections.abc import Sequence
@@ -26,6 +30,7 @@ _FINISH: Final = {
     "tool_use": "tool_calls",
     "refusal": "content_filter",
 }
+_TIERS: Final = {"standard": "default", "priority": "priority"}
 _DONE: Final = data(b"[DONE]")
 
 
@@ -58,9 +63,12 @@ class Envelope:
     created: int
     session: str | None
 
-    def fields(self, kind: str, model: str) -> dict[str, Any]:
-        """The common fields, in OpenAI's order."""
+    def fields(self, kind: str, answer: Answer) -> dict[str, Any]:
+        """The common fields, in OpenAI's order; the tier of the service is told if Claude has told it."""
+        model, tier = answer.message.get("model", ""), _TIERS.get(answer.usage.get("service_tier", ""))
         own = {"id": self.id, "object": kind, "created": self.created, "model": model}
+        if tier is not None:
+            own["service_tier"] = tier
         return own if self.session is None else {**own, "session_id": self.session}
 
 
@@ -89,6 +97,22 @@ def _refusal(answer: Answer) -> str | None:
     return (answer.stop_details or {}).get("explanation") or "Claude declined to answer."
 
 
+def annotations(answer: Answer) -> list[dict[str, Any]]:
+    """The citations that have a URL, each with the place of its block's text in the content."""
+    found, start = [], 0
+    for block in answer.content():
+        if block.get("type") != "text":
+            continue
+        end = start + len(block["text"])
+        for citation in block.get("citations") or ():
+            if url := citation.get("url"):
+                place = {"start_index": start, "end_index": end}
+                cited = {**place, "url": url, "title": citation.get("title") or url}
+                found.append({"type": "url_citation", "url_citation": cited})
+        start = end
+    return found
+
+
 def _told_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -98,16 +122,16 @@ def _json(value: Any) -> str:
 
 
 def rendering(
-    turn_id: str, created_s: int, answer: Answer, *, session: str | None, include_usage: bool
+    turn_id: str, created_s: int, answer: Answer, *, session: str | None, include_usage: bool, reasoning: bool
 ) -> "ChatAnswer":
     """The answer of a turn; the completion's id is the turn's."""
     envelope = Envelope("chatcmpl-" + turn_id.removeprefix("turn_"), created_s, session)
-    return ChatAnswer(envelope, answer, include_usage=include_usage)
+    return ChatAnswer(envelope, answer, include_usage=include_usage, reasoning=reasoning)
 
 
-def framing(*, include_usage: bool) -> str:
+def framing(*, include_usage: bool, reasoning: bool) -> str:
     """How a stream is framed: whoever follows one must want the same."""
-    return "chat, usage" if include_usage else "chat"
+    return ", ".join(["chat", *["usage"] * include_usage, *["reasoning"] * reasoning])
 
 
 def failed(error: BatonError) -> bytes:
@@ -122,13 +146,16 @@ class ChatAnswer:
         envelope: of the answer.
         answer: what Claude said, as far as it came.
         include_usage: whether a last chunk carries the usage.
+        reasoning: whether thinking is shown.
     """
 
-    def __init__(self, envelope: Envelope, answer: Answer, *, include_usage: bool) -> None:
+    def __init__(self, envelope: Envelope, answer: Answer, *, include_usage: bool, reasoning: bool = False) -> None:
         self._envelope = envelope
         self._answer = answer
         self._include_usage = include_usage
+        self._reasoning = reasoning
         self._text_frame = (b"", b"")
+        self._blank: str | None = None  # of the block of text under way, as long as there is nothing else
         self._calls: dict[int, _Call] = {}  # by index of the block
 
     def whole(self) -> bytes:
@@ -137,6 +164,10 @@ class ChatAnswer:
         text, calls = answer.text(), answer.tool_calls() if refusal is None else []
         bare = refusal is not None or calls
         message: dict[str, Any] = {"role": "assistant", "content": text or (None if bare else ""), "refusal": refusal}
+        if self._reasoning and (thinking := answer.thinking()):
+            message["reasoning_content"] = thinking
+        if cited := annotations(answer):
+            message["annotations"] = cited
         if calls:
             message["tool_calls"] = [_told_call(call["id"], call["name"], _json(call["input"])) for call in calls]
         choice = {
@@ -145,7 +176,7 @@ class ChatAnswer:
             "logprobs": None,
             "finish_reason": finish_reason(answer.stop_reason),
         }
-        body = self._envelope.fields("chat.completion", answer.message.get("model", ""))
+        body = self._envelope.fields("chat.completion", answer)
         return orjson.dumps({**body, "choices": [choice], "usage": usage(answer)})
 
     def frames(self, events: Sequence[Event]) -> list[bytes]:
@@ -153,15 +184,9 @@ class ChatAnswer:
         shown: list[bytes] = []
         for event in events:
             if event.type == "content_block_delta":
-                delta = event.data["delta"]
-                if delta["type"] == "text_delta":
-                    # The chunk around the text is the same every time: it was rendered once, at the start.
-                    before, after = self._text_frame
-                    shown.append(before + orjson.dumps(delta["text"]) + after)
-                elif delta["type"] == "input_json_delta":
-                    shown += self._arguments(event.data["index"], delta["partial_json"])
+                shown += self._delta(event.data["index"], event.data["delta"])
             elif event.type == "content_block_start":
-                shown += self._begin_call(event.data["index"], event.data["content_block"])
+                shown += self._begin(event.data["index"], event.data["content_block"])
             elif event.type == "content_block_stop":
                 shown += self._end_call(event.data["index"])
             elif event.type == "message_start":
@@ -171,9 +196,41 @@ class ChatAnswer:
                 shown += self._last()
         return shown
 
+    def _delta(self, block_index: int, delta: dict[str, Any]) -> list[bytes]:
+        match delta["type"]:
+            case "text_delta":
+                return self._text(delta["text"])
+            case "input_json_delta":
+                return self._arguments(block_index, delta["partial_json"])
+            case "thinking_delta":
+                return self._thought(delta["thinking"])
+        return []
+
+    def _text(self, text: str) -> list[bytes]:
+        if self._blank is not None:
+            text = self._blank + text
+            self._blank = None if text.strip() else text
+            if self._blank is not None:
+                return []
+        # The chunk around the text is the same every time: it was rendered once, at the start.
+        before, after = self._text_frame
+        return [before + orjson.dumps(text) + after]
+
+    def _thought(self, thinking: str) -> list[bytes]:
+        return [self._chunk({"reasoning_content": thinking}, None)] if self._reasoning and thinking else []
+
+    def _begin(self, block_index: int, block: dict[str, Any]) -> list[bytes]:
+        match block["type"]:
+            case "text":
+                self._blank = ""
+                return self._text(block.get("text", ""))
+            case "thinking":
+                return self._thought(block.get("thinking", ""))
+            case "tool_use":
+                return self._begin_call(block_index, block)
+        return []
+
     def _begin_call(self, block_index: int, block: dict[str, Any]) -> list[bytes]:
-        if block["type"] != "tool_use":
-            return []
         call = self._calls[block_index] = _Call(len(self._calls), _json(block.get("input") or {}))
         return [
             self._chunk({"tool_calls": [{"index": call.index, **_told_call(block["id"], block["name"], "")}]}, None)
@@ -196,7 +253,7 @@ class ChatAnswer:
         return before, after
 
     def _chunk(self, delta: dict[str, Any], finish: str | None) -> bytes:
-        body = self._envelope.fields("chat.completion.chunk", self._answer.message.get("model", ""))
+        body = self._envelope.fields("chat.completion.chunk", self._answer)
         body["choices"] = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}]
         if self._include_usage:
             body["usage"] = None
@@ -205,9 +262,11 @@ class ChatAnswer:
     def _last(self) -> list[bytes]:
         refusal = _refusal(self._answer)
         frames = [self._chunk({"refusal": refusal}, None)] if refusal is not None else []
+        if cited := annotations(self._answer):
+            frames.append(self._chunk({"annotations": cited}, None))
         frames.append(self._chunk({}, finish_reason(self._answer.stop_reason)))
         if self._include_usage:
-            body = self._envelope.fields("chat.completion.chunk", self._answer.message.get("model", ""))
+            body = self._envelope.fields("chat.completion.chunk", self._answer)
             frames.append(data(orjson.dumps({**body, "choices": [], "usage": usage(self._answer)})))
         frames.append(_DONE)
         return frames

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 
 import orjson
 
+from service.dialects import chat_fields
 from service.errors import BatonError, invalid_value
 from service.tool_calls import CALL_ID, TOOL_NAME
 from service.transcript import is_input
@@ -22,18 +23,14 @@ _CALL_ID_PROBLEM: Final = "must be 1 to 256 letters, digits, `_` or `-`"
 _CHOICES: Final = {"none": "none", "auto": "auto", "required": "any"}
 _NO_PARAMETERS: Final = {"type": "object", "properties": {}}
 
-# What the SDK's helpers leave in a call when they put one together from a stream, or parse its arguments.
-_LEFT_IN_CALL: Final = frozenset({"index"})
-_LEFT_IN_FUNCTION: Final = frozenset({"parsed_arguments"})
 
-
-def definitions(given: Any) -> list[dict[str, Any]] | None:
-    """``tools`` as Claude's; None if they are absent."""
+def definitions(given: Any, ignored: set[str]) -> list[dict[str, Any]] | None:
+    """``tools`` as Claude's; None if they are absent. Adds to what is ignored."""
     if given is None:
         return None
     if not isinstance(given, list) or len(given) > TOOLS_MAX:
         raise invalid_value("tools", f"must be a list of at most {TOOLS_MAX} tools")
-    tools = [_definition(tool, f"tools.{index}") for index, tool in enumerate(given)]
+    tools = [_definition(tool, f"tools.{index}", ignored) for index, tool in enumerate(given)]
     names: set[str] = set()
     for index, tool in enumerate(tools):
         if tool["name"] in names:
@@ -42,9 +39,8 @@ def definitions(given: Any) -> list[dict[str, Any]] | None:
     return tools
 
 
-def _definition(tool: Any, where: str) -> dict[str, Any]:
-    function = _function(tool, where)
-    _refuse_others(function, f"{where}.function", frozenset({"name", "description", "parameters", "strict"}))
+def _definition(tool: Any, where: str, ignored: set[str]) -> dict[str, Any]:
+    function = _function(tool, "tools", where, ignored)
     defined: dict[str, Any] = {"name": _name(function.get("name"), f"{where}.function.name")}
     if (description := function.get("description")) is not None:
         if not isinstance(description, str):
@@ -141,21 +137,20 @@ class Pairing:
         return {**block, "content": content} if content else block
 
 
-def calls(given: Any, where: str) -> list[dict[str, Any]]:
-    """``tool_calls`` of an assistant's message as Claude's blocks; none if they are absent."""
+def calls(given: Any, where: str, ignored: set[str]) -> list[dict[str, Any]]:
+    """``tool_calls`` of an assistant's message as Claude's blocks; none if they are absent. Adds to what is ignored."""
     if given is None:
         return []
     if not isinstance(given, list):
         raise invalid_value(where, "must be a list")
-    made = [_call(call, f"{where}.{index}") for index, call in enumerate(given)]
+    made = [_call(call, f"{where}.{index}", ignored) for index, call in enumerate(given)]
     if len({call["id"] for call in made}) < len(made):
         raise invalid_value(where, "must have different ids")
     return made
 
 
-def _call(call: Any, where: str) -> dict[str, Any]:
-    function = _function(call, where, {"id"} | _LEFT_IN_CALL)
-    _refuse_others(function, f"{where}.function", {"name", "arguments"} | _LEFT_IN_FUNCTION)
+def _call(call: Any, where: str, ignored: set[str]) -> dict[str, Any]:
+    function = _function(call, "messages.tool_calls", where, ignored)
     if not isinstance(call.get("id"), str) or CALL_ID.fullmatch(call["id"]) is None:
         raise invalid_value(f"{where}.id", _CALL_ID_PROBLEM)
     return {
@@ -176,8 +171,8 @@ def _arguments(given: Any, where: str) -> dict[str, Any]:
     return cast("dict[str, Any]", arguments)
 
 
-def _function(holder: Any, where: str, others: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
-    """What a tool or a call of type ``function`` holds."""
+def _function(holder: Any, place: str, where: str, ignored: set[str]) -> dict[str, Any]:
+    """What a tool or a call of type ``function`` holds; ``place`` is its name in the tables of chat_fields.py."""
     if not isinstance(holder, dict):
         raise invalid_value(where, "must be an object")
     kind = holder.get("type")
@@ -185,18 +180,12 @@ def _function(holder: Any, where: str, others: frozenset[str] | set[str] = froze
         if not isinstance(kind, str):
             raise invalid_value(f"{where}.type", "must be `function`")
         raise BatonError("unsupported", f"{where}: type `{kind[:64]}` is not supported.", param=f"{where}.type")
-    _refuse_others(holder, where, {"type", "function", *others})
+    chat_fields.sort_out(holder, place, where, ignored)
     if not isinstance(holder.get("function"), dict):
         raise invalid_value(f"{where}.function", "must be an object")
     function: dict[str, Any] = holder["function"]
+    chat_fields.sort_out(function, f"{place}.function", f"{where}.function", ignored)
     return function
-
-
-def _refuse_others(holder: dict[str, Any], where: str, known: frozenset[str] | set[str]) -> None:
-    for name, value in holder.items():
-        if name not in known and value is not None:
-            field = f"{where}.{name}"[:128]
-            raise BatonError("unsupported", f"`{field}` is not supported.", param=field)
 
 
 def _name(value: Any, where: str) -> str:

@@ -1,8 +1,9 @@
-"""How each dialect says an error: as a whole body, and as the last word of a stream that has already begun."""
+"""How each dialect says an error, as a whole body or as the last word of a stream; and who speaks which."""
 
 from typing import Final
 
 import orjson
+from starlette.types import Scope
 
 from service.errors import BatonError
 
@@ -11,7 +12,7 @@ _OPENAI_TYPES: Final = {
     409: "conflict_error",
     429: "rate_limit_error",
 }
-_ANTHROPIC_TYPES: Final = {
+ANTHROPIC_TYPES: Final = {
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",
@@ -22,6 +23,7 @@ _ANTHROPIC_TYPES: Final = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+"""By status; ``invalid_request_error`` is that of any other."""
 
 
 def openai_error(error: BatonError) -> bytes:
@@ -38,7 +40,7 @@ def anthropic_error(error: BatonError, request_id: str | None = None) -> bytes:
     """
     if error.claude_said is not None:
         return error.claude_said[1]
-    kind = _ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
+    kind = ANTHROPIC_TYPES.get(error.status, "invalid_request_error")
     body = {"type": kind, "message": error.message, "details": {"error_code": error.code}}
     return orjson.dumps({"type": "error", "error": body, "request_id": request_id})
 
@@ -48,6 +50,12 @@ def anthropic_status(error: BatonError) -> int:
     return error.status if error.claude_said is None else error.claude_said[0]
 
 
-def is_anthropic_path(path: str) -> bool:
-    """Whether errors of this path are told in Anthropic's shape; everything else speaks OpenAI's."""
+def is_anthropic(scope: Scope) -> bool:
+    """Whether a request speaks Anthropic's dialect, and is told errors in its shape; everybody else speaks OpenAI's.
+
+    It shows in the path; on the paths that both APIs have, in the header that Anthropic's demands.
+    """
+    path: str = scope["path"]
+    if path == "/v1/models" or path.startswith("/v1/models/"):
+        return any(name == b"anthropic-version" for name, _ in scope["headers"])
     return path == "/v1/messages" or path.startswith("/v1/messages/")

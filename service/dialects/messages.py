@@ -47,9 +47,7 @@ class MessagesRequest:
     ignored: list[str]
 
 
-def parse(
-    body: Any, *, version: str | None, default_model: str, aliases: dict[str, str], max_tokens_default: int
-) -> MessagesRequest:
+def parse(body: Any, *, version: str | None, default_model: str, aliases: dict[str, str]) -> MessagesRequest:
     """Checks a request body that was JSON, as far as it is read.
 
     Args:
@@ -57,7 +55,6 @@ def parse(
         version: the request's ``anthropic-version``; None is the present one.
         default_model: where none is named.
         aliases: name → model.
-        max_tokens_default: where none is given.
 
     Raises:
         BatonError: 400 naming the parameter.
@@ -77,14 +74,21 @@ def parse(
     model = default_model if named is None else named
     params = {name: value for name, value in fields.items() if name not in _READ and name not in ignored}
     tools = _tools(fields.get("tools"))
+    choice = _choice(fields.get("tool_choice"))
+    if tools == []:
+        if choice is not None and choice["type"] in ("any", "tool"):
+            raise invalid_value("tool_choice", "asks for a call, and there are no tools")
+        choice = {"type": "none"}
+    if not isinstance(fields.get("thinking", {}), dict):
+        raise invalid_value("thinking", "must be an object")
     return MessagesRequest(
         ask=Ask(
             model=aliases.get(model, model),
             messages=messages,
             system=_system(fields.get("system")),
-            params={"max_tokens": max_tokens_default, **params},
+            params=params,
             tools=tools or None,
-            tool_choice={"type": "none"} if tools == [] else _choice(fields.get("tool_choice")),
+            tool_choice=choice,
             model_named=named is not None,
         ),
         stream=is_streamed(fields),
@@ -163,8 +167,6 @@ def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
         bare = _unmarked(message)
         marked = marked or bare is not message
         messages.append(bare)
-    if messages[-1]["role"] == "assistant":
-        raise invalid_value("messages", "must not end with an assistant message: a session's answers are Claude's own")
     return messages, marked
 
 

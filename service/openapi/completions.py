@@ -1,13 +1,14 @@
-"""The objects of chat completions: what becomes of a parameter is read from the tables of `dialects/chat.py`."""
+"""The objects of chat completions: what becomes of a parameter is read from the tables of `dialects/chat_fields.py`."""
 
 import json
 import re
 from typing import Any, Final
 
-from service import tool_calls
-from service.dialects import chat, chat_tools
+from service import media, tool_calls
+from service.dialects import chat_content, chat_fields, chat_options, chat_tools
 from service.openapi.schemas import (
     COUNT,
+    METADATA,
     MODEL_NAME,
     NOT_BLANK,
     NOTHING,
@@ -23,23 +24,26 @@ from service.openapi.schemas import (
     said,
 )
 
+_ANYTHING: Final[Schema] = {"type": "object", "additionalProperties": True}
 _FORMS: Final[dict[str, Schema]] = {
     "a string": TEXT,
-    "an object": {"type": "object", "additionalProperties": True},
+    "an object": _ANYTHING,
+    "a list of objects": listed(_ANYTHING),
     "true or false": YES_OR_NO,
     "a whole number": {"type": "integer"},
+    chat_fields.FORMS["metadata"][0]: METADATA,
 }
 _BETWEEN: Final = re.compile(r"a number between (\S+) and (\S+)")
 
 
 def told(name: str) -> Schema:
-    """A parameter that is left out and named in the answer, by its name in `chat.FORMS`."""
-    words, _ = chat.FORMS[name]
+    """A parameter that is left out and named in the answer, by its name in `chat_fields.FORMS`."""
+    words, _ = chat_fields.FORMS[name]
     if bounds := _BETWEEN.fullmatch(words):
         form: Schema = {"type": "number", "minimum": float(bounds[1]), "maximum": float(bounds[2])}
     else:
         form = _FORMS[words]
-    neutral = (chat.TOLD | chat.TOLD_WITHIN)[name]
+    neutral = chat_fields.TOLD[name]
     passing = "" if neutral is None else f", unless it is `{json.dumps(neutral)}`"
     return {**maybe(form), "description": f"left out, and named in `X-Baton-Ignored`{passing}; {words}"}
 
@@ -50,15 +54,38 @@ def _refused(neutral: Any) -> Schema:
 
 
 def _told_within(place: str) -> Schema:
-    """The fields of `chat.TOLD_WITHIN` that belong to one place."""
-    inside = {name: name.removeprefix(f"{place}.") for name in chat.TOLD_WITHIN if name.startswith(f"{place}.")}
-    return {field: told(name) for name, field in inside.items() if "." not in field}
+    """The fields of one place that are told."""
+    return {field: told(name) for field, name in chat_fields.inside(chat_fields.TOLD, place).items()}
 
 
-_PART: Final = asked(
-    {"type": one_of("text"), "text": NOT_BLANK, **_told_within("messages.content")},
-    required=("type", "text"),
-)
+def _part(kind: str, value: Schema) -> Schema:
+    return asked({"type": one_of(kind), kind: value, **_told_within("messages.content")}, required=("type", kind))
+
+
+_PARTS: Final[dict[str, Schema]] = {
+    "text": _part("text", NOT_BLANK),
+    "refusal": _part("refusal", NOT_BLANK),
+    "image_url": _part(
+        "image_url",
+        asked(
+            {
+                "url": {**TEXT, "description": "a data URL of a JPEG, PNG, GIF or WebP, or an http(s) URL"},
+                **_told_within("messages.content.image_url"),
+            },
+            required=("url",),
+        ),
+    ),
+    "file": _part(
+        "file",
+        asked(
+            {
+                "file_data": {**TEXT, "description": "a data URL of a PDF, or of text or JSON in UTF-8"},
+                "filename": maybe({**NOT_BLANK, "maxLength": media.TITLE_CHARS_MAX}),
+            },
+            required=("file_data",),
+        ),
+    ),
+}
 _CALL: Final = asked(
     {
         "id": TEXT,
@@ -69,8 +96,11 @@ _CALL: Final = asked(
     },
     required=("id", "type", "function"),
 )
-_CONTENT: Final[Schema] = {"anyOf": [NOT_BLANK, listed(_PART, minItems=1)]}
-_RESULT: Final[Schema] = {"anyOf": [TEXT, listed(_PART)]}
+
+
+def _content(role: str, **bounds: int) -> Schema:
+    """A list of the parts that a role may have."""
+    return listed({"anyOf": [_PARTS[kind] for kind in chat_content.PART_TYPES[role]]}, **bounds)
 
 
 def _message(role: Schema, required: tuple[str, ...], **fields: Schema) -> Schema:
@@ -83,16 +113,34 @@ def _message(role: Schema, required: tuple[str, ...], **fields: Schema) -> Schem
     }
 
 
+_SENT_BACK: Final[Schema] = {
+    "content": {"anyOf": [TEXT, _content("assistant"), NOTHING]},
+    "refusal": maybe(TEXT),
+    "tool_calls": {"anyOf": [listed(_CALL), NOTHING]},
+    "reasoning_content": {"description": "as an answer has it; passed over"},
+    "parsed": {"description": "as OpenAI's SDKs have it; passed over"},
+}
+_SAID: Final[dict[str, Schema]] = {
+    "content": {"anyOf": [TEXT, _content("assistant", minItems=1)]},
+    "refusal": NOT_BLANK,
+    "tool_calls": listed(_CALL, minItems=1),
+}
+"""An answer that is sent back has one of these at least."""
 _MESSAGE: Final[Schema] = {
     "anyOf": [
-        _message(one_of("system", "developer", "user", "assistant"), ("content",), content=_CONTENT),
         _message(
-            one_of("assistant"),
-            ("tool_calls",),
-            content={"anyOf": [TEXT, listed(_PART), NOTHING]},
-            tool_calls=listed(_CALL, minItems=1),
+            one_of("system", "developer"),
+            ("content",),
+            content={"anyOf": [NOT_BLANK, _content("system", minItems=1)]},
         ),
-        _message(one_of("tool"), ("content", "tool_call_id"), content=_RESULT, tool_call_id=TEXT),
+        _message(one_of("user"), ("content",), content={"anyOf": [NOT_BLANK, _content("user", minItems=1)]}),
+        *(_message(one_of("assistant"), (name,), **{**_SENT_BACK, name: spoken}) for name, spoken in _SAID.items()),
+        _message(
+            one_of("tool"),
+            ("content", "tool_call_id"),
+            content={"anyOf": [TEXT, _content("tool")]},
+            tool_call_id=TEXT,
+        ),
     ]
 }
 _FUNCTION: Final = asked(
@@ -110,16 +158,47 @@ _NAMED_CHOICE: Final = asked(
 )
 _LENGTH: Final = {"type": "integer", "minimum": 1, "description": "of the answer at most, in tokens"}
 
+_TEXT_FORMAT: Final = asked({"type": one_of("text")}, required=("type",))
+_JSON_SCHEMA: Final = asked(
+    {
+        "name": {"type": "string", "pattern": f"^{chat_options.FORMAT_NAME.pattern}$"},
+        "description": maybe(TEXT),
+        "schema": _ANYTHING,
+        "strict": maybe(YES_OR_NO),
+    },
+    required=("name", "schema"),
+)
+_JSON_FORMAT: Final = asked(
+    {"type": one_of("json_schema"), "json_schema": _JSON_SCHEMA}, required=("type", "json_schema")
+)
+_THINKING_FIELDS: Final[Schema] = {
+    "budget_tokens": {"type": "integer", "minimum": chat_options.BUDGET_TOKENS_MIN},
+    "display": maybe(one_of(*chat_options.DISPLAYS)),
+}
+
+
+def _thinking(kind: str) -> Schema:
+    own = {name: _THINKING_FIELDS[name] for name in chat_options.THINKING[kind] if name != "type"}
+    return asked({"type": one_of(kind), **own}, required=("type", *(own.keys() & {"budget_tokens"})))
+
+
 MAPPED: Final[dict[str, Schema]] = {
     "max_completion_tokens": maybe(_LENGTH),
     "max_tokens": maybe({**_LENGTH, "description": "the older name of `max_completion_tokens`, which counts"}),
     "messages": {
         **listed(_MESSAGE, minItems=1),
-        "description": "system and developer messages first; then the first is a user's, and the last a user's or a "
-        "tool's",
+        "description": "system and developer messages at the front are the system prompt; of the others the first is a "
+        "user's, and the last a user's or a tool's, but for system and developer messages behind it",
     },
     "model": {**maybe(MODEL_NAME), "description": "absent: the session's, else this deployment's default"},
     "parallel_tool_calls": {**maybe(YES_OR_NO), "description": "false: one call at a time"},
+    "reasoning_effort": {
+        **maybe(one_of("none", *chat_options.EFFORTS)),
+        "description": "`minimal` is Claude's `low`; `none`: no thinking, where the model can do without",
+    },
+    "response_format": {"anyOf": [_TEXT_FORMAT, _JSON_FORMAT, NOTHING]},
+    "safety_identifier": {**maybe(TEXT), "description": "goes to Claude hashed, as does `user`; this one goes first"},
+    "service_tier": maybe(one_of(*chat_options.TIERS)),
     "session_id": {
         **maybe(SESSION_NAME),
         "description": "`new`, an issued id, or a name of the caller's own; absent: nothing is stored",
@@ -129,16 +208,21 @@ MAPPED: Final[dict[str, Schema]] = {
         "description": "whether the messages are new or the whole conversation; absent: the whole if there is an "
         "assistant message among them",
     },
-    "stop": {"anyOf": [NOT_BLANK, listed(NOT_BLANK, maxItems=4), NOTHING]},
+    "stop": {"anyOf": [NOT_BLANK, listed(NOT_BLANK, maxItems=chat_options.STOPS_MAX), NOTHING]},
     "stream": maybe(YES_OR_NO),
+    "stream_options": maybe(asked({"include_usage": maybe(YES_OR_NO), **_told_within("stream_options")})),
+    "thinking": {
+        "anyOf": [*map(_thinking, chat_options.THINKING), NOTHING],
+        "description": "Claude's own field; with `display` `summarized` the answer has `reasoning_content`",
+    },
     "tool_choice": {"anyOf": [one_of("none", "auto", "required"), _NAMED_CHOICE, NOTHING]},
     "tools": {
         **maybe(listed(_TOOL, maxItems=chat_tools.TOOLS_MAX)),
         "description": "absent: the session's; an empty list: none this time",
     },
-    "stream_options": maybe(asked({"include_usage": maybe(YES_OR_NO), **_told_within("stream_options")})),
+    "user": maybe(TEXT),
 }
-"""The parameters of `chat.MAPPED`."""
+"""The parameters of `chat_fields.MAPPED`."""
 
 _USAGE: Final = said(
     {
@@ -158,11 +242,12 @@ def _answer(kind: str, choices: Schema, usage: Schema, *, optional: tuple[str, .
         "object": {"const": kind},
         "created": COUNT,
         "model": TEXT,
+        "service_tier": {**one_of("default", "priority"), "description": "there if Claude tells it"},
         "session_id": {**SESSION_NAME, "description": "what the caller calls the session; absent when stateless"},
         "choices": choices,
         "usage": usage,
     }
-    return said(properties, optional=("session_id", *optional))
+    return said(properties, optional=("service_tier", "session_id", *optional))
 
 
 def _choices(field: str, spoken: Schema, finish: Schema, **bounds: int) -> Schema:
@@ -170,10 +255,19 @@ def _choices(field: str, spoken: Schema, finish: Schema, **bounds: int) -> Schem
 
 
 def _request() -> Schema:
-    properties = {name: MAPPED[name] for name in chat.MAPPED}
-    properties |= {name: told(name) for name in chat.TOLD}
-    properties |= {name: _refused(neutral) for name, neutral in chat.REFUSED.items()}
+    properties = {name: MAPPED[name] for name in chat_fields.inside(chat_fields.MAPPED, "")}
+    properties |= _told_within("")
+    properties |= {name: _refused(chat_fields.REFUSED[name]) for name in chat_fields.inside(chat_fields.REFUSED, "")}
     return asked({name: properties[name] for name in sorted(properties)}, required=("messages",))
+
+
+_CITED: Final = said(
+    {
+        "type": {"const": "url_citation"},
+        "url_citation": said({"start_index": COUNT, "end_index": COUNT, "url": TEXT, "title": TEXT}),
+    }
+)
+_REASONING: Final[Schema] = {**TEXT, "description": "Claude's thinking; there if `thinking` asks to see it"}
 
 
 def _chunk() -> Schema:
@@ -190,6 +284,8 @@ def _chunk() -> Schema:
         "role": {"const": "assistant"},
         "content": TEXT,
         "refusal": maybe(TEXT),
+        "reasoning_content": _REASONING,
+        "annotations": listed(_CITED, minItems=1),
         "tool_calls": listed(call, minItems=1),
     }
     choices = _choices("delta", said(delta, optional=delta), maybe(_FINISH), maxItems=1)
@@ -205,12 +301,14 @@ _SPOKEN: Final = said(
         "role": {"const": "assistant"},
         "content": maybe(TEXT),
         "refusal": maybe(TEXT),
+        "reasoning_content": _REASONING,
+        "annotations": listed(_CITED, minItems=1),
         "tool_calls": listed(
             said({"id": TEXT, "type": {"const": "function"}, "function": said({"name": TEXT, "arguments": TEXT})}),
             minItems=1,
         ),
     },
-    optional=("tool_calls",),
+    optional=("reasoning_content", "annotations", "tool_calls"),
 )
 
 SCHEMAS: Final[dict[str, Schema]] = {

@@ -9,7 +9,7 @@ from service import __version__, headers
 from service.errors import CODES
 from service.openapi import completions, messages, schemas
 from service.openapi.operations import ANYWHERE, OPERATIONS, Answer, Operation, Query
-from service.openapi.schemas import Schema, ref
+from service.openapi.schemas import Schema, one_or_another, ref
 
 _DESCRIPTION: Final = (
     "Keeps conversations with Claude in Redis, so that any replica can carry them on. Every GET answers HEAD too. An "
@@ -108,23 +108,23 @@ def _errors(operation: Operation) -> dict[str, Any]:
     for code in codes:
         by_status.setdefault(str(CODES[code].status), []).append(code)
     names = (*_EVERY_ERROR, *operation.error_headers)
-    if operation.anthropic:
+    if operation.error_shapes == ("AnthropicError",):
         by_status["529"] = ["upstream_overloaded"]  # as Claude says it
     return {
         status: {
             "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in alike),
             "headers": _headers(names),
-            "content": {
-                "application/json": {"schema": ref("AnthropicError") if operation.anthropic else _error(alike)}
-            },
+            "content": {"application/json": {"schema": _error(alike, operation.error_shapes)}},
         }
         for status, alike in by_status.items()
     }
 
 
-def _error(codes: list[str]) -> Schema:
+def _error(codes: list[str], shapes: tuple[str, ...]) -> Schema:
+    """Any of the shapes; OpenAI's tells a code."""
     only = {"properties": {"code": {"enum": codes}}, "additionalProperties": True}
-    return {"allOf": [ref("Error"), {"properties": {"error": only}}]}
+    coded = {"allOf": [ref("Error"), {"properties": {"error": only}}]}
+    return one_or_another([coded if shape == "Error" else ref(shape) for shape in shapes])
 
 
 def _headers(names: Iterable[str]) -> dict[str, Any]:

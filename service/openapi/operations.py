@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from service.openapi.schemas import METADATA, TEXT, Schema, ref, whole
+from service.openapi.schemas import METADATA, TEXT, Schema, one_or_another, ref, whole
 
 Content = Mapping[str, Schema]
 
@@ -52,7 +52,7 @@ class Operation:
         headers: of ours, in a request.
         query: parameters of the query string.
         error_headers: of ours, where they apply, in an error.
-        anthropic: errors are told in Anthropic's shape, Claude's own among them.
+        error_shapes: names of the schemas of an error, one for each dialect that the operation is spoken in.
     """
 
     id: str
@@ -66,11 +66,12 @@ class Operation:
     headers: tuple[str, ...] = ()
     query: tuple[Query, ...] = ()
     error_headers: tuple[str, ...] = ()
-    anthropic: bool = False
+    error_shapes: tuple[str, ...] = ("Error",)
 
 
-def _json(schema: str) -> Content:
-    return {"application/json": ref(schema)}
+def _json(*schemas: str) -> Content:
+    """A body of one of these schemas."""
+    return {"application/json": one_or_another([ref(name) for name in schemas])}
 
 
 def _events(schema: str, end: str) -> Content:
@@ -120,7 +121,8 @@ _TURN: Final = (
         "turn_superseded",
     ),
 )
-_ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported", "upstream_nonsense")
+_ASKED: Final = ("context_length_exceeded", "turn_interrupted", "turn_timeout", "unsupported")
+_ANSWERED: Final = ("upstream_nonsense", "upstream_unknown")
 
 _TAKEN: Final = (
     *("X-Session-Id", "X-Session-Mode", "X-Session-Input", "X-Session-Prefix"),
@@ -147,7 +149,7 @@ CHAT: Final = (
                 _TURN_HEADERS,
             ),
         ),
-        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_ANSWERED, *_CLAUDE),
         error_headers=_TURN_HEADERS,
     ),
 )
@@ -172,9 +174,9 @@ MESSAGES: Final = (
                 (*_TURN_HEADERS, "request-id"),
             ),
         ),
-        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_CLAUDE),
+        errors=(*_BODY, "missing_value", *_SESSION, *_TURN, *_ASKED, *_ANSWERED, *_CLAUDE),
         error_headers=(*_TURN_HEADERS, "request-id"),
-        anthropic=True,
+        error_shapes=("AnthropicError",),
     ),
     Operation(
         "countTokens",
@@ -191,7 +193,7 @@ MESSAGES: Final = (
             "upstream_nonsense",
         ),
         error_headers=("request-id",),
-        anthropic=True,
+        error_shapes=("AnthropicError",),
     ),
 )
 
@@ -276,7 +278,7 @@ SESSIONS: Final = (
             Query("limit", whole(1, 100, 20), "how many at most"),
         ),
         answers=(Answer(200, "a page of them", _json("MessageList")),),
-        errors=(*_SESSION, "invalid_value"),
+        errors=(*_SESSION, "session_corrupt", "invalid_value"),
     ),
     Operation(
         "appendMessages",
@@ -310,7 +312,7 @@ TURNS: Final = (
         "/v1/sessions/{session}/turns/{turn}",
         "a turn of a session by number or id, with its messages",
         answers=(Answer(200, "the turn", _json("TurnDetail")),),
-        errors=(*_SESSION, "turn_not_found"),
+        errors=(*_SESSION, "session_corrupt", "turn_not_found"),
     ),
     Operation(
         "cancelTurn",
@@ -339,22 +341,37 @@ TURNS: Final = (
     ),
 )
 
+_BOTH: Final = "in OpenAI's shape; in Anthropic's, if there is an `anthropic-version`"
+
 MODELS: Final = (
     Operation(
         "listModels",
         "GET",
         "/v1/models",
         "Claude's models, and this deployment's aliases",
-        answers=(Answer(200, "all of them", _json("ModelList")),),
-        errors=_CLAUDE,
+        f"{_BOTH}; only there are pages",
+        headers=("anthropic-version",),
+        query=(
+            Query("limit", whole(1, 1000, 20), "how many at most"),
+            Query("after_id", TEXT, "models behind this one"),
+            Query("before_id", TEXT, "models ahead of this one"),
+        ),
+        answers=(Answer(200, "a page of them", _json("ModelList", "ModelInfoList"), ("request-id",)),),
+        errors=(*_CLAUDE, "upstream_nonsense", "invalid_value", "unsupported"),
+        error_headers=("request-id",),
+        error_shapes=("Error", "AnthropicError"),
     ),
     Operation(
         "getModel",
         "GET",
         "/v1/models/{model}",
         "one of the models",
-        answers=(Answer(200, "the model", _json("Model")),),
-        errors=_CLAUDE,
+        _BOTH,
+        headers=("anthropic-version",),
+        answers=(Answer(200, "the model", _json("Model", "ModelInfo"), ("request-id",)),),
+        errors=(*_CLAUDE, "upstream_nonsense"),
+        error_headers=("request-id",),
+        error_shapes=("Error", "AnthropicError"),
     ),
 )
 

@@ -7,9 +7,10 @@ What callers say is closed: a field that is not here is refused.
 from collections.abc import Collection
 from typing import Any, Final
 
-from service import addressing, model_name
+from service import addressing, media, model_name
 from service import session_fields as limits
 from service.addressing import MODES, RESERVED
+from service.appended_messages import APPENDED_MAX
 from service.conflict import ON_CONFLICT
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
@@ -43,6 +44,11 @@ def maybe(schema: Schema) -> Schema:
 def ref(name: str) -> Schema:
     """One of the document's schemas."""
     return {"$ref": f"#/components/schemas/{name}"}
+
+
+def one_or_another(schemas: list[Schema]) -> Schema:
+    """Any of these schemas."""
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
 
 
 def listed(schema: Schema, **bounds: int) -> Schema:
@@ -144,7 +150,27 @@ _RESULT_PART: Final = asked(
     },
     required=("type", "tool_use_id"),
 )
-_NEW_PART: Final[Schema] = {"anyOf": [_TEXT_PART, _CALL_PART, _RESULT_PART]}
+_BY_URL: Final = asked({"type": one_of("url"), "url": TEXT}, required=("type", "url"))
+
+
+def _inline(kind: str, *media_types: str) -> Schema:
+    data = {"type": one_of(kind), "media_type": one_of(*media_types), "data": NOT_BLANK}
+    return asked(data, required=("type", "media_type", "data"))
+
+
+_IMAGE_PART: Final = asked(
+    {"type": one_of("image"), "source": {"anyOf": [_BY_URL, _inline("base64", *media.IMAGES)]}},
+    required=("type", "source"),
+)
+_DOCUMENT_PART: Final = asked(
+    {
+        "type": one_of("document"),
+        "source": {"anyOf": [_BY_URL, _inline("base64", media.PDF), _inline("text", media.TEXT)]},
+        "title": {**NOT_BLANK, "maxLength": media.TITLE_CHARS_MAX},
+    },
+    required=("type", "source"),
+)
+_NEW_PART: Final[Schema] = {"anyOf": [_TEXT_PART, _CALL_PART, _RESULT_PART, _IMAGE_PART, _DOCUMENT_PART]}
 _NEW_MESSAGE: Final = asked(
     {"role": one_of("user", "assistant"), "content": {"anyOf": [NOT_BLANK, listed(_NEW_PART, minItems=1)]}},
     required=("role", "content"),
@@ -152,7 +178,7 @@ _NEW_MESSAGE: Final = asked(
 
 _MESSAGE: Final = said(
     {
-        "role": one_of("user", "assistant"),
+        "role": one_of("user", "assistant", "system"),
         "content": {
             "anyOf": [TEXT, listed({"type": "object", "properties": {"type": TEXT}, "additionalProperties": True})],
             "description": "text, or content blocks, as Claude's API has them",
@@ -231,7 +257,7 @@ _STATES: Final = ("ready", "starting", "draining")
 SCHEMAS: Final[dict[str, Schema]] = {
     "NewSession": asked(_CREATED, required=("model",)),
     "SessionChanges": asked({**_SETTABLE, "ttl_seconds": _TTL}),
-    "NewMessages": asked({"messages": listed(_NEW_MESSAGE, maxItems=limits.APPENDED_MAX)}, required=("messages",)),
+    "NewMessages": asked({"messages": listed(_NEW_MESSAGE, maxItems=APPENDED_MAX)}, required=("messages",)),
     "Session": _SESSION,
     "SessionList": said(
         {
@@ -274,6 +300,14 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "TurnList": said({"object": {"const": "list"}, "session_id": SESSION_NAME, "turns": listed(ref("Turn")), **_PAGED}),
     "Model": said({"id": TEXT, "object": {"const": "model"}, "created": COUNT, "owned_by": TEXT}),
     "ModelList": said({"object": {"const": "list"}, "data": listed(ref("Model"))}),
+    "ModelInfo": {
+        **said({"id": TEXT, "type": {"const": "model"}, "display_name": TEXT, "created_at": TEXT, "lifecycle": TEXT}),
+        "additionalProperties": True,
+        "description": "as Claude's Models API tells it, with whatever else that does",
+    },
+    "ModelInfoList": said(
+        {"data": listed(ref("ModelInfo")), "has_more": YES_OR_NO, "first_id": maybe(TEXT), "last_id": maybe(TEXT)}
+    ),
     "Alive": said({"status": {"const": "alive"}}),
     "Readiness": said({"status": one_of(*_STATES), **_STATE}),
     "Health": said(

@@ -1,4 +1,4 @@
-"""What operators and curious people ask: health, version, metrics, models, the interface itself, a plain page at ``/``.
+"""What operators and curious people ask: health, version, metrics, the interface itself, a plain page at ``/``.
 
 ``/livez`` says that the process answers, nothing else: restarting replicas does not mend a store. ``/readyz`` says
 whether this replica should get work: it started, reached the store at least once, and is not draining. The store's
@@ -15,9 +15,7 @@ from starlette.responses import Response
 
 from service import __version__, telemetry
 from service.asgi import json_response
-from service.errors import BatonError
 from service.exchange import Exchanges
-from service.models import Models
 from service.store_watch import StoreWatch
 
 _PAGE = """<!doctype html>
@@ -49,7 +47,6 @@ class OpsRoutes:
         self,
         store: StoreWatch,
         exchanges: Exchanges,
-        models: Models,
         *,
         replica: str,
         default_model: str,
@@ -57,7 +54,6 @@ class OpsRoutes:
     ) -> None:
         self._store = store
         self._exchanges = exchanges
-        self._models = models
         self._replica = replica
         self._default_model = default_model
         self._document = document
@@ -97,18 +93,6 @@ class OpsRoutes:
     async def openapi(self, request: Request) -> Response:
         """``GET /openapi.json``: what this replica understands, for programs."""
         return Response(self._document, media_type="application/json")
-
-    async def models(self, request: Request) -> Response:
-        """``GET /v1/models``: Claude's models and our aliases, in OpenAI's shape."""
-        return json_response({"object": "list", "data": await self._models.list()})
-
-    async def model(self, request: Request) -> Response:
-        """``GET /v1/models/{id}``."""
-        wanted = request.path_params["model"]
-        for model in await self._models.list():
-            if model["id"] == wanted:
-                return json_response(model)
-        raise BatonError("model_not_found", "Claude knows no such model, and there is no such alias.", param="model")
 
     async def page(self, request: Request) -> Response:
         """``GET /``: what this is, its state, a curl to try."""

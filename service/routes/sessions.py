@@ -8,16 +8,17 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service import access, addressing, idempotency, session_fields, telemetry
+from service import access, addressing, appended_messages, idempotency, session_fields, telemetry
 from service.appending import Appending
 from service.asgi import header, json_response, parse_json, query_number, read_body
 from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
 from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
 from service.routes import listing
-from service.routes.visible import looked_at, named_by, snapshot_of, stored
+from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object
 from service.settings import Settings
+from service.stored import stored
 from storage import elements
 from storage.index import Index
 from storage.keys import SessionRef, new_nonce
@@ -162,8 +163,8 @@ class SessionRoutes:
         offset = query_number(request, "offset", default=0, low=0, high=10_000_000)
         limit = query_number(request, "limit", default=20, low=1, high=_PAGE_MESSAGES_MAX)
         ref, snapshot = await looked_at(request, self.sessions)
-        found = await stored(self.sessions.messages(ref, offset, limit))
-        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in _bounded(found)]
+        found = await stored(self.sessions.messages(ref, offset, limit, bytes_max=_PAGE_BYTES_MAX))
+        page = [orjson.Fragment(element[elements.HEADER_BYTES :]) for element in found]
         body = {
             "object": "list",
             "session_id": snapshot.name or ref.id,
@@ -180,7 +181,7 @@ class SessionRoutes:
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         raw = await self._body(request)
-        messages = session_fields.messages(raw)
+        messages = appended_messages.parse(raw)
         same = idempotency.request_of(
             request.scope,
             idempotency.key_of(request.scope),
@@ -209,16 +210,6 @@ def _answer(ref: SessionRef, snapshot: Snapshot, *, status: int = 200) -> Respon
     response.headers["etag"] = f'"{snapshot.revision}"'
     response.headers["x-session-id"] = ref.id
     return response
-
-
-def _bounded(found: list[bytes]) -> list[bytes]:
-    """As many of the elements, from the first, as one page may hold."""
-    total = 0
-    for count, element in enumerate(found):
-        total += len(element)
-        if total > _PAGE_BYTES_MAX and count:
-            return found[:count]
-    return found
 
 
 def _revision(if_match: str | None) -> int | None:

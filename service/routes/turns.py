@@ -17,8 +17,9 @@ from service.dialect import Dialect
 from service.errors import BatonError, events_not_found, session_not_found
 from service.exchange import Exchanges
 from service.following import Following
-from service.routes.visible import looked_at, stored
+from service.routes.visible import looked_at
 from service.session_view import turn_object
+from service.stored import stored
 from storage import elements
 from storage.keys import SessionRef
 from storage.log import Log

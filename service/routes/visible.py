@@ -1,29 +1,13 @@
-"""What every endpoint of one session begins with: which session, is it there, and the store's silence as an error."""
-
-from collections.abc import Awaitable
-from typing import TypeVar
+"""What every endpoint of one session begins with: which session, and is it there."""
 
 from starlette.requests import Request
 
 from service import access, addressing
-from service.errors import session_not_found, store_unavailable
+from service.errors import session_not_found
+from service.stored import stored
 from storage.keys import SessionRef
-from storage.results import Gone, StoreUnavailable
+from storage.results import Gone
 from storage.sessions import Sessions, Snapshot
-
-T = TypeVar("T")
-
-
-async def stored(asking: Awaitable[T]) -> T:
-    """What the store answers.
-
-    Raises:
-        BatonError: store_unavailable.
-    """
-    try:
-        return await asking
-    except StoreUnavailable as error:
-        raise store_unavailable() from error
 
 
 def named_by(request: Request, sessions: Sessions) -> SessionRef:

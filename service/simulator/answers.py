@@ -13,7 +13,8 @@ case does not matter:
     how many messages               the number of messages, as received
     list the marks                  every [mark:ID] of the user messages, in order, or "none"
     what are your instructions      the system text, if there is one
-    anything else                   the turn quoted (up to 80 characters), and the number of messages received
+    anything else                   the turn quoted (up to 80 characters), the number of messages received, and the
+                                    images and documents in them
 
 A request that is answered with tool calls (calls.py) gets these words ahead of them only where one of the lines from
 the name to the instructions applies, or there are marks.
@@ -22,6 +23,9 @@ Marks prove what an answer was based on. Where the last user turn holds any `[ma
 `[seen:ID]` for each of them, then `[after:ID]` naming the last mark of the user turn before it, or
 `[after:none]`. Two answers may not keep to that, since their text is the caller's: `repeat after me` and
 `list the marks`.
+
+Where the request asks for JSON by a schema, these words are a string in it (schema.py). Two more phrases command how an
+answer is thought about (thinking.py).
 """
 
 import re
@@ -29,6 +33,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
+
+from service.simulator.attachments import describe
 
 COUNT_MAX = 5000
 QUOTE_CHARS_MAX = 80
@@ -53,12 +59,14 @@ class Conversation:
         user_messages: the text of each user message as received, oldest first.
         user_turns: the same with neighbours merged.
         message_count: messages as received, of every role.
+        attachments: a sentence on the images and documents in them; empty without any.
     """
 
     system: str
     user_messages: tuple[str, ...]
     user_turns: tuple[str, ...]
     message_count: int
+    attachments: str
 
     @property
     def last(self) -> str:
@@ -79,7 +87,13 @@ def read(body: dict[str, Any]) -> Conversation:
         elif role == "user":
             users.extend(texts)
             turns.append("\n".join(filter(None, texts)))
-    return Conversation("\n\n".join(filter(None, system)), tuple(users), tuple(turns), len(messages))
+    return Conversation(
+        system="\n\n".join(filter(None, system)),
+        user_messages=tuple(users),
+        user_turns=tuple(turns),
+        message_count=len(messages),
+        attachments=describe(messages),
+    )
 
 
 def _text(content: Any) -> str:
@@ -171,7 +185,8 @@ def _acknowledge(conversation: Conversation) -> str:
         quote = quote[: QUOTE_CHARS_MAX - 1] + "…"
     said = f'You said: "{quote}".' if quote else "You sent no text."
     count = conversation.message_count
-    return f"{said} I received {count} message{'' if count == 1 else 's'}."
+    received = f"I received {count} message{'' if count == 1 else 's'}."
+    return " ".join(filter(None, (said, received, conversation.attachments)))
 
 
 def _proof(conversation: Conversation) -> list[str]:

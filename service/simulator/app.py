@@ -33,9 +33,9 @@ from starlette.routing import Route
 from service.simulator.errors import ApiError, invalid, new_request_id
 from service.simulator.exchange import Desk, Endpoint, count, create
 from service.simulator.faults import Pace, parse_fault, parse_pace
+from service.simulator.headers import check_headers
 from service.simulator.journal import KEPT, Journal
 from service.simulator.models import find_model, list_models
-from service.simulator.rules import check_headers
 
 # Clients hold idle connections open and reuse them; one that the server closed just then would look like a fault.
 KEEPALIVE_S = 600

@@ -50,7 +50,7 @@ def decide(body: dict[str, Any]) -> tuple[Call, ...]:
     names = [tool["name"] for tool in body.get("tools") or () if tool.get("type") in (None, "custom")]
     if choice["type"] == "none" or not names:
         return ()
-    wanted = [(name, given) for name, given in _wanted(_own_words(body["messages"])) if name in names]
+    wanted = [(name, given) for name, given in _wanted(own_words(body["messages"])) if name in names]
     if choice["type"] == "tool":
         wanted = [(name, given) for name, given in wanted if name == choice["name"]] or [(choice["name"], {})]
     elif choice["type"] == "any":
@@ -61,8 +61,8 @@ def decide(body: dict[str, Any]) -> tuple[Call, ...]:
     return tuple(_call(place, index, name, given) for index, (name, given) in enumerate(wanted))
 
 
-def _own_words(messages: list[dict[str, Any]]) -> str:
-    """The text of the last user turn, without that of results."""
+def own_words(messages: list[dict[str, Any]]) -> str:
+    """Return the text of the last user turn, without that of results."""
     turn = list(takewhile(lambda message: message["role"] == "user", reversed(messages)))
     texts: list[str] = []
     for message in reversed(turn):

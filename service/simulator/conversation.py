@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from service.simulator.attachments import check_source
+from service.simulator.cache import check_control
 from service.simulator.errors import invalid
+from service.simulator.headers import PRESENT, Terms
 from service.simulator.models import Model
 
 SERVER_TOOL_RESULTS = (
@@ -28,7 +31,7 @@ SERVER_TOOL_RESULTS = (
 SHARED_BLOCKS = frozenset({"text", "image", "search_result"})
 BLOCKS_BY_ROLE = {
     "user": SHARED_BLOCKS | {"document", "tool_result", "container_upload", *SERVER_TOOL_RESULTS},
-    # As of 2026-10-21 a document may not stand in an assistant message.
+    # Under API version 2023-06-01 a document may also stand in an assistant message.
     "assistant": SHARED_BLOCKS
     | {"thinking", "redacted_thinking", "tool_use", "server_tool_use", "container_upload", *SERVER_TOOL_RESULTS},
     "system": frozenset({"text"}),
@@ -42,6 +45,12 @@ BLOCK_FIELDS: dict[str, tuple[dict[str, type], frozenset[str]]] = {
     "text": ({"text": str}, frozenset({"cache_control", "citations"})),
     "thinking": ({"thinking": str, "signature": str}, frozenset()),
     "redacted_thinking": ({"data": str}, frozenset()),
+    "image": ({"source": dict}, frozenset({"cache_control"})),
+    "document": ({"source": dict}, frozenset({"cache_control", "citations", "context", "title"})),
+    "search_result": (
+        {"source": str, "title": str, "content": list},
+        frozenset({"cache_control", "citations"}),
+    ),
     "tool_use": (
         {"id": str, "name": str, "input": dict},
         frozenset({"cache_control", "caller", "toolset_name"}),
@@ -51,25 +60,30 @@ BLOCK_FIELDS: dict[str, tuple[dict[str, type], frozenset[str]]] = {
         frozenset({"cache_control", "content", "is_error", "toolset_name"}),
     ),
 }
+# Fields of messages that beta features add.
+BETA_MESSAGE_FIELDS: dict[str, tuple[str, ...]] = {"system": ("clear_at", "output_config")}
 CALL_ID = re.compile(r"[a-zA-Z0-9_-]+")
-TYPE_NAMES: dict[type, str] = {str: "string", dict: "dictionary"}
+CALL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,128}")
+CALL_FIELDS = {"id": CALL_ID, "tool_use_id": CALL_ID, "name": CALL_NAME}
+TYPE_NAMES: dict[type, str] = {str: "string", dict: "dictionary", list: "list"}
 
 Run = list[tuple[int, dict[str, Any]]]
 """Neighbouring messages of one role, each with its index as received."""
 
 
-def check_messages(messages: list[Any], model: Model) -> None:
+def check_messages(messages: list[Any], model: Model, terms: Terms) -> None:
     """Judge the conversation of a request.
 
     Args:
         messages: as received, oldest first; not empty.
         model: decides whether `system` messages and a prefill are legal.
+        terms: decide about documents of the assistant, citations of the user and fields of beta features.
 
     Raises:
         ApiError: 400, the message naming the index as received.
     """
     for index, message in enumerate(messages):
-        _check_message(message, f"messages.{index}", model)
+        _check_message(message, f"messages.{index}", model, terms)
     runs = [list(run) for _, run in groupby(enumerate(messages), key=lambda item: item[1]["role"])]
     _check_order(runs, model)
     _check_tool_pairs(runs)
@@ -84,22 +98,23 @@ def check_text_blocks(blocks: Any, path: str) -> None:
     if not isinstance(blocks, list):
         raise invalid(f"{path}: Input should be a valid string or a list of text blocks")
     for index, block in enumerate(blocks):
-        _check_block(block, f"{path}.{index}", "system")
+        _check_block(block, f"{path}.{index}", "system", PRESENT)
 
 
-def _check_message(message: Any, path: str, model: Model) -> None:
+def _check_message(message: Any, path: str, model: Model, terms: Terms) -> None:
     """One message by itself: fields, role, blocks."""
     if not isinstance(message, dict):
         raise invalid(f"{path}: Input should be an object")
     for name in ("role", "content"):
         if name not in message:
             raise invalid(f"{path}.{name}: Field required")
-    for name in message:
-        if name not in ("role", "content"):
-            raise invalid(f"{path}.{name}: Extra inputs are not permitted")
     role, content = message["role"], message["content"]
     if not isinstance(role, str) or role not in BLOCKS_BY_ROLE:
         raise invalid(f"{path}.role: Input should be 'user', 'assistant' or 'system'")
+    more = BETA_MESSAGE_FIELDS.get(role, ()) if terms.beta else ()
+    for name in message:
+        if name not in ("role", "content", *more):
+            raise invalid(f"{path}.{name}: Extra inputs are not permitted")
     if role == "system" and not model.system_messages:
         raise invalid(f"{path}.role: role 'system' is not supported on this model")
     if isinstance(content, str):
@@ -110,7 +125,7 @@ def _check_message(message: Any, path: str, model: Model) -> None:
         raise invalid(f"{path}.content: all messages must have non-empty content")
     else:
         for index, block in enumerate(content):
-            _check_block(block, f"{path}.content.{index}", role)
+            _check_block(block, f"{path}.content.{index}", role, terms)
 
 
 def _check_text(text: str, path: str) -> None:
@@ -120,26 +135,30 @@ def _check_text(text: str, path: str) -> None:
         raise invalid(f"{path}: text content blocks must contain non-whitespace text")
 
 
-def _check_block(block: Any, path: str, role: str) -> None:
+def _check_block(block: Any, path: str, role: str, terms: Terms) -> None:
     """One block by itself: a known type, legal in this role, sound inside."""
     if not isinstance(block, dict):
         raise invalid(f"{path}: Input should be an object")
     kind = block.get("type")
     if not isinstance(kind, str) or kind not in BLOCK_TYPES:
         raise invalid(f"{path}.type: Input tag {kind!r} does not match any of the expected tags")
-    if kind not in BLOCKS_BY_ROLE[role]:
+    if kind not in BLOCKS_BY_ROLE[role] and not (terms.old and (role, kind) == ("assistant", "document")):
         raise invalid(f"{path}.type: `{kind}` blocks are not permitted in {role} messages")
     if kind in BLOCK_FIELDS:
         _check_block_fields(block, kind, path)
-    for field in ("id", "tool_use_id"):
-        if kind in ("tool_use", "tool_result") and field in block and CALL_ID.fullmatch(block[field]) is None:
-            raise invalid(f"{path}.{kind}.{field}: String should match pattern '^{CALL_ID.pattern}$'")
+    check_control(block.get("cache_control"), f"{path}.cache_control")
     if kind == "text":
         _check_text(block["text"], f"{path}.text")
-        if role == "user" and block.get("citations"):
+        if role == "user" and block.get("citations") and not terms.old:
             raise invalid(f"{path}.text.citations: citations are not permitted in user messages")
-    elif kind == "tool_result":
-        _check_tool_result(block.get("content"), f"{path}.tool_result.content")
+    elif kind in ("image", "document"):
+        _check_attachment(block, path, terms)
+    elif kind == "search_result":
+        _check_inner(block["content"], f"{path}.search_result.content", frozenset({"text"}), terms)
+    elif kind in ("tool_use", "tool_result"):
+        _check_call(block, f"{path}.{kind}")
+    if kind == "tool_result":
+        _check_tool_result(block, f"{path}.tool_result", terms)
 
 
 def _check_block_fields(block: dict[str, Any], kind: str, path: str) -> None:
@@ -154,18 +173,45 @@ def _check_block_fields(block: dict[str, Any], kind: str, path: str) -> None:
             raise invalid(f"{path}.{kind}.{name}: Extra inputs are not permitted")
 
 
-def _check_tool_result(content: Any, path: str) -> None:
+def _check_call(block: dict[str, Any], path: str) -> None:
+    for field, pattern in CALL_FIELDS.items():
+        if field in block and pattern.fullmatch(block[field]) is None:
+            raise invalid(f"{path}.{field}: String should match pattern '^{pattern.pattern}$'")
+
+
+def _check_tool_result(block: dict[str, Any], path: str, terms: Terms) -> None:
     """A result may be absent or an empty string; blocks in it follow the rules of blocks."""
+    content, is_error = block.get("content"), block.get("is_error")
+    if is_error is not None and not isinstance(is_error, bool):
+        raise invalid(f"{path}.is_error: Input should be a valid boolean")
     if content is None or isinstance(content, str):
         return
+    _check_inner(content, f"{path}.content", TOOL_RESULT_BLOCKS, terms)
+    if is_error and any(inner["type"] != "text" for inner in content):
+        raise invalid(f"{path}: all content must be type `text` if `is_error` is true")
+
+
+def _check_inner(content: Any, path: str, kinds: frozenset[str], terms: Terms) -> None:
+    """The blocks inside another: of these kinds, and as sound as those of the user's."""
     if not isinstance(content, list):
         raise invalid(f"{path}: Input should be a valid string or a valid list")
     for index, block in enumerate(content):
         kind = block.get("type") if isinstance(block, dict) else None
-        if not isinstance(kind, str) or kind not in TOOL_RESULT_BLOCKS:
+        if not isinstance(kind, str) or kind not in kinds:
             raise invalid(f"{path}.{index}.type: Input tag {kind!r} does not match any of the expected tags")
-        if kind == "text":
-            _check_block(block, f"{path}.{index}", "user")
+        if kind in BLOCK_TYPES:
+            _check_block(block, f"{path}.{index}", "user", terms)
+        else:
+            check_control(block.get("cache_control"), f"{path}.{index}.cache_control")
+
+
+def _check_attachment(block: dict[str, Any], path: str, terms: Terms) -> None:
+    """An image's or a document's source, and the blocks a document is made of, if it is."""
+    check_source(block, path)
+    source = block["source"]
+    if source["type"] == "content" and not isinstance(source["content"], str):
+        where = f"{path}.document.source.content.content"
+        _check_inner(source["content"], where, frozenset({"text", "image"}), terms)
 
 
 def _check_order(runs: list[Run], model: Model) -> None:

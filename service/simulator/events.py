@@ -8,13 +8,12 @@ A stream's frames, in the order the API documents:
     message_delta         stop reason, and the usage of the whole message
     message_stop
 
-A thinking block, where thinking is on, comes first; its signature is the last of its deltas. Tool calls come last, a
-block each. One delta is a word, or a piece of a call's input, and counts as one token, so `max_tokens` cuts exactly
-where a test expects it: a call may be cut in the middle of its input, which then is no JSON.
+A thinking block, where there is thinking, comes first, and with `think between` (thinking.py) one more ahead of each
+block behind it; its signature is the last of its deltas. Tool calls come last, a block each. One delta is a word, or a
+piece of a call's input, and counts as one token, so `max_tokens` cuts exactly where a test expects it: a call may be
+cut in the middle of its input, which then is no JSON. Thinking counts whether it is shown or not.
 """
 
-import base64
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,9 +21,43 @@ from typing import Any, NamedTuple
 import orjson
 
 from service.simulator.answers import split_words
+from service.simulator.cache import InputUsage
 from service.simulator.calls import Call
+from service.simulator.prompt import Prompt
+from service.simulator.seals import Sealer
+from service.simulator.thinking import Thinking
 
-THINKING_ON = ("adaptive", "enabled")
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """A thinking block.
+
+    Attributes:
+        pieces: deltas of its text, shown or not; a token each.
+        withheld: whether the text is left out.
+        redacted: whether the whole block is.
+        seal: its signature, or what is in its place.
+    """
+
+    pieces: tuple[str, ...]
+    withheld: bool
+    redacted: bool
+    seal: str = ""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The deltas that are in the answer."""
+        return () if self.withheld or self.redacted else self.pieces
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text block: its deltas."""
+
+    pieces: tuple[str, ...]
+
+
+Block = Thought | Text | Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,30 +65,38 @@ class Reply:
     """One answer of the assistant, whole.
 
     Attributes:
-        thinking: deltas of the thinking block; `None` without thinking, empty when its text is withheld.
-        text: deltas of the text block; without any there is no such block.
-        calls: the tool calls, the input of the last one possibly cut short.
-        thinking_tokens: tokens spent on thinking, shown or not; part of `output_tokens`.
+        blocks: in order; the pieces of the last one possibly cut short.
+        usage: the input side.
     """
 
     id: str
     model: str
-    thinking: tuple[str, ...] | None
-    text: tuple[str, ...]
-    calls: tuple[Call, ...]
+    blocks: tuple[Block, ...]
     stop_reason: str
     stop_sequence: str | None
     stop_details: dict[str, Any] | None
-    input_tokens: int
+    usage: InputUsage
     output_tokens: int
-    thinking_tokens: int
 
     @property
-    def signature(self) -> str:
-        """The thinking block's seal: a digest of what was said, so that any change of it shows."""
-        called = "".join(call.id for call in self.calls)
-        said = "\0".join((self.model, "".join(self.thinking or ()), "".join(self.text), called))
-        return base64.b64encode(hashlib.sha256(said.encode()).digest()).decode()
+    def text(self) -> tuple[str, ...]:
+        """The deltas of the answer's text."""
+        return tuple(piece for block in self.blocks if isinstance(block, Text) for piece in block.pieces)
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The tool calls."""
+        return tuple(block for block in self.blocks if isinstance(block, Call))
+
+    @property
+    def thoughts(self) -> tuple[Thought, ...]:
+        """The thinking blocks."""
+        return tuple(block for block in self.blocks if isinstance(block, Thought))
+
+    @property
+    def delta_count(self) -> int:
+        """How many deltas show something, signatures not counted."""
+        return sum(len(block.shown if isinstance(block, Thought) else block.pieces) for block in self.blocks)
 
 
 class Frame(NamedTuple):
@@ -75,54 +116,49 @@ class Frame(NamedTuple):
 
 
 def compose(
-    body: dict[str, Any], answer: str, *, message_id: str, input_tokens: int, calls: tuple[Call, ...] = ()
+    body: dict[str, Any],
+    answer: str,
+    *,
+    message_id: str,
+    usage: InputUsage,
+    prompt: Prompt,
+    thinking: Thinking | None = None,
+    calls: tuple[Call, ...] = (),
 ) -> Reply:
     """Turn an answer into a reply within the limits of its request.
 
     Args:
-        body: an accepted request; `max_tokens`, `stop_sequences` and `thinking` are obeyed.
+        body: an accepted request; `max_tokens` and `stop_sequences` are obeyed.
         answer: the whole text, without limits.
         message_id: the id of the message.
-        input_tokens: as estimated for the request.
+        usage: the input side.
+        prompt: what thinking blocks are bound to.
+        thinking: how it is thought about; `None` if it is not.
         calls: the tool calls behind the text; none are made where a stop sequence ends it.
     """
     text, stop_sequence = _stop(answer, body.get("stop_sequences") or ())
-    thinking = _think(body)
-    budget: int = body["max_tokens"]
-    words = split_words(text)
-    thinking_words = (thinking or ())[:budget]
-    shown = words[: budget - len(thinking_words)]
-    made = _within(() if stop_sequence else calls, budget - len(thinking_words) - len(shown))
-    called = sum(len(call.pieces) for call in made)
-    asked = sum(len(call.pieces) for call in calls) if not stop_sequence else 0
-    cut = len(shown) < len(words) or called < asked or budget == 0
-    if budget == 0:
-        thinking = None  # only the prompt cache is warmed: no content of any kind
-    elif thinking is not None:
-        thinking = () if body["thinking"].get("display") == "omitted" else thinking_words
+    planned = _plan(split_words(text), () if stop_sequence else calls, thinking)
+    made, cut = _within(planned, body["max_tokens"])
+    cut = cut or body["max_tokens"] == 0  # only the prompt cache is warmed then
+    called = any(isinstance(block, Call) for block in made)
     return Reply(
         id=message_id,
         model=body["model"],
-        thinking=thinking,
-        text=shown,
-        calls=made,
-        stop_reason="max_tokens" if cut else "stop_sequence" if stop_sequence else "tool_use" if made else "end_turn",
+        blocks=tuple(made if thinking is None else _sealed(made, Sealer(prompt))),
+        stop_reason="max_tokens" if cut else "stop_sequence" if stop_sequence else "tool_use" if called else "end_turn",
         stop_sequence=None if cut else stop_sequence,
         stop_details=None,
-        input_tokens=input_tokens,
-        output_tokens=len(thinking_words) + len(shown) + called,
-        thinking_tokens=len(thinking_words),
+        usage=usage,
+        output_tokens=sum(len(block.pieces) for block in made),
     )
 
 
-def refuse(body: dict[str, Any], *, message_id: str, input_tokens: int) -> Reply:
+def refuse(body: dict[str, Any], *, message_id: str, usage: InputUsage) -> Reply:
     """Make the reply of a model that declines: HTTP 200, no content, the reason in `stop_details`."""
     return Reply(
         id=message_id,
         model=body["model"],
-        thinking=None,
-        text=(),
-        calls=(),
+        blocks=(),
         stop_reason="refusal",
         stop_sequence=None,
         stop_details={
@@ -130,9 +166,8 @@ def refuse(body: dict[str, Any], *, message_id: str, input_tokens: int) -> Reply
             "category": "general_harms",
             "explanation": "The simulator was told to refuse this request.",
         },
-        input_tokens=input_tokens,
+        usage=usage,
         output_tokens=1,
-        thinking_tokens=0,
     )
 
 
@@ -145,40 +180,93 @@ def _stop(text: str, sequences: list[str] | tuple[str, ...]) -> tuple[str, str |
     return text[:place], sequence
 
 
-def _within(calls: tuple[Call, ...], budget: int) -> tuple[Call, ...]:
-    """The calls as far as their pieces are within the budget."""
-    made: list[Call] = []
-    for call in calls:
+def _plan(words: tuple[str, ...], calls: tuple[Call, ...], thinking: Thinking | None) -> list[Block]:
+    """Put the blocks of an answer in order, without limits."""
+    said: list[Block] = [Text(words)] if words else []
+    said += calls
+    if thinking is None:
+        return said
+    thought = Thought(thinking.words, thinking.withheld, thinking.redacted)
+    if thinking.between and said:
+        return [block for one in said for block in (thought, one)]
+    return [thought, *said]
+
+
+def _within(planned: list[Block], budget: int) -> tuple[list[Block], bool]:
+    """The blocks as far as their pieces are within the budget, and whether anything had to be cut."""
+    made: list[Block] = []
+    for block in planned:
         if budget <= 0:
-            break
-        made.append(replace(call, pieces=call.pieces[:budget]))
-        budget -= len(call.pieces)
-    return tuple(made)
+            return made, True
+        made.append(replace(block, pieces=block.pieces[:budget]))
+        budget -= len(block.pieces)
+    return made, budget < 0
 
 
-def _think(body: dict[str, Any]) -> tuple[str, ...] | None:
-    config = body.get("thinking")
-    if not config or config["type"] not in THINKING_ON:
-        return None
-    return split_words(f"The caller sent {len(body['messages'])} messages; the answer follows from the last.")
+def _sealed(blocks: list[Block], sealer: Sealer) -> Iterator[Block]:
+    for block in blocks:
+        if isinstance(block, Thought):
+            yield replace(block, seal=sealer.seal("".join(block.shown), redacted=block.redacted))
+        else:
+            sealer.pass_over(_whole(block))
+            yield block
 
 
 def message(reply: Reply) -> dict[str, Any]:
     """Render a reply as the JSON body of a request without `stream`."""
-    content: list[dict[str, Any]] = []
-    if reply.thinking is not None:
-        content.append({"type": "thinking", "thinking": "".join(reply.thinking), "signature": reply.signature})
-    if reply.text:
-        content.append({"type": "text", "text": "".join(reply.text)})
-    content.extend({**_empty_call(call), "input": call.input} for call in reply.calls)
     return {
         **_envelope(reply),
-        "content": content,
+        "content": [_whole(block) for block in reply.blocks],
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
         "stop_details": reply.stop_details,
         "usage": {**_input_usage(reply), **_output_usage(reply)},
     }
+
+
+def _whole(block: Block) -> dict[str, Any]:
+    """A block as it is in a message, and as the caller sends it back."""
+    match block:
+        case Thought(redacted=True):
+            return {"type": "redacted_thinking", "data": block.seal}
+        case Thought():
+            return {"type": "thinking", "thinking": "".join(block.shown), "signature": block.seal}
+        case Text():
+            return {"type": "text", "text": "".join(block.pieces)}
+        case Call():
+            return {**_empty(block), "input": block.input}
+
+
+def _empty(block: Block) -> dict[str, Any]:
+    """A block as its `content_block_start` has it."""
+    match block:
+        case Thought(redacted=True):
+            return {"type": "redacted_thinking", "data": block.seal}
+        case Thought():
+            return {"type": "thinking", "thinking": "", "signature": ""}
+        case Text():
+            return {"type": "text", "text": ""}
+        case Call():
+            return {
+                "type": "tool_use",
+                "id": block.id,
+                "name": block.name,
+                "input": {},
+                "caller": {"type": "direct"},
+            }
+
+
+def _deltas(block: Block) -> list[dict[str, str]]:
+    match block:
+        case Thought(redacted=True):
+            return []
+        case Thought():
+            deltas = [{"type": "thinking_delta", "thinking": word} for word in block.shown]
+            return [*deltas, {"type": "signature_delta", "signature": block.seal}]
+        case Text():
+            return [{"type": "text_delta", "text": word} for word in block.pieces]
+        case Call():
+            return [{"type": "input_json_delta", "partial_json": piece} for piece in block.pieces]
 
 
 def frames(reply: Reply) -> Iterator[Frame]:
@@ -193,20 +281,8 @@ def frames(reply: Reply) -> Iterator[Frame]:
     }
     yield Frame(sse({"type": "message_start", "message": start}))
     yield Frame(sse({"type": "ping"}))
-    index = 0
-    if reply.thinking is not None:
-        deltas = [{"type": "thinking_delta", "thinking": word} for word in reply.thinking]
-        deltas.append({"type": "signature_delta", "signature": reply.signature})
-        yield from _block(index, {"type": "thinking", "thinking": "", "signature": ""}, deltas)
-        index += 1
-    if reply.text:
-        deltas = [{"type": "text_delta", "text": word} for word in reply.text]
-        yield from _block(index, {"type": "text", "text": ""}, deltas)
-        index += 1
-    for call in reply.calls:
-        deltas = [{"type": "input_json_delta", "partial_json": piece} for piece in call.pieces]
-        yield from _block(index, _empty_call(call), deltas)
-        index += 1
+    for index, block in enumerate(reply.blocks):
+        yield from _block(index, _empty(block), _deltas(block))
     delta = {
         "stop_reason": reply.stop_reason,
         "stop_sequence": reply.stop_sequence,
@@ -222,10 +298,6 @@ def sse(event: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), orjson.dumps(event))
 
 
-def _empty_call(call: Call) -> dict[str, Any]:
-    return {"type": "tool_use", "id": call.id, "name": call.name, "input": {}, "caller": {"type": "direct"}}
-
-
 def _block(index: int, empty: dict[str, Any], deltas: list[dict[str, str]]) -> Iterator[Frame]:
     yield Frame(sse({"type": "content_block_start", "index": index, "content_block": empty}))
     for delta in deltas:
@@ -239,20 +311,25 @@ def _envelope(reply: Reply) -> dict[str, Any]:
 
 
 def _input_usage(reply: Reply, *, detailed: bool = True) -> dict[str, Any]:
-    """The input side of the usage: `input_tokens` is the uncached part, and nothing is cached here."""
+    """The input side of the usage: `input_tokens` is the part that the cache had nothing to do with."""
+    used = reply.usage
     usage: dict[str, Any] = {
-        "input_tokens": reply.input_tokens,
-        "cache_creation_input_tokens": 0,
-        "cache_read_input_tokens": 0,
+        "input_tokens": used.uncached,
+        "cache_creation_input_tokens": used.written_5m + used.written_1h,
+        "cache_read_input_tokens": used.read,
     }
     if detailed:
-        usage["cache_creation"] = {"ephemeral_5m_input_tokens": 0, "ephemeral_1h_input_tokens": 0}
+        usage["cache_creation"] = {
+            "ephemeral_5m_input_tokens": used.written_5m,
+            "ephemeral_1h_input_tokens": used.written_1h,
+        }
         usage["service_tier"] = "standard"
     return usage
 
 
 def _output_usage(reply: Reply) -> dict[str, Any]:
+    thinking = sum(len(thought.pieces) for thought in reply.thoughts)
     return {
         "output_tokens": reply.output_tokens,
-        "output_tokens_details": {"thinking_tokens": reply.thinking_tokens},
+        "output_tokens_details": {"thinking_tokens": thinking},
     }

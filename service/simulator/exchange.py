@@ -11,6 +11,7 @@ length, never does.
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ from typing import Any
 import orjson
 from starlette.types import Receive, Scope, Send
 
-from service.simulator import answers, calls, events
+from service.simulator import answers, calls, events, schema
+from service.simulator.cache import Cache
 from service.simulator.errors import ApiError, error_object, new_request_id
 from service.simulator.faults import Fault, FaultQueue, Pace
+from service.simulator.headers import Terms, check_headers
 from service.simulator.journal import Entry, Journal
-from service.simulator.rules import BODY_BYTES_MAX, check_count, check_create, check_headers, parse_body
+from service.simulator.rules import BODY_BYTES_MAX, Accepted, check_count, check_create, parse_body
+from service.simulator.thinking import think
 
+_EARLY_S = 0.001  # a timer of the event loop may be early by the resolution of its clock
 BATCH_BYTES = 32 * 1024
 GARBAGE = b"<html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>\n"
 
@@ -36,6 +41,7 @@ class Desk:
     journal: Journal
     pace: Pace
     faults: FaultQueue = field(default_factory=FaultQueue)
+    cache: Cache = field(default_factory=Cache)
 
 
 @dataclass(slots=True)
@@ -49,16 +55,16 @@ class Call:
     send: Send
     request_id: str
 
-    def read(self) -> dict[str, Any]:
-        """Judge the headers and parse the body.
+    def read(self) -> tuple[dict[str, Any], Terms]:
+        """Judge the headers and parse the body; the journal sees the body even if the headers are refused.
 
         Raises:
             ApiError: 401 or 400.
         """
-        check_headers(self.headers)
-        body = parse_body(self.raw)
-        self.entry.read(self.raw, body)
-        return body
+        with contextlib.suppress(ApiError):
+            self.entry.read(self.raw, parse_body(self.raw))
+        terms = check_headers(self.headers)
+        return self.entry.parsed or parse_body(self.raw), terms
 
     async def start(self, content_type: str, headers: dict[str, str]) -> None:
         """Send the head of a response; every other status than 200 is an `ApiError`."""
@@ -116,7 +122,7 @@ async def count(call: Call) -> None:
     Raises:
         ApiError: what the rules refuse.
     """
-    tokens = check_count(call.read())
+    tokens = check_count(*call.read())
     await call.whole(orjson.dumps({"input_tokens": tokens}), "complete")
 
 
@@ -126,9 +132,8 @@ async def create(call: Call) -> None:
     Raises:
         ApiError: what the rules refuse, or what a fault asks for.
     """
-    body = call.read()
-    tokens = check_create(body)
-    fault = call.desk.faults.take(body) or Fault("none")
+    accepted = check_create(*call.read())
+    fault = call.desk.faults.take(accepted.body) or Fault("none")
     if (failure := fault.error()) is not None:
         raise failure
     if fault.kind == "hang":
@@ -140,22 +145,44 @@ async def create(call: Call) -> None:
         pace = Pace(pace.first_byte_ms, fault.delay_ms)
     if fault.kind == "garbage":
         return await call.whole(GARBAGE, "error", "text/html")
-    message_id = f"msg_{secrets.token_hex(12)}"
-    if fault.kind == "refusal":
-        reply = events.refuse(body, message_id=message_id, input_tokens=tokens)
-    else:
-        made, conversation = calls.decide(body), answers.read(body)
-        said = answers.aside(conversation) if made else answers.answer(conversation)
-        reply = events.compose(body, said, message_id=message_id, input_tokens=tokens, calls=made)
-    if body.get("stream"):
+    reply = reply_to(accepted, call.desk.cache, refused=fault.kind == "refusal")
+    if accepted.body.get("stream"):
         return await _stream(call, reply, fault, pace)
     return await _json(call, reply, fault, pace)
 
 
+def reply_to(accepted: Accepted, cache: Cache, *, refused: bool = False) -> events.Reply:
+    """Compose the answer to a request; only now is its prompt read, and cached."""
+    body = accepted.body
+    usage = cache.use(accepted.prompt, accepted.markers, accepted.model)
+    message_id = f"msg_{secrets.token_hex(12)}"
+    if refused:
+        return events.refuse(body, message_id=message_id, usage=usage)
+    made = calls.decide(body)
+    return events.compose(
+        body,
+        _words(body, called=bool(made)),
+        message_id=message_id,
+        usage=usage,
+        prompt=accepted.prompt,
+        thinking=think(body, accepted.model),
+        calls=made,
+    )
+
+
+def _words(body: dict[str, Any], *, called: bool) -> str:
+    """What is said: ahead of tool calls, as JSON where that is asked for, or else as it is."""
+    conversation = answers.read(body)
+    wanted = (body.get("output_config") or {}).get("format")
+    if called:
+        return "" if wanted else answers.aside(conversation)
+    said = answers.answer(conversation)
+    return orjson.dumps(schema.instance(wanted["schema"], said)).decode() if wanted else said
+
+
 async def _json(call: Call, reply: events.Reply, fault: Fault, pace: Pace) -> None:
     """Send a reply as one JSON body, when a stream of the same pace would have ended."""
-    deltas = len(reply.text) + len(reply.thinking or ()) + sum(len(call.pieces) for call in reply.calls)
-    await _sleep(pace.first_byte_ms + pace.delta_ms * deltas)
+    await _sleep(pace.first_byte_ms + pace.delta_ms * reply.delta_count)
     if fault.kind == "error_mid_stream":
         raise ApiError(fault.error_type, _fault_message(fault))
     body = orjson.dumps(events.message(reply))
@@ -214,7 +241,7 @@ def _fault_message(fault: Fault) -> str:
 
 async def _sleep(duration_ms: float) -> None:
     if duration_ms:
-        await asyncio.sleep(duration_ms / 1000)
+        await asyncio.sleep(duration_ms / 1000 + _EARLY_S)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """The models the stand-in offers, and the Models API's view of them.
 
 The Models API does not tell everything a caller must know: whether a model accepts an assistant prefill, a `system`
-message inside the conversation or a forced tool call shows only in what it refuses. These are fields of the table.
-Sonnet 5.5 and Haiku 5.5 are undocumented on the second, Haiku 5.5 on the third; the stand-in takes the strict side and
-refuses.
+message inside the conversation or a forced tool call, whether it thinks unasked, whether its thinking is bound to what
+was before it, and from which size a prompt is cached, shows only in what it does. These are fields of the table. Where
+the documentation is silent the stand-in takes the strict side: Sonnet 5.5 and Haiku 5.5 refuse `system` messages, Haiku
+5.5 refuses forced calls, and what has no documented cache minimum has 1,024 tokens.
 """
 
 from collections.abc import Iterable
@@ -23,12 +24,18 @@ class Model:
     """One model: what it is called, how much it takes, which forms of a request it refuses.
 
     Attributes:
+        thinking: the `thinking.type` values it lists as supported.
         input_tokens_max: the context window.
         output_tokens_max: the largest `max_tokens`.
-        thinking: the `thinking.type` values it lists as supported.
+        cache_tokens_min: a shorter prefix is not cached, and nothing says so.
+        efforts: the values of `output_config.effort`; it refuses the field if there are none.
         prefill: whether a conversation may end with an assistant message.
         system_messages: whether `messages` may hold the role `system`.
         forced_tools: whether `tool_choice` may be `any` or `tool`.
+        sampling: whether sampling parameters may differ from their defaults, under the API version that has them.
+        thinks_always: whether it thinks unasked; it cannot be told not to, then.
+        shows_thinking: whether the text of its thinking is in the answer where `display` is not given.
+        preserved_thinking: whether its thinking is valid only behind exactly the prefix it was made with.
     """
 
     id: str
@@ -37,9 +44,15 @@ class Model:
     thinking: frozenset[str]
     input_tokens_max: int = 1_000_000
     output_tokens_max: int = 128_000
+    cache_tokens_min: int = 1024
+    efforts: tuple[str, ...] = EFFORTS
     prefill: bool = False
     system_messages: bool = False
     forced_tools: bool = True
+    sampling: bool = False
+    thinks_always: bool = False
+    shows_thinking: bool = False
+    preserved_thinking: bool = False
     lifecycle: str = "active"
 
     def info(self) -> dict[str, Any]:
@@ -71,8 +84,8 @@ class Model:
                 "clear_tool_uses_20250919": yes,
                 "compact_20260112": yes if adaptive else no,
             },
-            # Effort arrived with adaptive thinking.
-            "effort": {"supported": adaptive} | {level: {"supported": adaptive} for level in EFFORTS},
+            "effort": {"supported": bool(self.efforts)}
+            | {level: {"supported": level in self.efforts} for level in EFFORTS},
             "image_input": yes,
             "pdf_input": yes,
             "server_tools": {"supported": True, "code_execution": yes, "web_search": yes},
@@ -91,27 +104,84 @@ _ADAPTIVE = frozenset({"adaptive"})
 _ADAPTIVE_OR_OFF = frozenset({"adaptive", "disabled"})
 _ADAPTIVE_OR_BETWEEN = frozenset({"adaptive", "between_tools"})
 _BUDGET = frozenset({"enabled", "disabled"})
+_ANY_THINKING = _BUDGET | {"adaptive"}
+
+
+def _newest(line: str, version: str, thinking: frozenset[str]) -> Model:
+    """One of the generation that binds thinking to its prefix and does not let itself be forced to call a tool."""
+    always = thinking == _ADAPTIVE
+    return Model(
+        f"claude-{line}-{version.replace('.', '-')}",
+        f"Claude {line.title()} {version}",
+        line,
+        thinking,
+        system_messages=always,
+        forced_tools=False,
+        thinks_always=always,
+        preserved_thinking=True,
+    )
+
+
+def _middle(line: str, version: str, cache_tokens_min: int, *, system_messages: bool) -> Model:
+    """One of the generation from 4.7 on: it thinks if asked to, and may be told which tool to call."""
+    return Model(
+        f"claude-{line}-{version.replace('.', '-')}",
+        f"Claude {line.title()} {version}",
+        line,
+        _ADAPTIVE_OR_OFF,
+        cache_tokens_min=cache_tokens_min,
+        system_messages=system_messages,
+    )
+
+
+def _oldest(
+    line: str,
+    version: str,
+    cache_tokens_min: int,
+    *,
+    thinking: frozenset[str] = _BUDGET,
+    efforts: tuple[str, ...] = (),
+    lifecycle: str = "active",
+) -> Model:
+    """One of the generation before 4.7, which took sampling parameters and had budgets for thinking."""
+    new = "adaptive" in thinking
+    return Model(
+        f"claude-{line}-{version.replace('.', '-')}",
+        f"Claude {line.title()} {version}",
+        line,
+        thinking,
+        input_tokens_max=1_000_000 if new else 200_000,
+        output_tokens_max=128_000 if new else 64_000,
+        cache_tokens_min=cache_tokens_min,
+        efforts=efforts,
+        prefill=not new,
+        sampling=True,
+        shows_thinking=True,
+        lifecycle=lifecycle,
+    )
+
 
 # Newest first, the order the Models API lists them in.
 MODELS = {
     model.id: model
     for model in (
-        Model("claude-haiku-5-5", "Claude Haiku 5.5", "haiku", _ADAPTIVE_OR_OFF, forced_tools=False),
-        Model("claude-sonnet-5-5", "Claude Sonnet 5.5", "sonnet", _ADAPTIVE_OR_BETWEEN, forced_tools=False),
-        Model("claude-fable-5-1", "Claude Fable 5.1", "fable", _ADAPTIVE, system_messages=True, forced_tools=False),
-        Model("claude-opus-5-5", "Claude Opus 5.5", "opus", _ADAPTIVE, system_messages=True, forced_tools=False),
-        Model("claude-sonnet-5", "Claude Sonnet 5", "sonnet", _ADAPTIVE_OR_OFF),
-        Model("claude-opus-5", "Claude Opus 5", "opus", _ADAPTIVE_OR_OFF, system_messages=True),
-        Model("claude-opus-4-8", "Claude Opus 4.8", "opus", _ADAPTIVE_OR_OFF, system_messages=True),
-        Model(
-            "claude-haiku-4-5",
-            "Claude Haiku 4.5",
-            "haiku",
-            _BUDGET,
-            input_tokens_max=200_000,
-            output_tokens_max=64_000,
-            prefill=True,
-        ),
+        _newest("fable", "5.2", _ADAPTIVE),
+        _newest("mythos", "5.2", _ADAPTIVE),
+        _newest("haiku", "5.5", _ADAPTIVE_OR_OFF),
+        _newest("sonnet", "5.5", _ADAPTIVE_OR_BETWEEN),
+        _newest("fable", "5.1", _ADAPTIVE),
+        _newest("opus", "5.5", _ADAPTIVE),
+        _newest("mythos", "5.1", _ADAPTIVE),
+        _middle("sonnet", "5", 1024, system_messages=False),
+        _middle("fable", "5", 512, system_messages=True),
+        _middle("opus", "5", 512, system_messages=True),
+        _middle("opus", "4.8", 1024, system_messages=True),
+        _middle("opus", "4.7", 2048, system_messages=False),
+        _oldest("opus", "4.6", 4096, thinking=_ANY_THINKING, efforts=("low", "medium", "high", "max")),
+        _oldest("sonnet", "4.6", 1024, thinking=_ANY_THINKING, efforts=("low", "medium", "high", "max")),
+        _oldest("haiku", "4.5", 4096),
+        _oldest("opus", "4.5", 4096, efforts=("low", "medium", "high")),
+        _oldest("sonnet", "4.5", 1024, lifecycle="deprecated"),
     )
 }
 

@@ -8,6 +8,7 @@ is in the table of models.
 import re
 from typing import Any
 
+from service.simulator.cache import check_control
 from service.simulator.errors import invalid
 from service.simulator.models import Model
 
@@ -43,6 +44,9 @@ def check_tools(body: dict[str, Any], model: Model) -> None:
     """
     _check_definitions(body.get("tools"))
     _check_choice(body.get("tool_choice"), body.get("tools") or [], model)
+    choice, thinking = body.get("tool_choice") or {}, body.get("thinking") or {}
+    if choice.get("type") in ("any", "tool") and thinking.get("type") in ("adaptive", "enabled"):
+        raise invalid("Thinking may not be enabled when tool_choice forces tool use.")
 
 
 def check_history(body: dict[str, Any]) -> None:
@@ -68,6 +72,7 @@ def _check_definitions(value: Any) -> None:
     for index, tool in enumerate(value):
         if not isinstance(tool, dict):
             raise invalid(f"tools.{index}: Input should be an object")
+        check_control(tool.get("cache_control"), f"tools.{index}.cache_control")
         kind = tool.get("type")
         if isinstance(kind, str) and OWN_TYPE.fullmatch(kind) is not None:
             continue

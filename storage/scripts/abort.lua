@@ -6,7 +6,7 @@
 --   'finder' (anybody else) answers LIVE while the lease holds. A turn with a verdict is told it, nothing is written.
 --   If the turn had created the session and nothing was stored since, the session goes with it. The log of a streamed
 --   turn gets its end in the same script.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 mode: holder | finder, 4 ordinal of the last frame, 5 the frames that the log does not
 --   have yet: what the caller is told ('' for both of a finder, or of a turn that is not streamed)
 -- Replies: ABORTED verdict+number | REMOVED | SETTLED verdict+number | LIVE remaining_ms | UNKNOWN | GONE

@@ -4,10 +4,10 @@
 -- Guarantees: a compare-and-set on head like commit's, and only while no turn runs; the turn is numbered and has its
 --   verdict at once. Repeatable by turn id, and by idempotency key while that is one of the last 128 turns'; a turn whose
 --   lease is found over is declared dead here, and its key is free.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max,
 --   7 fingerprint of the request, 8 digest of its idempotency key ('' none), 9 bytes of the messages,
---   10… the messages (1 or more, opaque)
+--   10 how many attachments come with them, 11… the attachments as pairs name, bytes, then the messages (1 or more, opaque)
 -- Replies: COMMITTED number | ANSWERED turn_id number | REUSED turn_id | SETTLED verdict+number
 --   | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
@@ -18,9 +18,12 @@
 -- @include life
 -- @include ring
 -- @include size
+-- @include blobs
 
-local turn_id, fingerprint, key, bytes, first = ARGV[3], ARGV[7], ARGV[8], tonumber(ARGV[9]), 10
-local added = #ARGV - first + 1
+local turn_id, fingerprint, key = ARGV[3], ARGV[7], ARGV[8]
+local blobs, first = tonumber(ARGV[10]), 11
+local first_message = first + 2 * blobs
+local added = #ARGV - first_message + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'ttl', 'ax', 'eo')
 if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
@@ -44,10 +47,12 @@ local messages, size = tonumber(s[6]), read_size()
 if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) ~= tonumber(s[3]) or not size then
   return { 'CORRUPT' }
 end
+local bytes = tonumber(ARGV[9]) + new_blob_bytes(first, blobs)
 size.messages, size.bytes = size.messages + added, size.bytes + bytes
 
 if s[2] ~= '' then declare_dead(s[2], s[3], s[10]) end
-for from = first, #ARGV, 500 do
+keep_blobs(first, blobs)
+for from = first_message, #ARGV, 500 do
   redis.call('RPUSH', MESSAGES, unpack(ARGV, from, math.min(from + 499, #ARGV)))
 end
 local number = text(redis.call('RPUSH', TURNS, ARGV[5]))

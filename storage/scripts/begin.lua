@@ -8,7 +8,7 @@
 --   a client library sends again is the last turn of the same request, among the last 16 of the session, if that was sent
 --   within ten minutes and its answer did not reach anybody. Nothing is written then.
 --   The answer's head is what commit must present. A full server refuses the script before its first write.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's, of the log five minutes.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's, of the log five minutes.
 -- ARGV: 1 session id, 2 owner, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max,
 --   8 1 if the turn is streamed ('' not), 9 fingerprint of the request, 10 digest of its idempotency key ('' none),
 --   11 1 if it was sent before without a key ('' not), 12 earlier turn that this one takes the place of ('' none),

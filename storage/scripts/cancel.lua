@@ -3,7 +3,7 @@
 --
 -- Guarantees: repeatable; a turn with a verdict is told it and nothing is written. Where the lease is over nobody is left
 --   to be asked: the caller aborts as finder.
--- KEYS 1-15: the session's keys, named in shared/keys.lua.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner, 3 turn id
 -- Replies: CANCELLING number | OVER | SETTLED verdict+number | UNKNOWN | GONE
 -- Complexity: O(1). Caller: storage/turns.py.

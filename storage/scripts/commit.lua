@@ -5,14 +5,15 @@
 --   commits, a turn declared dead never does. Repeatable by turn id: a second commit is told the verdict and writes
 --   nothing. Messages, turn record, verdict, head, usage, size, counters, the end of the log and the end of life change
 --   together or not at all: whoever reads the end of a turn in the log can rely on its being stored.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 expected head, 4 turn record (opaque), 5 model, 6 epoch hash, 7 epoch start
 --   (index of the epoch's first message), 8 system prompt as JSON, 9 what requests begin with, opaque ('' = as stored, both),
 --   10 revision as begin answered it (model and system prompt of a later patch stand; where this turn changes them the
 --   revision moves on), 11 input, 12 output, 13 cache read, 14 cache written tokens, 15 messages kept of the history
---   ('' all; fewer: a rewind), 16 their bytes, 17 committed turns that the rewind drops, 18 ordinal of the last frame of
---   the answer, 19 the frames that the log does not have yet, the last one included ('' for both of a turn that is not
---   streamed), 20 bytes of the new messages, 21… the new messages (0 or more, opaque)
+--   ('' all; fewer: a rewind), 16 bytes of the messages that the rewind drops, 17 committed turns that it drops, 18 ordinal of the
+--   last frame of the answer, 19 the frames that the log does not have yet, the last one included ('' for both of a turn
+--   that is not streamed), 20 bytes of the new messages, 21 how many attachments come with them, 22… the attachments as
+--   pairs name, bytes, then the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
@@ -20,10 +21,12 @@
 -- @include log
 -- @include life
 -- @include size
+-- @include blobs
 
 local turn_id, expected_head = ARGV[2], ARGV[3]
-local bytes, first = tonumber(ARGV[20]), 21
-local added = #ARGV - first + 1
+local blobs, first = tonumber(ARGV[21]), 22
+local first_message = first + 2 * blobs
+local added = #ARGV - first_message + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
   'rev', 'md', 'eo', 'eb')
@@ -38,9 +41,10 @@ if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) < numbe
 end
 local kept, kept_bytes, turns = messages, tonumber(s[6]), tonumber(s[7]) + 1
 if ARGV[15] ~= '' then
-  kept, kept_bytes, turns = tonumber(ARGV[15]), tonumber(ARGV[16]), turns - tonumber(ARGV[17])
-  if kept > messages or kept_bytes > tonumber(s[6]) or turns < 1 then return { 'CORRUPT' } end
+  kept, kept_bytes, turns = tonumber(ARGV[15]), kept_bytes - tonumber(ARGV[16]), turns - tonumber(ARGV[17])
+  if kept > messages or kept_bytes < 0 or turns < 1 then return { 'CORRUPT' } end
 end
+local bytes = tonumber(ARGV[20]) + new_blob_bytes(first, blobs)
 local input, output = tonumber(s[10]) + tonumber(ARGV[11]), tonumber(s[11]) + tonumber(ARGV[12])
 local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[13]), tonumber(s[13]) + tonumber(ARGV[14])
 local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
@@ -51,7 +55,8 @@ if kept < messages then
   redis.call('RPUSH', CUTS, s[3] .. ' ' .. text(kept))
 end
 
-for from = first, #ARGV, 500 do
+keep_blobs(first, blobs)
+for from = first_message, #ARGV, 500 do
   redis.call('RPUSH', MESSAGES, unpack(ARGV, from, math.min(from + 499, #ARGV)))
 end
 redis.call('LSET', TURNS, number - 1, ARGV[4])

@@ -5,7 +5,7 @@
 --   never goes over a cap: the caller evicts on FULL and asks again; inherits nothing: while a size record of the id
 --   stands without its session, the caller must sweep it first.
 --   A full server refuses the script before its first write.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce (the first head), 5 ttl ms, 6 absolute end ms (0 none),
 --   7 name ('' none), 8 creating turn id ('' none), 9 model ('' none), 10 max turns (0 none),
 --   11 system prompt as JSON ('' none), 12 title, 13 metadata as JSON, 14 sessions that the owner may still have in this

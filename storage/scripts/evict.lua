@@ -5,7 +5,7 @@
 --   What the server has let go already counts as expired, whoever removes the rest.
 --   The owner's keys are declared from a prior read of the size record; if the record names another owner by now,
 --   nothing is written.
--- KEYS 1-15: the session's keys, named in shared/keys.lua.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner tag, 3 last access as the caller saw it, ms
 -- Replies: EVICTED | EXPIRED | BUSY | SKIP | RETRY
 -- Complexity: O(log sessions + messages, freed in the background). Caller: storage/capacity.py.

@@ -3,7 +3,7 @@
 --
 -- Guarantees: fields, end of life and the lease are read at the same instant, by the server's clock. Unknown, expired
 --   and foreign look alike.
--- KEYS 1-15: the session's keys, named in shared/keys.lua.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner
 -- Replies: FOUND now_ms expires_at_ms lease_remaining_ms fields texts (the last two flat lists field, value, …) | GONE
 -- Complexity: O(1). Caller: storage/sessions.py.

@@ -4,7 +4,7 @@
 -- Guarantees: all fields change together or none; with an expected revision only if it is still that one;
 --   without any field nothing is written. What a running turn was begun with stays with it: a commit does not undo a
 --   patch that came after its begin (see commit.lua).
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 expected revision ('' any), then pairs: field, value. Fields: model, max_turns, ttl
 --   (ms), system, title, metadata (the last three texts as in create)
 -- Replies: PATCHED revision | CONFLICT revision | GONE

@@ -4,7 +4,7 @@
 -- Guarantees: only the holder renews; a turn with a verdict is told it and nothing is written. An expired lease
 --   that nobody declared dead is taken up again. The session cannot expire under a running turn. Frames that the log has
 --   already are not logged again. Of one turn 8 MiB are logged; then the log says overflow, and no more.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 turn id, 3 lease ms, 4 usage so far, four numbers (short: the session hash stays a listpack while
 --   no value exceeds 64 bytes), 5 ordinal of the last frame shown, 6 the frames since the last renewal ('' for both: none)
 -- Replies: RENEWED cancel_flag | SETTLED verdict+number | LOST | GONE

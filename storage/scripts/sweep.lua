@@ -4,7 +4,7 @@
 -- Guarantees: a session that lives is never taken: if its key is there, its index score is repaired instead.
 --   Repeatable: a second sweep answers NONE. The owner's keys are declared from a prior read of the size record;
 --   if the record names another owner by now, nothing is written.
--- KEYS 1-15: the session's keys, named in shared/keys.lua.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua.
 -- ARGV: 1 session id, 2 owner tag
 -- Replies: SWEPT | LIVE | RETRY | NONE
 -- Complexity: O(log sessions). Caller: storage/capacity.py.

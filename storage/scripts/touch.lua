@@ -2,7 +2,7 @@
 -- touch: the session was looked at: it lives its TTL from now on.
 --
 -- Guarantees: native expiry and all indexes move to the same millisecond. Unknown, expired and foreign look alike.
--- KEYS 1-15: the session's keys, named in shared/keys.lua; TTL of 1-7 is the session's.
+-- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner
 -- Replies: TOUCHED | GONE
 -- Complexity: O(log sessions). Caller: storage/sessions.py.

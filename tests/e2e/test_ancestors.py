@@ -158,12 +158,6 @@ WRONG: list[tuple[dict[str, Any], str, str, str]] = [
         )
         for value in ("", "sonnet; touch owned", "sonnet\n", "m" * 201)
     ),
-    (
-        {"messages": [*HELLO, {"role": "system", "content": "Be brief."}, *HELLO]},
-        "messages.1: a system message after the first other one is not supported.",
-        "messages.1",
-        "unsupported",
-    ),
 ]
 
 

@@ -176,6 +176,7 @@ async def test_a_completion_is_what_openai_documents(one: Caller, two: Caller, n
             "object": "chat.completion",
             "created": answer.json["created"],
             "model": MODEL,
+            "service_tier": "default",
             **({"session_id": session} if session else {}),
             "choices": [
                 {
@@ -205,6 +206,7 @@ async def test_a_stream_is_role_then_text_then_the_reason_then_usage_then_done(
             "object": "chat.completion.chunk",
             "created": first["created"],
             "model": MODEL,
+            "service_tier": "default",
             **({"session_id": session} if session else {}),
         }
         none = {"usage": None} if with_usage else {}

@@ -6,9 +6,11 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+import redis.asyncio
 
+from storage.keys import Keyspace
 from tests.e2e.caller import Answer, Caller
-from tests.instruments.processes import Simulator
+from tests.instruments.processes import SECRET, Fleet, Simulator
 
 pytestmark = pytest.mark.anyio
 
@@ -78,6 +80,103 @@ async def test_another_system_prompt_is_told_or_begins_an_epoch(
         again = [{"role": m["role"], "content": m["content"]} for m in stored] + [{"role": "user", "content": "And?"}]
         resent = await turn(one, session, "", model=model, messages=again)
         assert (resent.status, resent.headers["x-session-state"]) == (200, "continued")
+
+
+async def test_a_refusal_leaves_the_epoch_as_it_was(one: Caller, two: Caller, simulator: Simulator, name: str) -> None:
+    """Even where the turn would have rewound the history and begun an epoch in the middle of it."""
+    thinking = {"type": "adaptive"}
+    first = await turn(one, name, "a", tools=[TOOL], thinking=thinking)
+    for said in ("b", "c"):
+        await turn(two, name, said)
+    before = orjson.loads((await bodies(one.http, simulator, 1))[0])
+    edited = [{"role": "user", "content": "a"}, {"role": "assistant", "content": first.json["content"]}]
+    edited.append({"role": "user", "content": "edited"})
+    await simulator.fault("refusal")
+    other = {"name": "other", "input_schema": {"type": "object"}}
+    refused = await turn(one, name, "", messages=edited, tools=[other])
+    assert (refused.json["stop_reason"], refused.headers["x-session-state"]) == ("refusal", "continued")
+    assert (await turn(two, name, "d", headers={"x-session-prefix": "strict"})).status == 200
+    after = orjson.loads((await bodies(one.http, simulator, 1))[0])
+    assert after["tools"] == before["tools"] == [TOOL]
+    assert after["messages"][: len(before["messages"])] == before["messages"]
+
+
+async def change_first_message(fleet: Fleet, caller: Caller, name: str) -> None:
+    """As if another account had made the thinking behind it: the signatures no longer fit what they stand behind."""
+    keys = Keyspace("baton", 1, SECRET.encode()).session((await caller.session(name))["id"], "open").keys
+    store: Any
+    async with redis.asyncio.from_url(fleet.valkey.url) as store:
+        element = await store.lindex(keys[1], 0)
+        assert element.count(b"Hello") == 1
+        await store.lset(keys[1], 0, element.replace(b"Hello", b"Hullo"))
+
+
+async def test_a_refused_signature_begins_an_epoch_for_good(
+    one: Caller, two: Caller, fleet: Fleet, simulator: Simulator, name: str
+) -> None:
+    assert (await turn(one, name, "Hello.")).json["content"][0]["type"] == "thinking"
+    await change_first_message(fleet, one, name)
+    strict = await turn(two, name, "b", headers={"x-session-prefix": "strict"})
+    assert (strict.status, strict.json["error"]["details"]["error_code"]) == (409, "prefix_changed")
+    answer = await turn(two, name, "b")
+    assert (answer.status, answer.json["content"][0]["type"]) == (200, "thinking")
+    refused, accepted = (orjson.loads(body) for body in await bodies(one.http, simulator, 2))
+    assert refused["messages"][1]["content"][0]["type"] == "thinking"
+    assert [block["type"] for block in accepted["messages"][1]["content"]] == ["text"]
+    (record,) = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"]
+    assert record["sent"]["epoch_began"] == ["refused"]
+    assert (await turn(one, name, "c", headers={"x-session-prefix": "strict"})).status == 200
+    before, after = await bodies(one.http, simulator, 2)
+    assert messages_of(after).startswith(messages_of(before) + b",")
+
+
+async def test_secret_thinking_and_thinking_between_calls_are_sent_back_as_they_were(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    """The stand-in refuses any change of them, or of what is in front of them."""
+    assert (await turn(one, name, "think in secret", tools=[TOOL])).json["content"][0]["type"] == "redacted_thinking"
+    called = await turn(two, name, "think between, call look")
+    use = called.json["content"][-1]
+    assert [block["type"] for block in called.json["content"]].count("thinking") >= 1
+    result = [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": use["id"], "content": "A tree."}]}]
+    assert (await turn(one, name, "", messages=result)).status == 200
+    chat = await two.chat("And now?", name, model=TAKES_SYSTEM)
+    assert chat.status == 200
+    sent = (await bodies(one.http, simulator, 1))[0]
+    assert b'"type":"redacted_thinking"' in sent and b'"type":"thinking"' in sent
+    turns = (await one.get(f"/v1/sessions/{name}/turns")).json["turns"]
+    assert [record["sent"]["epoch_began"] for record in turns] == [[]] * 4
+
+
+async def test_what_was_sent_before_is_read_from_the_cache(one: Caller, two: Caller, name: str) -> None:
+    long = "word " * 1200
+    first = await turn(one, name, long)
+    second = await turn(two, name, "And?")
+    told = await turn(one, name, "And now?", system="Be brief.")
+    usages = [answer.json["usage"] for answer in (first, second, told)]
+    assert usages[0]["cache_creation_input_tokens"] > 1000
+    assert usages[1]["cache_read_input_tokens"] >= usages[0]["cache_creation_input_tokens"]
+    assert usages[2]["cache_read_input_tokens"] >= usages[1]["cache_read_input_tokens"]
+    session = await one.session(name)
+    assert session["usage"]["cache_read_input_tokens"] == sum(usage["cache_read_input_tokens"] for usage in usages)
+    chat = await two.chat("Again?", name, model=TAKES_SYSTEM)
+    details = chat.json["usage"]["prompt_tokens_details"]
+    assert details["cached_tokens"] >= usages[2]["cache_read_input_tokens"]
+    assert details["cache_write_tokens"] > 0
+
+
+async def test_a_prompt_that_was_told_without_an_answer_is_passed_over(one: Caller, name: str) -> None:
+    first = await turn(one, name, "a", system="One.")
+    assert (await turn(one, name, "b", system="Two.", max_tokens=0)).json["content"] == []
+    again = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": first.json["content"]},
+        {"role": "user", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    resent = await turn(one, name, "", messages=again)
+    assert (resent.status, resent.headers["x-session-state"]) == (200, "continued")
+    assert len(await one.messages(name)) == 6
 
 
 @pytest.mark.parametrize(

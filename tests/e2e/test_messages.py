@@ -168,6 +168,49 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(one: Caller, simulato
             assert not any(frame.startswith(b"event: message_stop") for frame in frames)
 
 
+async def test_half_an_answer_is_not_passed_off_as_whole(one: Caller, simulator: Simulator) -> None:
+    for fault in ("clean_end", "garbage"):
+        await simulator.fault(fault, times=3)
+        answer = await post(one, asked("count to 9"))
+        assert error_of(answer) == (502, "api_error", "upstream_nonsense")
+
+
+async def test_what_claude_alone_can_judge_is_left_to_claude(one: Caller, simulator: Simulator, name: str) -> None:
+    odds: list[Json] = [
+        {"output_config": "low"},
+        {"output_config": ["low"]},
+        {"stop_sequences": "x"},
+        {"max_tokens": {}},
+    ]
+    for odd in odds:
+        answer = await post(one, asked("a", **odd), name)
+        assert (answer.status, answer.json["error"]["type"]) == (400, "invalid_request_error")
+        assert "details" not in answer.json["error"]
+    image = {"role": "system", "content": [{"type": "image", "source": {}}]}
+    answer = await post(one, {**asked("a"), "messages": [*asked("a")["messages"], image]}, name)
+    assert (answer.status, "details" in answer.json["error"]) == (400, False)
+
+
+async def test_headers_that_mean_nothing_are_told(one: Caller, name: str) -> None:
+    said = {"x-session-prefix": "strict", "x-session-input": "full", "idempotency-key": "k"}
+    answer = await post(one, asked("a"), **said, **{"anthropic-workspace-id": "w"})
+    told = "anthropic-workspace-id, Idempotency-Key, X-Session-Input, X-Session-Prefix"
+    assert (answer.status, answer.headers["x-baton-ignored"]) == (200, told)
+    counted = {"model": MODEL, "messages": asked("a")["messages"]}
+    headers = {"x-session-id": name, "x-expect-turn": "turn_" + "a" * 26, "anthropic-user-profile-id": "u"}
+    answer = await one.request("POST", f"{PATH}/count_tokens", json=counted, headers=headers)
+    assert (answer.status, answer.headers["x-baton-ignored"]) == (200, "anthropic-user-profile-id, X-Expect-Turn")
+
+
+async def test_a_turn_record_says_what_was_sent_in_numbers_and_words_only(one: Caller, name: str) -> None:
+    asking = asked("a", stop_sequences=["a secret of the caller's"], output_config={"effort": "low"}, speed="standard")
+    assert (await post(one, asking, name)).status == 200
+    (turn,) = (await one.get(f"/v1/sessions/{name}/turns")).json["turns"]
+    sent = {name: turn["sent"][name] for name in ("stop_sequences", "effort", "speed", "max_tokens")}
+    assert sent == {"stop_sequences": 1, "effort": "low", "speed": "standard", "max_tokens": 200}
+    assert "secret" not in str(turn)
+
+
 async def test_silence_is_broken_by_pings(impatient: Caller, simulator: Simulator, name: str) -> None:
     for session in ({}, {"x-session-id": name}):
         await simulator.fault("slow_first_byte", delay_ms=700)
@@ -262,14 +305,18 @@ async def test_tokens_are_counted_for_what_is_asked_and_for_a_sessions_next_turn
         (b'{"messages":[{"role":"user","content":"a"}],"tool_choice":"auto"}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"system":{}}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"thread":{"type":"create"}}', "unsupported"),
+        (b'{"messages":[{"role":"user","content":"a"}],"thinking":["display"]}', "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"a"}],"tools":[],"tool_choice":{"type":"any"}}', "invalid_value"),
+        (b'{"messages":[{"role":"user","content":"a"}],"odd":' + b"[" * 900 + b"]" * 900 + b"}", "invalid_value"),
         (b'{"messages":[{"role":"user","content":' + b"[" * 2000 + b"]" * 2000 + b"}]}", "invalid_json"),
     ],
 )
 async def test_bad_input_is_refused_by_name_and_nothing_is_stored(
     one: Caller, name: str, body: bytes, code: str
 ) -> None:
-    answer = await one.request("POST", PATH, data=body, headers={"x-session-id": name})
-    assert error_of(answer)[2] == code
+    for path in (PATH, f"{PATH}/count_tokens"):
+        answer = await one.request("POST", path, data=body, headers={"x-session-id": name})
+        assert error_of(answer)[2] == code
     assert (await one.get(f"/v1/sessions/{name}")).status == 404
 
 
@@ -278,6 +325,8 @@ async def test_a_session_is_addressed_by_header_only_and_errors_are_anthropics(o
     assert error_of(refused) == (404, "not_found_error", "session_not_found")
     assert error_of(await one.request("GET", PATH)) == (405, "invalid_request_error", "method_not_allowed")
     assert error_of(await one.request("POST", f"{PATH}/none")) == (404, "not_found_error", "route_not_found")
+    refused = await post(one, asked("a"), **{"x-expect-turn": "turn_" + "a" * 26})
+    assert error_of(refused) == (400, "invalid_request_error", "invalid_value")
     made = await post(one, asked("a"), "new")
     assert made.headers["x-session-id"].startswith("sess_")
     assert made.headers["x-session-state"] == "new"

@@ -250,8 +250,19 @@ async def test_a_choice_among_no_tools_costs_nothing(one: Caller, simulator: Sim
     assert (await one.get(f"/v1/sessions/{name}")).status == 404
 
 
-async def test_a_model_that_cannot_be_forced_says_so(one: Caller, name: str) -> None:
-    refused = await one.chat("Hi", name, tools=TOOLS, tool_choice="required", model=MODEL)
+async def test_a_model_that_cannot_be_forced_is_not_asked(one: Caller, simulator: Simulator, name: str) -> None:
+    asked = (await simulator.stats())["requests"]
+    for session in (name, None):
+        refused = await one.chat("Hi", session, tools=TOOLS, tool_choice="required", model=MODEL)
+        assert (refused.status, refused.code) == (400, "unsupported")
+        assert refused.json["error"]["param"] == "tool_choice"
+        assert MODEL in refused.json["error"]["message"]
+    assert (await simulator.stats())["requests"] == asked
+    assert (await one.get(f"/v1/sessions/{name}")).status == 404
+
+
+async def test_a_model_that_is_not_named_says_itself_that_it_cannot_be_forced(one: Caller, name: str) -> None:
+    refused = await one.chat("Hi", name, tools=TOOLS, tool_choice="required")
     assert (refused.status, refused.code) == (400, "upstream_invalid_request")
     assert "not supported for this model" in refused.json["error"]["message"]
 

@@ -177,10 +177,15 @@ class Scene:
         return replica.redis_stall.arm(lambda argv: argv[:2] == wanted, at="reply")
 
     def at_claude(self, replica: Replica, event: int | str | None = None, *, head: bool = False) -> Trap[HttpRequest]:
-        """Holds the next request to Claude, the head of its response, or the response from an event on."""
+        """Holds the next turn at Claude: its request, the head of its response, or the response from an event on."""
         assert replica.http_stall is not None
         at = "head" if head else "request" if event is None else "event"
-        return replica.http_stall.arm(at=at, event=event)  # type: ignore[arg-type]  # one of the three
+        return replica.http_stall.arm(_is_turn, at=at, event=event)  # type: ignore[arg-type]  # one of the three
+
+
+def _is_turn(request: HttpRequest) -> bool:
+    """And not the question for the list of models, which replicas ask by themselves."""
+    return request.method == "POST"
 
 
 class Stage:

@@ -254,12 +254,13 @@ class StoreView:
         broken = []
         if int(session[b"n"]) != listed:
             broken.append(f"{name}: n={session[b'n']!r}, {listed} messages listed")
-        size = (await self.client.hget(keys[12], self.ref(name).id)).split()
-        stored_bytes = sum(map(len, await self.client.lrange(keys[1], 0, -1)))
+        size = (await self.client.hget(keys[13], self.ref(name).id)).split()
+        parts = await self.client.lrange(keys[1], 0, -1) + await self.client.hvals(keys[7])
+        stored_bytes = sum(map(len, parts))
         if [int(size[1]), int(size[2])] != [stored_bytes, listed] or int(session[b"b"]) != stored_bytes:
             broken.append(f"{name}: size record {size}, really {stored_bytes} bytes in {listed} messages")
-        expires = {await self.client.pexpiretime(key) for key in keys[:7]} - {-2}
-        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[8], keys[11])}
+        expires = {await self.client.pexpiretime(key) for key in keys[:8]} - {-2}
+        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[9], keys[12])}
         if expires != scores or len(expires) != 1:
             broken.append(f"{name}: native expiry {expires}, indexes {scores}")
         committed = [one for one in await self.records(name) if one.state in ("committed", "rewound")]

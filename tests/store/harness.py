@@ -48,6 +48,12 @@ def elements(count: int, text: str = "m") -> list[bytes]:
     return [pack(b'{"role":"user","content":"%s%d"}' % (text.encode(), i), FIRST_DIGEST) for i in range(count)]
 
 
+def attached(*data: str) -> bytes:
+    """An element with these attachments."""
+    sources = b",".join(b'{"type":"document","source":{"type":"text","data":"%s"}}' % one.encode() for one in data)
+    return pack(b'{"role":"user","content":[%s]}' % sources, FIRST_DIGEST)
+
+
 def frames(first: int, last: int) -> bytes:
     """Frames of these ordinals, as the caller of a streamed turn is shown them."""
     return b"".join(b'id: %d\ndata: {"delta":"%d"}\n\n' % (n, n) for n in range(first, last + 1))
@@ -205,7 +211,7 @@ class Store:
 
     async def counters(self, ref: SessionRef) -> dict[str, int]:
         """The bucket's counters that are not zero, after checking that the owner's are the same."""
-        whole, own = [await self.redis.hgetall(key) for key in ref.keys[13:15]]
+        whole, own = [await self.redis.hgetall(key) for key in ref.keys[14:16]]
         assert whole == own
         return {name.decode(): int(value) for name, value in whole.items() if int(value)}
 
@@ -254,20 +260,21 @@ class Store:
         """Waits for the server to let every key of the session go."""
 
         async def expired() -> bool:
-            return [await self.redis.pttl(key) for key in ref.keys[:7]] == [-2] * 7
+            return [await self.redis.pttl(key) for key in ref.keys[:8]] == [-2] * 8
 
         await until(expired)
 
     async def assert_consistent(self, ref: SessionRef) -> None:
         """One end of life, one time of access, one size: in the session's keys, the indexes and the size record."""
-        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:7]]
-        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[8], ref.keys[11])]
+        ends = [await self.redis.pexpiretime(key) for key in ref.keys[:8]]
+        scores = [int(await self.redis.zscore(key, ref.id)) for key in (ref.keys[9], ref.keys[12])]
         assert {end for end in ends if end != -2} == set(scores)
-        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[9:11]]
+        accessed = [int(await self.redis.zscore(key, ref.id)) for key in ref.keys[10:12]]
         assert set(accessed) == {int(await self.field(ref, "la"))}
         stored = await self.redis.lrange(ref.keys[1], 0, -1)
-        record = (await self.redis.hget(ref.keys[12], ref.id)).decode().split(" ")
-        assert record[:3] == [ref.owner_tag, str(sum(map(len, stored))), str(len(stored))]
+        blobs = await self.redis.hvals(ref.keys[7])
+        record = (await self.redis.hget(ref.keys[13], ref.id)).decode().split(" ")
+        assert record[:3] == [ref.owner_tag, str(sum(map(len, stored + blobs))), str(len(stored))]
         assert (await self.field(ref, "b"), await self.field(ref, "n")) == (record[1], record[2])
 
 

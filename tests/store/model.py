@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass, field
 
+import orjson
+
+from storage.elements import HEADER_BYTES
 from storage.keys import SessionRef
 from storage.log import End
 from storage.results import Answered, Fate, KeyReused, Running, Settled
@@ -12,6 +15,19 @@ KEYED_TURNS = 128
 UNKEYED_TURNS = 16
 
 Session = tuple[str, str]  # owner, name
+
+
+def attachments_of(element: bytes) -> list[str]:
+    """What of an element is kept for itself."""
+    content = orjson.loads(element[HEADER_BYTES:])["content"]
+    sources = [block["source"]["data"] for block in content] if isinstance(content, list) else []
+    return [data for data in sources if len(data) > 65_536]
+
+
+def stored_bytes(element: bytes) -> int:
+    """Of an element without its attachments: each leaves 40 bytes, and the first two more."""
+    found = attachments_of(element)
+    return len(element) - sum(map(len, found)) + (2 + 40 * len(found) if found else 0)
 
 
 @dataclass
@@ -39,6 +55,7 @@ class Known:
     turns: int = 0
     numbers: int = 0
     messages: list[bytes] = field(default_factory=list)
+    attachments: set[str] = field(default_factory=set)  # all that ever came, rewound or not
     ends: list[int] = field(default_factory=list)  # how many messages there were after each committed turn
     running: str = ""
     lease_over: bool = False
@@ -80,11 +97,19 @@ class Known:
     def appends(self, turn: str, request: Request, new: list[bytes]) -> None:
         self.dies()
         self.numbers += 1
-        self.messages += new
+        self.holds(new)
         self.head = turn
         self.verdicts[turn] = Settled("committed", self.numbers)
         if request.key:
             self.asked[request.key] = (self.numbers, request.fingerprint, turn)
+
+    def holds(self, new: list[bytes]) -> None:
+        self.messages += new
+        self.attachments.update(*map(attachments_of, new))
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(map(stored_bytes, self.messages)) + sum(map(len, self.attachments))
 
     def dies(self) -> None:
         """The running turn, if there is one, is found dead."""

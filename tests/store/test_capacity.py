@@ -74,7 +74,7 @@ async def test_pages_show_every_session_once_last_accessed_first(store: Store) -
 async def test_pages_go_on_within_one_millisecond(store: Store) -> None:
     refs = await aged(store, 7)
     for ref in refs:
-        await store.redis.zadd(ref.keys[10], {ref.id: 1_000})
+        await store.redis.zadd(ref.keys[11], {ref.id: 1_000})
     shown: list[Listed] = []
     while page := await store.index.page(OWNER, shown[-1] if shown else None, 2):
         shown += page
@@ -125,7 +125,7 @@ async def test_snapshots_and_labels_of_many_sessions(store: Store) -> None:
 
 
 async def evict(store: Store, ref: SessionRef, score: int | None = None) -> list[bytes]:
-    accessed = int(await store.redis.zscore(ref.keys[9], ref.id)) if score is None else score
+    accessed = int(await store.redis.zscore(ref.keys[10], ref.id)) if score is None else score
     runner = ScriptRunner(store.redis)
     return await runner.run("evict", ref.keys, (ref.id, ref.owner_tag, accessed), budget_s=5)
 
@@ -208,8 +208,8 @@ async def test_a_session_with_a_running_turn_is_never_taken(store: Store) -> Non
     refs = await aged(store, 6)
     for ref in refs[:5]:
         await store.begun(ref)
-        await store.redis.zadd(ref.keys[10], {ref.id: 1})  # as if begun long ago
-        await store.redis.zadd(ref.keys[9], {ref.id: 1})
+        await store.redis.zadd(ref.keys[11], {ref.id: 1})  # as if begun long ago
+        await store.redis.zadd(ref.keys[10], {ref.id: 1})
     capped = store.capped(per_owner_max=6)
     new = await capped.created()
     assert await there(store, [*refs, new]) == [True] * 5 + [False, True]
@@ -330,7 +330,7 @@ async def test_a_sweep_that_was_cut_short_is_finished_by_the_next(
 
 async def test_a_sweep_takes_more_than_one_batch_and_repairs_what_lives(store: Store) -> None:
     alive = await store.created()
-    for key in (alive.keys[8], alive.keys[11]):
+    for key in (alive.keys[9], alive.keys[12]):
         await store.redis.zadd(key, {alive.id: 1})
     refs = [await store.created(ttl_ms=1) for _ in range(110)]
     await store.until_expired(refs[-1])

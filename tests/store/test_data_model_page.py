@@ -10,7 +10,7 @@ from storage.keys import Keyspace, new_turn_id
 from storage.results import Settled
 from storage.scripts import VERBS
 from storage.turns import Request, Rewind
-from tests.store.harness import OWNER, SECRET, Store, elements, shown
+from tests.store.harness import OWNER, SECRET, Store, attached, elements, shown
 
 PAGE = (Path(storage.__file__).parent / "README.md").read_text("utf-8")
 READING = ("get",)
@@ -43,7 +43,8 @@ async def test_keys_have_the_types_and_the_session_the_fields_that_are_described
     await store.settled(ref, "committed", Request("print", "key"), elements(2))
     turn, begun = await store.begun(ref, new_turn_id(), streamed=True)
     await store.renew(ref, turn, shown(1, 2))
-    rewound = await store.commit(ref, turn, begun.head, elements(1), rewind=Rewind(0, 0, 1))
+    rewind = Rewind(0, sum(map(len, elements(2))), 1)
+    rewound = await store.commit(ref, turn, begun.head, [attached("x" * 70_000)], rewind=rewind)
     assert rewound == Settled("committed", 2)
     types = [(await store.redis.type(key)).decode() for key in ref.keys]
     assert types == [type_ for _, _, type_ in keys_of_a_session()]

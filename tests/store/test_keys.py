@@ -84,7 +84,7 @@ def test_every_key_of_a_session_is_in_its_buckets_slot() -> None:
     owner = KEYSPACE.owner_tag("alice")
     assert ref.owner_tag == owner
     assert [key.removeprefix(tag) for key in ref.keys] == [
-        *(f"{kind}:{session_id}" for kind in "smtvjxie"),
+        *(f"{kind}:{session_id}" for kind in "smtvjxibe"),
         "xx",
         "xu",
         f"o:{owner}",

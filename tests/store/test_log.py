@@ -25,12 +25,12 @@ async def streaming(store: Store, ref: SessionRef, turn: str = "", **asked: Any)
 
 async def logged(store: Store, ref: SessionRef) -> list[str]:
     """Ids of the entries of the session's log."""
-    return [entry_id.decode() for entry_id, _ in await store.redis.xrange(ref.keys[7])]
+    return [entry_id.decode() for entry_id, _ in await store.redis.xrange(ref.keys[8])]
 
 
 async def assert_log_lives_on(store: Store, ref: SessionRef) -> None:
     """The log has its five minutes before it, give or take a second that the test may take."""
-    assert LOG_LIFE_MS - 5_000 < await store.redis.pttl(ref.keys[7]) <= LOG_LIFE_MS
+    assert LOG_LIFE_MS - 5_000 < await store.redis.pttl(ref.keys[8]) <= LOG_LIFE_MS
 
 
 async def let_go(store: Store, ref: SessionRef) -> None:
@@ -108,7 +108,7 @@ async def test_a_turn_that_is_not_streamed_has_no_log(store: Store) -> None:
     await store.commit(ref, turn, begun.head, [], end=shown(4, 5))
     await store.settled(ref, "dead")
     await store.begun(ref)
-    assert await store.redis.exists(ref.keys[7]) == 0
+    assert await store.redis.exists(ref.keys[8]) == 0
 
 
 # the end of a turn
@@ -267,28 +267,28 @@ async def test_a_log_lives_five_minutes_from_its_last_write_or_renewal(store: St
     for write in (shown(1, 3), shown(1, 3), Shown()):
         await store.renew(ref, turn, write)
         await assert_log_lives_on(store, ref)
-        await store.redis.pexpire(ref.keys[7], 30_000)
+        await store.redis.pexpire(ref.keys[8], 30_000)
     await store.commit(ref, turn, begun.head, [], end=shown(4, 4))
     await assert_log_lives_on(store, ref)
-    await store.redis.pexpire(ref.keys[7], 30_000)
+    await store.redis.pexpire(ref.keys[8], 30_000)
     await store.sessions.touch(ref)
     await store.turns.delivered(ref, turn)
     await store.begun(ref)
-    assert await store.redis.pttl(ref.keys[7]) <= 30_000, "nobody else prolongs it"
+    assert await store.redis.pttl(ref.keys[8]) <= 30_000, "nobody else prolongs it"
 
 
 async def test_a_renewal_without_frames_makes_no_log(store: Store) -> None:
     ref = await store.created()
     turn, _ = await streaming(store, ref)
     await store.renew(ref, turn)
-    assert await store.redis.exists(ref.keys[7]) == 0
+    assert await store.redis.exists(ref.keys[8]) == 0
 
 
 async def test_a_log_that_has_expired_is_told_by_the_verdict_without_an_end(store: Store) -> None:
     ref = await store.created()
     turn, begun = await streaming(store, ref)
     await store.commit(ref, turn, begun.head, [], end=shown(1, 4))
-    await store.redis.unlink(ref.keys[7])
+    await store.redis.unlink(ref.keys[8])
     assert await store.log.tail(ref, turn, 1, 0) == Tail(COMMITTED, b"", 0, None)
 
 
@@ -306,9 +306,9 @@ async def left_by_an_expired_session(store: Store) -> SessionRef:
 async def test_a_log_outlives_its_session_but_not_the_next_one_of_its_id(store: Store, swept_first: bool) -> None:
     ref = await left_by_an_expired_session(store)
     if not swept_first:
-        await store.redis.hdel(ref.keys[12], ref.id)  # then nothing says that there is anything to sweep
+        await store.redis.hdel(ref.keys[13], ref.id)  # then nothing says that there is anything to sweep
     await store.create(ref)
-    assert await store.redis.exists(ref.keys[7]) == 0
+    assert await store.redis.exists(ref.keys[8]) == 0
     turn, _ = await streaming(store, ref)
     await store.renew(ref, turn, shown(1, 1))
     assert await store.log.tail(ref, turn, 1, 0) == tail(None, 1, 1)
@@ -330,7 +330,7 @@ async def test_a_follower_is_not_shown_the_turn_of_a_session_that_was_made_anew(
 async def test_a_sweep_takes_the_log_along(store: Store) -> None:
     ref = await left_by_an_expired_session(store)
     assert await store.capacity.sweep(ref) is True
-    assert await store.redis.exists(ref.keys[7]) == 0
+    assert await store.redis.exists(ref.keys[8]) == 0
 
 
 @pytest.mark.parametrize("end", ["delete", "evict", "abort"])
@@ -348,4 +348,4 @@ async def test_whatever_ends_a_session_takes_its_log_along(store: Store, end: st
             assert await ScriptRunner(store.redis).run("evict", ref.keys, args, budget_s=5) == [b"EVICTED"]
         case "abort":
             assert await store.abort(ref, creating, end=shown(4, 4)) == Removed()
-    assert sorted(await store.everything()) == sorted(ref.keys[13:15])
+    assert sorted(await store.everything()) == sorted(ref.keys[14:16])

@@ -10,7 +10,7 @@ from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Answered, Cancelling, Removed, Renewed, Running, Settled
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
 from storage.turns import Request, Rewind
-from tests.store.harness import Store, elements, shown
+from tests.store.harness import Store, attached, elements, shown
 
 pytestmark = pytest.mark.anyio
 
@@ -91,9 +91,10 @@ async def a_life(store: Store) -> SessionRef:
     )
     assert isinstance(appended, Settled)
     rewinding, begun = await store.begun(ref)
-    await store.commit(ref, rewinding, begun.head, elements(1), rewind=Rewind(2, sum(map(len, elements(2))), 0))
+    big = attached("x" * 70_000)
+    await store.commit(ref, rewinding, begun.head, [big], rewind=Rewind(2, sum(map(len, elements(2))), 0))
     await store.capacity.sweep(ref)
-    await store.redis.unlink(*ref.keys[:7])
+    await store.redis.unlink(*ref.keys[:8])
     assert await store.capacity.sweep(ref) is True
     return ref
 

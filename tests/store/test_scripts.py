@@ -60,7 +60,7 @@ def header(verb: str) -> dict[str, str]:
         line.removeprefix("--").strip()
         for line in itertools.takewhile(lambda line: line.startswith("--") and "@include" not in line, lines)
     ]
-    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-15|: 1 )|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
+    parts = re.split(r"(?:^| )(Guarantees|KEYS(?= 1-16|: 1 )|ARGV|Replies|Complexity|Caller):? ", " ".join(comment))
     return {"Purpose": parts[0]} | dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
@@ -193,7 +193,7 @@ async def test_a_server_that_forgot_the_scripts_is_sent_them_again(store: Store)
 
 @pytest.mark.anyio
 async def test_a_call_on_keys_of_two_slots_is_a_bug(store: Store) -> None:
-    keys = (*store.ref().keys[:13], "{elsewhere}:oc")
+    keys = (*store.ref().keys[:14], "{elsewhere}:oc")
     with pytest.raises(AssertionError, match="several slots"):
         await ScriptRunner(store.redis).run("get", keys, ["s", "o"], budget_s=1)
 

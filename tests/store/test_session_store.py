@@ -61,7 +61,7 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
     )
     await store.assert_consistent(ref)
     age_s = snapshot.created_ms // 1_000 - SERVICE_EPOCH_S
-    assert await store.redis.hget(ref.keys[12], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
+    assert await store.redis.hget(ref.keys[13], ref.id) == f"{ref.owner_tag} 0 0 {age_s}".encode()
     assert await store.counters(ref) == {"age_s": age_s}
 
 
@@ -183,7 +183,7 @@ async def test_a_swept_session_leaves_only_the_count_of_its_end(store: Store) ->
     assert await store.capacity.sweep(ref) is True
     assert await store.counters(ref) == {"expired": 1}
     left = await store.everything()
-    assert sorted(left) == sorted(ref.keys[13:15])
+    assert sorted(left) == sorted(ref.keys[14:16])
     assert await store.capacity.sweep(ref) is True
     assert await store.everything() == left
 
@@ -191,7 +191,7 @@ async def test_a_swept_session_leaves_only_the_count_of_its_end(store: Store) ->
 async def test_sweep_spares_a_session_that_lives_and_repairs_its_scores(store: Store) -> None:
     ref = await store.created()
     before = await store.everything()
-    for index in (ref.keys[8], ref.keys[11]):
+    for index in (ref.keys[9], ref.keys[12]):
         await store.redis.zadd(index, {ref.id: 1})
     assert await store.capacity.sweep(ref) is False
     assert await store.everything() == before

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable
 from functools import partial
+from hashlib import sha256
 from typing import Any, Literal, TypeVar, cast
 
 import pytest
@@ -41,8 +42,8 @@ from storage.results import (
 )
 from storage.sessions import Snapshot
 from storage.turns import Request, Rewind, Shown
-from tests.store.harness import Store, elements, real_redis, shown
-from tests.store.model import Begin, Known, Logged, Session
+from tests.store.harness import Store, attached, elements, real_redis, shown
+from tests.store.model import Begin, Known, Logged, Session, stored_bytes
 
 T = TypeVar("T")
 SESSIONS: list[Session] = [("alice", "a"), ("alice", "b"), ("bob", "a")]
@@ -50,6 +51,8 @@ _namespaces = itertools.count()
 
 which = st.sampled_from([*SESSIONS[:1] * 4, *SESSIONS[1:]])  # one of them has a longer history than the others
 counts = st.integers(0, 3)
+BIG = [letter * 65_537 for letter in "xy"]
+attachments = st.sampled_from([*[[]] * 4, [attached(BIG[0])], [attached(*BIG, "small", BIG[0])]])
 
 
 REQUESTS = [
@@ -147,13 +150,16 @@ class Machine(RuleBasedStateMachine):
     @rule(data=st.data(), count=counts, rewind=st.booleans())
     def commit(self, data: st.DataObject, count: int, rewind: bool) -> None:
         began, known = self.one_turn(data)
-        new, shown_last = elements(count, began.turn), self.next_frames(data, began)
+        new = elements(count, began.turn) + data.draw(attachments)
+        shown_last = self.next_frames(data, began)
         kept = data.draw(st.sampled_from([0, *began.known.ends])) if rewind else None
         cut: Rewind | None = None
         if kept is not None and known is began.known and known.running == began.turn:
             dropped = sum(end > kept for end in known.ends)
-            cut = Rewind(kept, sum(map(len, known.messages[:kept])), dropped)
-        changes = {"revision": 0, "rewind": cut, "record": began.turn.encode(), "end": shown_last}
+            cut = Rewind(kept, sum(map(stored_bytes, known.messages[kept:])), dropped)
+        held = sorted(sha256(one.encode()).hexdigest() for one in known.attachments) if known is began.known else []
+        changes: dict[str, Any] = {"known": data.draw(st.sampled_from([[], held]))}
+        changes |= {"revision": 0, "rewind": cut, "record": began.turn.encode(), "end": shown_last}
         settled = self.wait(self.store.commit(began.ref, began.turn, began.head, new, **changes))
         if known is None:
             assert settled == Gone()
@@ -167,7 +173,7 @@ class Machine(RuleBasedStateMachine):
                 known.messages = known.messages[: cut.messages]
                 known.ends = [end for end in known.ends if end <= cut.messages]
                 known.turns -= cut.turns_dropped
-            known.messages += new
+            known.holds(new)
             known.ends.append(len(known.messages))
             known.turns += 1
             known.ends_log(shown_last.ordinal, "told")
@@ -251,11 +257,11 @@ class Machine(RuleBasedStateMachine):
         tail = self.wait(self.store.log.tail(began.ref, began.turn, began.number, after))
         assert tail == Tail(known.fate(began.turn), *logged.after(after), logged.end)
 
-    @rule(session=which, count=st.integers(1, 3), wrong_head=st.booleans(), request=requests)
-    def append(self, session: Session, count: int, wrong_head: bool, request: Request) -> None:
+    @rule(session=which, count=st.integers(1, 3), big=attachments, wrong_head=st.booleans(), request=requests)
+    def append(self, session: Session, count: int, big: list[bytes], wrong_head: bool, request: Request) -> None:
         known, turn, ref = self.known.get(session), new_turn_id(), self.ref(session)
         head = known.head if known and not wrong_head else "head_x"
-        new = elements(count, turn)
+        new = elements(count, turn) + big
         fixed: dict[str, Any] = {"head": head, "record": b"{}", "turns_max": 999}
         settled = self.wait(self.store.turns.append(ref, turn, request=request, elements=new, **fixed))
         earlier = known.earlier(request) if known and request.key else None
@@ -358,7 +364,7 @@ class Machine(RuleBasedStateMachine):
         assert (counted.expired, counted.deleted) == (self.ended[0][owner], self.ended[1][owner])
         if not unswept:
             assert counted.messages == sum(len(known.messages) for known in living)
-            assert counted.size_bytes == sum(len(one) for known in living for one in known.messages)
+            assert counted.size_bytes == sum(known.size_bytes for known in living)
         listed = await self.store.index.page(owner, None, 10)
         assert len(listed) == counted.total
 

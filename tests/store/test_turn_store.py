@@ -359,9 +359,9 @@ async def test_a_commit_without_a_readable_size_record_writes_nothing(store: Sto
     ref = await store.created()
     turn, begun = await store.begun(ref)
     if record is None:
-        await store.redis.hdel(ref.keys[12], ref.id)
+        await store.redis.hdel(ref.keys[13], ref.id)
     else:
-        await store.redis.hset(ref.keys[12], ref.id, record)
+        await store.redis.hset(ref.keys[13], ref.id, record)
     before = await store.everything()
     assert await store.commit(ref, turn, begun.head, elements(1)) == Corrupt()
     assert await store.everything() == before
@@ -440,7 +440,7 @@ async def test_aborting_the_creating_turn_takes_the_session_along(store: Store, 
         await store.begun(ref, turn)
     assert await store.abort(ref, turn) == Removed()
     assert await store.counters(ref) == {}
-    assert sorted(await store.everything()) == sorted(ref.keys[13:15])
+    assert sorted(await store.everything()) == sorted(ref.keys[14:16])
     assert await store.begin(ref, turn) == Gone()
     assert await store.abort(ref, turn) == Gone()
 

@@ -2,15 +2,19 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import orjson
 
-from service.dialects import chat
+from service.dialects import chat_fields
 from service.errors import CODES
 from service.headers import HEADERS
+from service.model_table import NEWEST, TABLE
 from service.openapi import completions, messages, schemas
 from service.openapi.operations import OPERATIONS, Operation, Query
+from tests.unit.test_chat_round_trip import LOSSES
 
 API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
@@ -53,12 +57,29 @@ def headers() -> str:
 
 
 def parameters() -> str:
-    rows = [(name, "mapped", "") for name in chat.MAPPED]
-    told = chat.TOLD | chat.TOLD_WITHIN
-    rows += [(name, "told", orjson.dumps(value).decode()) for name, value in told.items()]
-    rows += [(name, "refused", orjson.dumps(value).decode()) for name, value in chat.REFUSED.items()]
-    lines = ["| parameter | what becomes of it | asks for nothing |", "|---|---|---|"]
-    lines += [f"| `{name}` | {fate} | {f'`{value}`' if value else ''} |" for name, fate, value in sorted(rows)]
+    rows = [(name, "mapped", becomes) for name, becomes in chat_fields.MAPPED.items()]
+    for fate, table in (("told", chat_fields.TOLD), ("refused", chat_fields.REFUSED)):
+        rows += [(name, fate, unless(value)) for name, value in table.items()]
+    rows += [(name, "passed over", "") for name in chat_fields.PASSED_OVER]
+    lines = ["| parameter | what becomes of it | more |", "|---|---|---|"]
+    lines += [f"| `{name}` | {fate} | {more} |" for name, fate, more in sorted(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def unless(value: Any) -> str:
+    """The value that asks for nothing, but for ``null``, which does so everywhere."""
+    return "" if value is None else f"unless `{orjson.dumps(value).decode()}`"
+
+
+def losses() -> str:
+    return "".join(f"- {sentence}\n" for sentence in LOSSES)
+
+
+def traits() -> str:
+    names = list(asdict(NEWEST))
+    lines = [f"| model | {' | '.join(f'`{name}`' for name in names)} |", f"|{'---|' * (len(names) + 1)}"]
+    for model, row in [*((f"`{model}`", row) for model, row in TABLE.items()), ("any other", NEWEST)]:
+        lines.append(f"| {model} | {' | '.join('yes' if has else 'no' for has in asdict(row).values())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -70,7 +91,7 @@ def codes() -> str:
 
 
 def renewed(text: str) -> str:
-    for made in (endpoints, headers, parameters, codes):
+    for made in (endpoints, headers, parameters, losses, traits, codes):
         name, table = made.__name__, made()
         marked = re.compile(f"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->\n)", re.DOTALL)
         assert marked.search(text), f"the markers of {name} are gone"
@@ -81,12 +102,6 @@ def renewed(text: str) -> str:
 def test_the_tables_are_those_in_the_code() -> None:
     text = API.read_text("utf-8")
     assert renewed(text) == text, "run: python -m tests.unit.test_api_docs"
-
-
-def test_no_parameter_has_two_fates() -> None:
-    assert not chat.MAPPED & chat.TOLD.keys()
-    assert not chat.MAPPED & chat.REFUSED.keys()
-    assert not chat.TOLD.keys() & chat.REFUSED.keys()
 
 
 if __name__ == "__main__":

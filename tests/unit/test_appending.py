@@ -39,7 +39,7 @@ class Scripted:
             **cast(Any, fields | {"messages": len(self.stored), "head": f"head_{len(self.asked)}", "name": "chat"})
         )
 
-    async def messages(self, _: Any, start: int, count: int) -> list[bytes]:
+    async def outlines(self, _: Any, start: int, count: int) -> list[bytes]:
         self.read.append((start, count))
         return self.stored[start : start + count]
 

@@ -1,20 +1,48 @@
 """Chat completions, the request: every parameter is mapped, told or refused, and every bad input is named."""
 
+from hashlib import sha256
 from typing import Any
 
 import pytest
 
-from service.dialects import chat
-from service.dialects.chat import FORMS, MAPPED, REFUSED, TOLD, TOLD_WITHIN, ChatRequest
+from service.dialects import chat, chat_fields
+from service.dialects.chat import ChatRequest
+from service.dialects.chat_fields import FORMS
 from service.errors import BatonError
+from service.model_table import NEWEST, Model, ModelTable
 
 HELLO = {"role": "user", "content": "Hello"}
 ALIASES = {"gpt-4o": "claude-sonnet-5-5"}
+MAPPED, TOLD, REFUSED = (
+    {field: table[name] for field, name in chat_fields.inside(table, "").items()}
+    for table in (chat_fields.MAPPED, chat_fields.TOLD, chat_fields.REFUSED)
+)
+"""Of each table the parameters that are not nested."""
 TOOL = {"name": "f", "input_schema": {"type": "object", "properties": {}}}
 
 
 def parse(body: Any) -> ChatRequest:
-    return chat.parse(body, default_model="claude-default", aliases=ALIASES, max_tokens_default=1000)
+    return chat.parse(body, default_model="claude-default", aliases=ALIASES, model_of=ModelTable().model)
+
+
+@pytest.mark.parametrize(
+    ("types", "thinking"),
+    [
+        (None, {"type": "disabled"}),
+        ({"adaptive", "disabled"}, {"type": "disabled"}),
+        ({"adaptive", "between_tools"}, {"type": "between_tools"}),
+    ],
+)
+def test_no_effort_at_all_is_what_the_model_can_make_of_it(types: Any, thinking: Any) -> None:
+    known = Model(NEWEST, thinking_types=types if types is None else frozenset(types))
+    body = {"messages": [HELLO], "reasoning_effort": "none"}
+    request = chat.parse(body, default_model="m", aliases={}, model_of=lambda _: known)
+    assert request.ask.params == {"thinking": thinking}
+
+
+def test_a_model_that_always_thinks_cannot_do_without() -> None:
+    error = refused(model="claude-opus-5-5", reasoning_effort="none")
+    assert (error.code, error.param) == ("unsupported", "reasoning_effort")
 
 
 def ask(**fields: Any) -> ChatRequest:
@@ -38,19 +66,29 @@ def test_the_least_request_gets_the_defaults() -> None:
     assert request.ask.model == "claude-default"
     assert request.ask.messages == [HELLO]
     assert request.ask.system is None
-    assert request.ask.params == {"max_tokens": 1000}
+    assert request.ask.params == {}
     assert (request.stream, request.include_usage, request.session, request.ignored) == (False, False, None, [])
 
 
-def test_the_three_tables_do_not_overlap() -> None:
-    assert not MAPPED & TOLD.keys()
-    assert not MAPPED & REFUSED.keys()
-    assert not TOLD.keys() & REFUSED.keys()
-
-
-@pytest.mark.parametrize("name", sorted((MAPPED - {"messages"}) | TOLD.keys() | REFUSED.keys()))
+@pytest.mark.parametrize("name", sorted({*MAPPED, *TOLD, *REFUSED} - {"messages"}))
 def test_null_is_absent(name: str) -> None:
     assert ask(**{name: None}) == ask()
+
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "additionalProperties": False}
+
+
+def any_of(*values: Any) -> tuple[Any, ...]:
+    """Values of different types."""
+    return values
+
+
+def json_schema(**described: Any) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA, **described}}
+
+
+def hashed(user: str) -> dict[str, str]:
+    return {"user_id": sha256(user.encode()).hexdigest()}
 
 
 MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
@@ -60,9 +98,9 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stream": False}, {"stream": False}),
     ({"stream_options": {"include_usage": True}}, {"include_usage": True}),
     ({"stream_options": {"include_usage": False, "include_obfuscation": False}}, {"include_usage": False}),
-    ({"stop": "END"}, {"params": {"max_tokens": 1000, "stop_sequences": ["END"]}}),
-    ({"stop": ["a", "b", "c", "d"]}, {"params": {"max_tokens": 1000, "stop_sequences": ["a", "b", "c", "d"]}}),
-    ({"stop": []}, {"params": {"max_tokens": 1000}}),
+    ({"stop": "END"}, {"params": {"stop_sequences": ["END"]}}),
+    ({"stop": ["a", "b", "c", "d"]}, {"params": {"stop_sequences": ["a", "b", "c", "d"]}}),
+    ({"stop": []}, {"params": {}}),
     ({"max_tokens": 7}, {"params": {"max_tokens": 7}}),
     ({"max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
     ({"max_tokens": 7, "max_completion_tokens": 8}, {"params": {"max_tokens": 8}}),
@@ -77,6 +115,50 @@ MAPPED_TO: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"tools": None, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
     ),
     ({"parallel_tool_calls": True}, {"tool_choice": None}),
+    ({"response_format": {"type": "text"}}, {"params": {}}),
+    (
+        {"response_format": json_schema(strict=True)},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"title": "place", **SCHEMA}}}},
+    ),
+    (
+        {"response_format": json_schema(description="Where.", strict=False)},
+        {
+            "output_config": {
+                "format": {"type": "json_schema", "schema": {"title": "place", "description": "Where.", **SCHEMA}}
+            }
+        },
+    ),
+    (
+        {"response_format": json_schema(description="Where.", schema={"title": "T", "description": "D", **SCHEMA})},
+        {"output_config": {"format": {"type": "json_schema", "schema": {"title": "T", "description": "D", **SCHEMA}}}},
+    ),
+    ({"reasoning_effort": "minimal"}, {"output_config": {"effort": "low"}}),
+    *(
+        ({"reasoning_effort": effort}, {"output_config": {"effort": effort}, "thinking": None})
+        for effort in ("low", "medium", "high", "xhigh", "max")
+    ),
+    ({"reasoning_effort": "none"}, {"thinking": {"type": "disabled"}, "output_config": None}),
+    (
+        {"reasoning_effort": "high", "response_format": json_schema(schema={"title": "T"})},
+        {"output_config": {"effort": "high", "format": {"type": "json_schema", "schema": {"title": "T"}}}},
+    ),
+    ({"thinking": {"type": "adaptive"}}, {"thinking": {"type": "adaptive"}, "reasoning": False}),
+    (
+        {"thinking": {"type": "adaptive", "display": "summarized"}, "reasoning_effort": "low"},
+        {"thinking": {"type": "adaptive", "display": "summarized"}, "reasoning": True},
+    ),
+    (
+        {"thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}, "max_tokens": 1025},
+        {"thinking": {"type": "enabled", "budget_tokens": 1024, "display": "omitted"}, "reasoning": False},
+    ),
+    ({"thinking": {"type": "disabled", "display": None}}, {"thinking": {"type": "disabled"}}),
+    ({"thinking": {"type": "between_tools"}}, {"thinking": {"type": "between_tools"}}),
+    ({"service_tier": "auto"}, {"service_tier": "auto"}),
+    ({"service_tier": "default"}, {"service_tier": "standard_only"}),
+    ({"user": "ada"}, {"metadata": hashed("ada")}),
+    ({"safety_identifier": "é"}, {"metadata": hashed("é")}),
+    ({"safety_identifier": "s", "user": "ada"}, {"metadata": hashed("s")}),
+    ({"user": ""}, {"metadata": None}),
 ]
 
 
@@ -92,13 +174,15 @@ def test_mapped(fields: dict[str, Any], expected: dict[str, Any]) -> None:
         "session_input": request.session_input,
         "tools": request.ask.tools,
         "tool_choice": request.ask.tool_choice,
+        "reasoning": request.reasoning,
+        **{name: request.ask.params.get(name) for name in ("output_config", "thinking", "service_tier", "metadata")},
     }
     assert {name: seen[name] for name in expected} == expected
     assert request.ignored == []
 
 
 def test_every_mapped_parameter_has_a_case_above() -> None:
-    assert MAPPED - {"messages"} == {name for fields, _ in MAPPED_TO for name in fields}
+    assert MAPPED.keys() - {"messages"} == {name for fields, _ in MAPPED_TO for name in fields}
 
 
 MEANING_SOMETHING: dict[str, Any] = {
@@ -109,14 +193,10 @@ MEANING_SOMETHING: dict[str, Any] = {
     "seed": 7,
     "verbosity": "high",
     "store": True,
-    "user": "u-1",
-    "safety_identifier": "s-1",
     "metadata": {"team": "blue"},
     "prompt_cache_key": "k",
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
-    "reasoning_effort": "high",
-    "service_tier": "flex",
 }
 
 
@@ -165,9 +245,14 @@ def test_even_ignored_numbers_have_their_bounds(name: str, value: Any) -> None:
     [
         ("metadata", "blue"),
         ("metadata", []),
+        ("metadata", {"a": 1}),
+        ("metadata", {"": "b"}),
+        ("metadata", {"k" * 65: "b"}),
+        ("metadata", {"a": "v" * 513}),
+        ("metadata", {str(n): "b" for n in range(17)}),
         ("prompt_cache_options", "explicit"),
         *((name, 5) for name in ("user", "safety_identifier", "prompt_cache_key", "prompt_cache_retention")),
-        *((name, True) for name in ("service_tier", "verbosity", "reasoning_effort")),
+        ("verbosity", True),
         *(("seed", value) for value in (1.5, "1", True)),
         *((name, value) for name in ("store", "parallel_tool_calls") for value in (0, "false", 1)),
     ],
@@ -177,10 +262,13 @@ def test_what_is_ignored_must_have_its_form(name: str, value: Any) -> None:
     assert (error.code, error.param) == ("invalid_value", name)
 
 
+def test_metadata_may_be_as_large_as_openai_allows() -> None:
+    assert ask(metadata={f"{n:064}": "v" * 512 for n in range(16)}).ignored == ["metadata"]
+
+
 def test_everything_that_is_ignored_has_a_form_and_passes_it_with_the_value_that_asks_for_nothing() -> None:
-    told = TOLD | TOLD_WITHIN
-    assert FORMS.keys() == told.keys()
-    assert all(value is None or FORMS[name][1](value) for name, value in told.items())
+    assert FORMS.keys() == chat_fields.TOLD.keys()
+    assert all(value is None or FORMS[name][1](value) for name, value in chat_fields.TOLD.items())
 
 
 def test_a_streams_obfuscation_is_told_and_null_is_absent() -> None:
@@ -203,7 +291,7 @@ def test_caching_of_a_part_is_told(name: str, role: str) -> None:
 def test_a_part_that_says_more_than_its_text_is_refused(value: Any) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b", "annotations": value}]
     error = refusal({"messages": [HELLO, {"role": "user", "content": parts}]})
-    assert (error.code, error.param) == ("unsupported", "messages.1.content.1.annotations")
+    assert (error.code, error.param) == ("unknown_field", "messages.1.content.1.annotations")
 
 
 def test_more_messages_or_parts_than_claude_takes_are_refused_before_they_are_looked_at() -> None:
@@ -231,7 +319,6 @@ REFUSED_VALUES: dict[str, list[Any]] = {
     "moderation": [{"model": "m"}],
     "n": [2, 0, "1", True],
     "prediction": [{"type": "content", "content": "x"}],
-    "response_format": [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "s"}}, "text"],
     "top_logprobs": [5, False],
     "web_search_options": [{}],
 }
@@ -296,6 +383,61 @@ def test_a_body_that_is_no_object(body: Any) -> None:
         ({"session_id": 5}, "invalid_session_id", "session_id"),
         ({"session_id": ["a"]}, "invalid_session_id", "session_id"),
         ({"session_id": False}, "invalid_session_id", "session_id"),
+        ({"response_format": {"type": "json_object"}}, "unsupported", "response_format"),
+        *(
+            ({"response_format": value}, "invalid_value", "response_format")
+            for value in any_of("text", [], {}, {"type": "grammar"}, {"type": ["text"]})
+        ),
+        ({"response_format": {"type": "text", "colour": "red"}}, "unknown_field", "response_format.colour"),
+        (
+            {"response_format": {**json_schema(), "type": "text"}},
+            "unsupported",
+            "response_format.json_schema",
+        ),
+        *(
+            ({"response_format": {"type": "json_schema", "json_schema": value}}, code, f"response_format.{param}")
+            for value, code, param in (
+                (None, "invalid_value", "json_schema"),
+                ("place", "invalid_value", "json_schema"),
+                ({"schema": SCHEMA}, "invalid_value", "json_schema.name"),
+                ({"schema": SCHEMA, "name": "a b"}, "invalid_value", "json_schema.name"),
+                ({"schema": SCHEMA, "name": "a" * 65}, "invalid_value", "json_schema.name"),
+                ({"name": "place"}, "missing_value", "json_schema.schema"),
+                ({"name": "place", "schema": "object"}, "invalid_value", "json_schema.schema"),
+                ({"name": "place", "schema": SCHEMA, "strict": "yes"}, "invalid_value", "json_schema.strict"),
+                ({"name": "place", "schema": SCHEMA, "description": 5}, "invalid_value", "json_schema.description"),
+                ({"name": "place", "schema": SCHEMA, "colour": 5}, "unknown_field", "json_schema.colour"),
+            )
+        ),
+        *(
+            ({"reasoning_effort": value}, "invalid_value", "reasoning_effort")
+            for value in any_of("", "highest", True, 3, ["low"], {})
+        ),
+        ({"reasoning_effort": "none", "thinking": {"type": "adaptive"}}, "invalid_value", "reasoning_effort"),
+        *(
+            ({"thinking": value}, "invalid_value", "thinking")
+            for value in any_of("adaptive", True, [], {}, {"type": "deep"}, {"type": ["adaptive"]}, {"display": "a"})
+        ),
+        *(
+            ({"thinking": {"type": "adaptive", "display": value}}, "invalid_value", "thinking.display")
+            for value in ("", "whole", True, ["omitted"])
+        ),
+        *(
+            (
+                {"thinking": {"type": "enabled", "budget_tokens": value}, "max_tokens": 2000},
+                "invalid_value",
+                "thinking.budget_tokens",
+            )
+            for value in (None, 1023, 2000, 1500.5, "1500", True)
+        ),
+        ({"thinking": {"type": "adaptive", "budget_tokens": 1024}}, "unsupported", "thinking.budget_tokens"),
+        ({"thinking": {"type": "disabled", "display": "omitted"}}, "unsupported", "thinking.display"),
+        ({"thinking": {"type": "adaptive", "colour": "red"}}, "unknown_field", "thinking.colour"),
+        *(({"service_tier": value}, "unsupported", "service_tier") for value in ("flex", "scale", "priority", "fast")),
+        *(({"service_tier": value}, "invalid_value", "service_tier") for value in ("", "best", True, ["auto"])),
+        ({"user": 5}, "invalid_value", "user"),
+        ({"safety_identifier": "s", "user": ["ada"]}, "invalid_value", "user"),
+        ({"safety_identifier": {}}, "invalid_value", "safety_identifier"),
     ],
     ids=str,
 )
@@ -339,23 +481,37 @@ def test_wrong_values(fields: dict[str, Any], code: str, param: str) -> None:
         ([{"role": "user", "content": [{"type": "text", "text": " "}]}], "invalid_value", "messages.0.content.0.text"),
         (
             [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {}}]}],
-            "unsupported",
-            "messages.0.content.1",
+            "invalid_value",
+            "messages.0.content.1.image_url.url",
         ),
         ([{"role": "user", "content": [{"type": "input_audio"}]}], "unsupported", "messages.0.content.0"),
         ([{"role": "assistant", "content": "x"}], "invalid_value", "messages"),
         ([HELLO, {"role": "assistant", "content": "x"}], "invalid_value", "messages"),
         ([{"role": "assistant", "content": "x"}, HELLO], "invalid_value", "messages"),
         ([{"role": "system", "content": "x"}], "invalid_value", "messages"),
-        ([HELLO, {"role": "system", "content": "x"}, HELLO], "unsupported", "messages.1"),
-        ([HELLO, {"role": "developer", "content": "x"}], "unsupported", "messages.1"),
+        (
+            [HELLO, {"role": "assistant", "content": "x"}, {"role": "system", "content": "x"}],
+            "invalid_value",
+            "messages",
+        ),
+        ([HELLO, {"role": "developer", "content": " "}], "invalid_value", "messages.1.content"),
         (
             [HELLO, {"role": "user", "content": "x", "tool_calls": [{"id": "t"}]}],
             "unsupported",
             "messages.1.tool_calls",
         ),
-        ([HELLO, {"role": "assistant", "content": "x", "refusal": "no"}, HELLO], "unsupported", "messages.1.refusal"),
-        ([{**HELLO, "weight": 0}], "unsupported", "messages.0.weight"),
+        ([HELLO, {"role": "assistant", "content": "x", "refusal": 5}, HELLO], "invalid_value", "messages.1.refusal"),
+        ([HELLO, {"role": "assistant"}, HELLO], "invalid_value", "messages.1.content"),
+        ([HELLO, {"role": "assistant", "content": []}, HELLO], "invalid_value", "messages.1.content"),
+        (
+            [HELLO, {"role": "assistant", "content": "x", "audio": {"id": "a"}}, HELLO],
+            "unsupported",
+            "messages.1.audio",
+        ),
+        ([{**HELLO, "refusal": "no"}], "unsupported", "messages.0.refusal"),
+        ([{**HELLO, "reasoning_content": "hm"}], "unsupported", "messages.0.reasoning_content"),
+        ([{**HELLO, "annotations": "none"}], "invalid_value", "messages.0.annotations"),
+        ([{**HELLO, "weight": 0}], "unknown_field", "messages.0.weight"),
         ([HELLO, {**HELLO, "name": 5}], "invalid_value", "messages.1.name"),
     ],
     ids=str,

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from service.dialects.chat_out import ChatAnswer, Envelope, finish_reason
+from service.dialects.chat_out import ChatAnswer, Envelope, finish_reason, framing
 from service.errors import BatonError
 from service.transcript import Answer
 from tests.unit.claude_events import answer_events, as_events, block, message_start, text_block
@@ -163,6 +164,101 @@ def test_a_refusal_without_an_explanation_still_says_so() -> None:
 def test_an_empty_answer_has_empty_content() -> None:
     assert whole(answer_events()).choices[0].message.content == ""
     assert text_of(chunks_of(streamed(answer_events()))) == ""
+
+
+@pytest.mark.parametrize(
+    ("tier", "told"), [("standard", "default"), ("priority", "priority"), ("batch", None), ("new", None), (None, None)]
+)
+def test_the_service_tier_is_told_as_openai_names_it(tier: str | None, told: str | None) -> None:
+    events = answer_events(text_block(0, "Hi"))
+    events[0]["message"]["usage"]["service_tier"] = tier
+    assert whole(events).service_tier == told
+    chunks = chunks_of(streamed(events, include_usage=True))
+    assert {chunk.service_tier for chunk in chunks} == {told}
+    if told is None:
+        assert b"service_tier" not in streamed(events)
+
+
+def citing(index: int, text: str, *citations: dict[str, Any]) -> list[dict[str, Any]]:
+    deltas = [{"type": "citations_delta", "citation": citation} for citation in citations]
+    return block(index, {"type": "text", "text": "", "citations": []}, {"type": "text_delta", "text": text}, *deltas)
+
+
+def test_citations_with_a_url_are_annotations_at_the_text_of_their_block() -> None:
+    web = {
+        "type": "web_search_result_location",
+        "url": "https://a",
+        "title": "A",
+        "cited_text": "",
+        "encrypted_index": "",
+    }
+    page = {"type": "char_location", "cited_text": "x", "document_index": 0}
+    blocks = [text_block(0, "é🙂 "), text_block(1, " \n"), citing(2, "sunny", web, page, {**web, "title": None})]
+    events = answer_events(*blocks, text_block(3, "."))
+    message = whole(events).choices[0].message
+    assert message.content == "é🙂 sunny."
+    found = [one.url_citation for one in message.annotations or ()]
+    assert [(message.content[one.start_index : one.end_index], one.url, one.title) for one in found] == [
+        ("sunny", "https://a", "A"),
+        ("sunny", "https://a", "https://a"),
+    ]
+    *before, cited, last = chunks_of(streamed(events))
+    assert cited.choices[0].delta.model_extra == {"annotations": [one.to_dict() for one in message.annotations or ()]}
+    assert last.choices[0].finish_reason == "stop"
+    assert not any(chunk.choices[0].delta.model_extra for chunk in before)
+
+
+def test_an_answer_without_urls_has_no_annotations() -> None:
+    events = answer_events(citing(0, "Hi", {"type": "char_location", "cited_text": "x", "document_index": 0}))
+    assert "annotations" not in whole(events).choices[0].message.model_fields_set
+    assert b"annotations" not in streamed(events)
+
+
+def test_thinking_is_shown_if_it_is_asked_for() -> None:
+    begun = {"type": "thinking", "thinking": "", "signature": ""}
+    deltas = [{"type": "thinking_delta", "thinking": piece} for piece in ("Let me ", "", "see.")]
+    signed = {"type": "signature_delta", "signature": "c2ln"}
+    events = answer_events(block(0, begun, *deltas, signed), text_block(1, "Hi"), block(2, begun, deltas[0], signed))
+    answer = Answer()
+    chat = ChatAnswer(SESSION, answer, include_usage=False, reasoning=True)
+    frames = chat.frames(answer.feed(as_events(events)))
+    deltas_shown = [chunk["choices"][0]["delta"] for chunk in payloads(b"".join(frames))]
+    assert [delta["reasoning_content"] for delta in deltas_shown if "reasoning_content" in delta] == [
+        "Let me ",
+        "see.",
+        "Let me ",
+    ]
+    body = ChatCompletion.model_validate_json(chat.whole(), strict=True)
+    assert body.choices[0].message.model_extra == {"reasoning_content": "Let me see.Let me "}
+    assert (body.choices[0].message.content, "reasoning_content" in str(whole(events))) == ("Hi", False)
+
+
+def test_thinking_that_claude_does_not_tell_is_not_shown() -> None:
+    signed = {"type": "signature_delta", "signature": "c2ln"}
+    events = answer_events(block(0, {"type": "thinking", "thinking": "", "signature": ""}, signed), text_block(1, "Hi"))
+    answer = Answer()
+    chat = ChatAnswer(SESSION, answer, include_usage=False, reasoning=True)
+    assert b"reasoning" not in b"".join(chat.frames(answer.feed(as_events(events))))
+    assert "reasoning_content" not in orjson.loads(chat.whole())["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("batch", [1, 100])
+def test_a_stream_shows_no_white_space_that_is_not_kept(batch: int) -> None:
+    events = answer_events(
+        text_block(0, "\n", " "), text_block(1, " ", "\nHi", " "), text_block(2, "  "), call_block(3, "toolu_1")
+    )
+    assert text_of(chunks_of(streamed(events, batch=batch))) == whole(events).choices[0].message.content == " \nHi "
+
+
+def test_text_that_came_whole_at_the_start_is_told() -> None:
+    events = answer_events(block(0, {"type": "text", "text": "Hi"}, {"type": "text_delta", "text": " you"}))
+    assert text_of(chunks_of(streamed(events))) == whole(events).choices[0].message.content == "Hi you"
+
+
+@pytest.mark.parametrize("include_usage", [True, False])
+def test_streams_that_show_other_frames_are_framed_otherwise(include_usage: bool) -> None:
+    shown, hidden = (framing(include_usage=include_usage, reasoning=reasoning) for reasoning in (True, False))
+    assert len({shown, hidden, framing(include_usage=not include_usage, reasoning=False)}) == 3
 
 
 def test_thinking_is_not_shown_as_text() -> None:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from service.dialects import chat
 from service.dialects.chat import ChatRequest
 from service.errors import BatonError
+from service.model_table import ModelTable
 
 Json = dict[str, Any]
 HELLO: Json = {"role": "user", "content": "Hello"}
@@ -25,7 +26,7 @@ NAMED: Json = {"type": "function", "function": {"name": "weather"}}
 
 def parse(**fields: Any) -> ChatRequest:
     return chat.parse(
-        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, max_tokens_default=1000
+        {"messages": [HELLO], **fields}, default_model="claude-default", aliases={}, model_of=ModelTable().model
     )
 
 
@@ -116,8 +117,8 @@ def test_tools_keep_their_order_and_there_may_be_128() -> None:
         ([tool(), {"type": "web_search"}], "unsupported", "tools.1.type"),
         ([{"type": "function"}], "invalid_value", "tools.0.function"),
         ([{"type": "function", "function": "weather"}], "invalid_value", "tools.0.function"),
-        ([{**tool(), "cache_control": {"type": "ephemeral"}}], "unsupported", "tools.0.cache_control"),
-        ([tool(returns={})], "unsupported", "tools.0.function.returns"),
+        ([{**tool(), "cache_control": {"type": "ephemeral"}}], "unknown_field", "tools.0.cache_control"),
+        ([tool(returns={})], "unknown_field", "tools.0.function.returns"),
         *(([tool(name)], "invalid_value", "tools.0.function.name") for name in ("", "a b", "a.b", "ä", "a" * 129)),
         *(
             ([{"type": "function", "function": {"name": name}}], "invalid_value", "tools.0.function.name")
@@ -322,18 +323,20 @@ def test_bad_calls(calls: Any, param: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "param"),
+    ("one", "code", "param"),
     [
-        ({**call(), "type": "custom", "custom": {"name": "f", "input": "x"}}, "messages.1.tool_calls.0.type"),
-        ({**call(), "caller": {"type": "direct"}}, "messages.1.tool_calls.0.caller"),
+        ({**call(), "type": "custom", "custom": {"name": "f", "input": "x"}}, "unsupported", "type"),
+        ({**call(), "custom": {"name": "f", "input": "x"}}, "unsupported", "custom"),
+        ({**call(), "caller": {"type": "direct"}}, "unknown_field", "caller"),
         (
             {**call(), "function": {"name": "f", "arguments": "{}", "output": "x"}},
-            "messages.1.tool_calls.0.function.output",
+            "unknown_field",
+            "function.output",
         ),
     ],
 )
-def test_calls_that_say_more_are_refused(one: Any, param: str) -> None:
-    assert refused(messages=[HELLO, calling(one), HELLO]) == ("unsupported", param)
+def test_calls_that_say_more_are_refused(one: Any, code: str, param: str) -> None:
+    assert refused(messages=[HELLO, calling(one), HELLO]) == (code, f"messages.1.tool_calls.0.{param}")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +363,6 @@ def test_calls_that_say_more_are_refused(one: Any, param: str) -> None:
         ([HELLO, calling(call())], "messages"),
         ([calling(call()), result()], "messages"),
         ([HELLO, calling()], "messages.1.content"),
-        ([HELLO, {"role": "assistant", "content": "", "tool_calls": []}, HELLO], "messages.1.content"),
         ([HELLO, calling(call(), content=5), result()], "messages.1.content"),
     ],
     ids=lambda value: str(value)[:60],
@@ -374,10 +376,11 @@ def test_bad_messages(messages: Any, param: str) -> None:
     [
         ([result([{"type": "image_url", "image_url": {"url": "x"}}])], "messages.0.content.0"),
         ([result(tool_calls=[call()])], "messages.0.tool_calls"),
-        ([result(is_error=True)], "messages.0.is_error"),
         ([HELLO, calling(call(), tool_call_id="a"), result()], "messages.1.tool_call_id"),
         ([{**HELLO, "tool_call_id": "a"}], "messages.0.tool_call_id"),
-        ([HELLO, calling(call(), refusal="no"), result()], "messages.1.refusal"),
+        ([result(refusal="no")], "messages.0.refusal"),
+        ([result(reasoning_content="hm")], "messages.0.reasoning_content"),
+        ([result([{"type": "refusal", "refusal": "no"}])], "messages.0.content.0"),
         (
             [HELLO, calling(call(), function_call={"name": "f", "arguments": "{}"}), result()],
             "messages.1.function_call",
@@ -387,6 +390,41 @@ def test_bad_messages(messages: Any, param: str) -> None:
 )
 def test_unsupported_messages(messages: Any, param: str) -> None:
     assert refused(messages=messages) == ("unsupported", param)
+
+
+def test_a_result_does_not_say_whether_it_is_an_error() -> None:
+    assert refused(messages=[result(is_error=True)]) == ("unknown_field", "messages.0.is_error")
+
+
+def test_a_refusal_stands_between_what_was_said_and_the_calls() -> None:
+    request = parse(messages=[HELLO, calling(call(), content="So", refusal="no"), result()])
+    said = request.ask.messages[1]["content"]
+    assert [block.get("text", block["type"]) for block in said] == ["So", "no", "tool_use"]
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_a_model_that_cannot_be_forced_is_not_asked_to(choice: Any) -> None:
+    with pytest.raises(BatonError) as caught:
+        parse(tools=[tool()], tool_choice=choice, model="claude-sonnet-5-5")
+    assert (caught.value.code, caught.value.param) == ("unsupported", "tool_choice")
+    assert "claude-sonnet-5-5" in caught.value.message
+    assert parse(tools=[tool()], tool_choice=choice, model="claude-sonnet-5").ask.tool_choice is not None
+    for free in ("auto", "none"):
+        parse(tools=[tool()], tool_choice=free, model="claude-sonnet-5-5")
+
+
+def test_an_alias_is_judged_by_the_model_that_it_stands_for() -> None:
+    def ask(alias: str) -> ChatRequest:
+        body = {"messages": [HELLO], "model": "gpt", "tools": [tool()], "tool_choice": "required"}
+        return chat.parse(body, default_model="claude-opus-5-5", aliases={"gpt": alias}, model_of=ModelTable().model)
+
+    assert ask("claude-opus-4-8").ask.tool_choice == {"type": "any"}
+    with pytest.raises(BatonError, match="claude-opus-5-5"):
+        ask("claude-opus-5-5")
+
+
+def test_a_request_that_names_no_model_may_get_one_that_can_be_forced() -> None:
+    assert parse(tools=[tool()], tool_choice="required").ask.tool_choice == {"type": "any"}
 
 
 def test_more_calls_than_can_be_looked_at_are_refused() -> None:

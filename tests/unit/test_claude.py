@@ -5,6 +5,7 @@ import gzip
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 
+import orjson
 import pytest
 
 from service.claude import Claude
@@ -174,6 +175,11 @@ async def test_cancelling_closes_the_connection_before_an_answer() -> None:
             await server.closed.wait()
 
 
+def told(error: bytes) -> bytes:
+    """An error body of Claude's API."""
+    return b'{"type":"error","error":%b}' % error
+
+
 @pytest.mark.parametrize(
     ("answer", "code", "requests"),
     [
@@ -181,11 +187,24 @@ async def test_cancelling_closes_the_connection_before_an_answer() -> None:
         (status(b"529 Overloaded"), "upstream_overloaded", 3),
         (status(b"500 Oops", b"not json"), "upstream_unavailable", 3),
         (status(b"401 No"), "upstream_refused", 1),
-        (status(b"404 No", b'{"error":{"message":"model: x"}}'), "model_not_found", 1),
-        (status(b"307 Elsewhere", b"", b"Location: http://127.0.0.1:1/"), "upstream_invalid_request", 1),
-        (status(b"400 Bad", b'{"error":{"message":"prompt is too long: 9 > 8"}}'), "context_length_exceeded", 1),
+        (status(b"404 No", told(b'{"message":"model: x"}')), "model_not_found", 1),
+        (status(b"307 Elsewhere", b"", b"Location: http://127.0.0.1:1/"), "upstream_nonsense", 1),
+        (status(b"400 Bad", b"<html>Bad Request</html>"), "upstream_nonsense", 1),
+        (status(b"413 Large", b"<html>Too Large</html>"), "request_too_large", 1),
+        (status(b"409 Conflict", told(b'{"type":"conflict_error"}')), "upstream_unavailable", 3),
+        (status(b"422 No", told(b'{"type":"invalid_request_error"}')), "upstream_invalid_request", 1),
+        (status(b"400 Bad", told(b'{"message":"Your credit balance is too low to go on"}')), "upstream_refused", 1),
+        *(
+            (status(line, told(b'{"details":{"error_code":"%b"}}' % code)), "upstream_refused", 1)
+            for line, code in (
+                (b"400 Bad", b"organization_on_hold"),
+                (b"429 Too Many", b"enforced_spend_limit_reached"),
+            )
+        ),
+        (status(b"400 Bad", told(b'{"message":"Invalid `signature` in `thinking` block."}')), "thinking_refused", 1),
+        (status(b"400 Bad", told(b'{"message":"prompt is too long: 9 > 8"}')), "context_length_exceeded", 1),
         (
-            status(b"400 Bad", gzip.compress(b'{"error":{"message":"prompt is too long"}}'), b"Content-Encoding: gzip"),
+            status(b"400 Bad", gzip.compress(told(b'{"message":"prompt is too long"}')), b"Content-Encoding: gzip"),
             "context_length_exceeded",
             1,
         ),
@@ -301,9 +320,18 @@ async def test_silence(monkeypatch: pytest.MonkeyPatch) -> None:
         assert caught.value.code == "upstream_timeout"
 
 
-async def test_the_models_are_listed_the_sdks_own_way() -> None:
-    page = b'{"data":[{"id":"claude-x","type":"model","display_name":"X","created_at":"2026-01-01T00:00:00Z"}],'
-    page += b'"has_more":false,"first_id":null,"last_id":null}'
+async def test_the_models_are_listed_as_claude_tells_them() -> None:
+    told = b'[{"id":"claude-x","created_at":"2026-01-01T00:00:00.50Z","new":{"of":[1.0]}},{"id":"claude-y"}]'
+    async with reaching(status(b"200 OK", b'{"data":%s,"has_more":false}' % told)) as (claude, _):
+        assert await claude.models() == orjson.loads(told)
 
-    async with reaching(status(b"200 OK", page)) as (claude, _):
-        assert [model["id"] for model in await claude.models()] == ["claude-x"]
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", b"null", b'{"data":null}', b'{"data":[1]}', b'{"data":[{}]}', b'{"data":[{"id":1}]}'],
+)
+async def test_what_is_no_list_of_models_is_nonsense(body: bytes) -> None:
+    async with reaching(status(b"200 OK", body)) as (claude, _):
+        with pytest.raises(BatonError) as caught:
+            await claude.models()
+        assert caught.value.code == "upstream_nonsense"

@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.epoch import Preamble, unpacked
-from service.model_table import NEWEST, traits
+from service.model_table import NEWEST, ModelTable
 from service.prefix import stateless
 from storage import elements
-from tests.unit.test_prefix import ADD, THOUGHT, Session, asking, messages_bytes, text, user
+from tests.unit.test_prefix import ADD, LOOK, THOUGHT, Session, asking, messages_bytes, text, user
 
-TAKES_SYSTEM = traits("claude-opus-5-5")
+MARK = {"type": "ephemeral"}
+TAKES_SYSTEM = ModelTable().traits("claude-opus-5-5")
 ADAPTIVE = {"type": "adaptive"}
 
 
@@ -132,6 +133,56 @@ def test_other_thinking_rules_begin_an_epoch_but_another_display_does_not() -> N
     assert session.prepare(asking("c", thinking={"type": "disabled"})).epoch.reasons == ("thinking",)
 
 
+def test_what_means_the_same_is_no_change_and_is_sent_as_it_was() -> None:
+    session = Session()
+    tool = {"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {}}}
+    session.turn(asking("a", system="S", tools=[tool]), THOUGHT, text("b"))
+    turned = {name: tool[name] for name in reversed(tool)}
+    same = asking("c", system=[{**text("S"), "cache_control": MARK}], tools=[{**turned, "cache_control": MARK}])
+    prepared = session.prepare(same)
+    assert (prepared.epoch.reasons, prepared.preamble, prepared.system_json) == ((), b"", b"")
+    assert orjson.loads(prepared.body)["system"] == "S"
+    assert orjson.dumps([tool]) in prepared.body
+
+
+def test_a_model_that_does_not_bind_its_thinking_keeps_it_unless_it_is_another_model() -> None:
+    for model in ("claude-opus-5", "claude-sonnet-5"):
+        session = Session(ModelTable().traits(model))
+        session.turn(asking("a", model=model, system="S"), THOUGHT, text("b"))
+        body = session.turn(asking("c", model=model, system="T", tools=[ADD]), text("d"))
+        assert b'"thinking"' in messages_bytes(body)
+        assert session.prepare(asking("e", model=model, tools=[LOOK])).epoch.reasons == ("tools",)
+        assert b'"thinking"' not in messages_bytes(session.prepare(asking("e", model="m-2")).body)
+
+
+def test_what_was_told_does_not_contradict_the_prompt_on_top() -> None:
+    session = Session(ModelTable().traits("claude-opus-5"))
+    session.turn(asking("a", system="S"), text("b"))
+    session.turn(asking("c", system="T"), text("d"))
+    body = session.prepare(asking("e", system="")).body
+    assert "system" not in orjson.loads(body)
+    assert all(message["role"] != "system" for message in messages_of(body))
+
+
+def test_many_system_messages_are_placed_in_one_go() -> None:
+    """Looked for anew each time, the answer behind them would keep a replica busy for minutes."""
+    ask = asking("a")
+    ask.messages.extend({"role": "system", "content": "s"} for _ in range(20_000))
+    assert messages_of(stateless(ask, TAKES_SYSTEM))[-1]["role"] == "system"
+    ask.messages.append(user("b"))
+    assert {message["role"] for message in messages_of(stateless(ask, TAKES_SYSTEM))} == {"user"}
+
+
+def test_a_system_message_of_more_than_text_stays_what_it_is() -> None:
+    for message in (
+        {"role": "system", "content": [{"type": "tool_removal"}]},
+        {"role": "system", "content": "s", "clear_at": 1},
+    ):
+        ask = asking("a")
+        ask.messages.append(message)
+        assert messages_of(stateless(ask, NEWEST))[-1] == message
+
+
 def test_the_reasons_of_an_epoch_are_named() -> None:
     session = Session()
     assert session.prepare(asking("a", system="S")).epoch.reasons == ()
@@ -152,6 +203,21 @@ def test_a_refused_signature_begins_an_epoch_for_good() -> None:
     later = session.turn(asking("e"), text("f"))
     assert messages_bytes(later).startswith(messages_bytes(body) + b",")
     assert b"thinking" in messages_bytes(later)
+
+
+def test_a_system_message_is_a_users_where_no_answer_follows_it() -> None:
+    """Claude said nothing, or what it said is left out: the role would be refused there."""
+    session = Session(TAKES_SYSTEM)
+    session.turn(asking("a", system="S"), text("b"))
+    told = session.turn(asking("c", system="T"), THOUGHT)
+    assert messages_of(told)[-1] == {"role": "system", "content": "T"}
+    mid = {"role": "system", "content": "Now."}
+    ask = asking("e", tools=[ADD])
+    ask.messages.append(mid)
+    session.turn(ask, THOUGHT)
+    sent = messages_of(session.prepare(asking("g", tools=[LOOK])).body)
+    assert [message["role"] for message in sent] == ["user", "assistant", "user", "user", "user", "user"]
+    assert sent[4] == user([text("<system>\nNow.\n</system>")])
 
 
 def test_a_system_message_is_a_users_for_a_model_that_does_not_take_the_role() -> None:

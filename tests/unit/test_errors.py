@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service import errors
-from service.dialects.errors import anthropic_error, is_anthropic_path, openai_error
+from service.dialects.errors import anthropic_error, is_anthropic, openai_error
 from service.errors import CODES, BatonError
 from service.exchange import Interrupt
 
@@ -100,16 +100,23 @@ def test_what_the_caller_got_wrong_is_not_sent_again(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "plain", "versioned"),
     [
-        ("/v1/messages", True),
-        ("/v1/messages/count_tokens", True),
-        ("/v1/messages/", True),
-        ("/v1/messagesx", False),
-        ("/v1/chat/completions", False),
-        ("/v1/sessions/a/messages", False),
-        ("/", False),
+        ("/v1/messages", True, True),
+        ("/v1/messages/count_tokens", True, True),
+        ("/v1/messages/", True, True),
+        ("/v1/messagesx", False, False),
+        ("/v1/models", False, True),
+        ("/v1/models/claude-x", False, True),
+        ("/v1/models/a/b", False, True),
+        ("/v1/modelsx", False, False),
+        ("/v1/chat/completions", False, False),
+        ("/v1/sessions/a/messages", False, False),
+        ("/", False, False),
     ],
 )
-def test_whose_dialect_a_path_speaks(path: str, expected: bool) -> None:
-    assert is_anthropic_path(path) is expected
+def test_whose_dialect_a_request_speaks(path: str, plain: bool, versioned: bool) -> None:
+    headers = [(b"host", b"x"), (b"x-anthropic-version", b"1")]
+    assert is_anthropic({"path": path, "headers": headers}) is plain
+    for version in (b"2026-10-21", b"2023-06-01", b""):
+        assert is_anthropic({"path": path, "headers": [*headers, (b"anthropic-version", version)]}) is versioned

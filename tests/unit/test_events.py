@@ -83,3 +83,14 @@ def test_an_endless_event_is_nonsense(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BatonError) as caught:
         reader.feed(b"x" * 10)
     assert caught.value.code == "upstream_nonsense"
+
+
+def test_the_json_of_an_event_is_one_line_however_it_came() -> None:
+    (*_, last) = read([STREAM])
+    assert last.raw == b'{"type":"ping","n":1}'
+
+
+def test_a_type_that_would_break_a_frame_is_nonsense() -> None:
+    for kind in ("a\n\ndata: b", "a b", "", 7):
+        with pytest.raises(BatonError):
+            read([b"data: %b\n\n" % orjson.dumps({"type": kind})])

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service import tool_calls
-from service.resend import Plan, Span, plan, was_rewound
+from service.errors import BatonError
+from service.resend import Plan, Span, _going_on, plan, was_rewound
 from service.simulator.rules import check_create
 from service.transcript import pack
 from storage import elements
@@ -27,6 +28,25 @@ def assistant(text: str) -> dict[str, Any]:
 TALK = [user("a"), assistant("A"), user("b"), assistant("B"), user("c"), assistant("C")]
 STORED = pack(TALK, FIRST_DIGEST)
 SPANS = [Span(0, 2), Span(2, 4), Span(4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("sent", "paused", "goes_on"),
+    [
+        (TALK, True, True),
+        (TALK, False, False),
+        (TALK[:4], True, False),
+        ([*TALK[:5], assistant("other")], True, False),
+        ([*TALK, user("d"), assistant("D")], True, False),
+    ],
+)
+def test_only_the_last_answer_goes_on_and_only_if_it_paused(sent: Any, paused: bool, goes_on: bool) -> None:
+    spans = [*SPANS[:2], Span(4, 6, paused=paused)]
+    if goes_on:
+        assert _going_on(STORED, spans, sent) == Plan(6, [])
+    else:
+        with pytest.raises(BatonError, match="must not end with an assistant message"):
+            _going_on(STORED, spans, sent)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from service.errors import BatonError
-from service.session_fields import APPENDED_MAX, Creation, changes, creation, messages
+from service.session_fields import Creation, changes, creation
 
 NOW_MS = 1_800_000_000_000
 ALIASES = {"gpt-4o": "claude-x"}
@@ -100,15 +100,13 @@ def test_metadata_at_its_bounds() -> None:
 
 @pytest.mark.parametrize("body", [[], "x", 7, None])
 def test_a_body_that_is_no_object_is_refused(body: Any) -> None:
-    for call in (patched, messages):
-        assert problem(call, body) == ("invalid_value", None)
+    assert problem(patched, body) == ("invalid_value", None)
 
 
 def test_an_unknown_field_is_refused_by_name() -> None:
     assert problem(created, colour="red") == ("unknown_field", "colour")
     assert problem(created, id="sess_x") == ("unknown_field", "id")
     assert problem(patched, {"colour": "red"}) == ("unknown_field", "colour")
-    assert problem(messages, {"messages": [], "n": 1}) == ("unknown_field", "n")
 
 
 def test_a_patch_holds_what_it_names() -> None:
@@ -143,128 +141,3 @@ def test_a_patch_cannot_set_what_is_no_models_name(model: Any) -> None:
 @pytest.mark.parametrize("name", ["id", "name", "created_at", "absolute_expires_at", "message_count", "owner", "usage"])
 def test_read_only_fields_cannot_be_patched(name: str) -> None:
     assert problem(patched, {"title": "N", name: "x"}) == ("invalid_value", name)
-
-
-def test_messages_are_kept_as_they_are() -> None:
-    given = [
-        {"role": "user", "content": " hi "},
-        {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-    ]
-    assert messages({"messages": given}) == given
-    assert messages({"messages": []}) == []
-
-
-CALL: dict[str, Any] = {"type": "tool_use", "id": "toolu_1", "name": "add", "input": {"a": [1]}}
-RESULT: dict[str, Any] = {"type": "tool_result", "tool_use_id": "toolu_1"}
-
-
-def test_tool_calls_and_results_are_kept_as_they_are() -> None:
-    text = {"type": "text", "text": "a"}
-    given = [
-        {"role": "assistant", "content": [text, CALL, {**CALL, "id": "toolu_2", "input": {}}]},
-        {
-            "role": "user",
-            "content": [{**RESULT, "content": "x"}, {**RESULT, "content": [text], "is_error": True}, text],
-        },
-        {"role": "user", "content": [RESULT, {**RESULT, "is_error": False}]},
-    ]
-    assert messages({"messages": given}) == given
-
-
-@pytest.mark.parametrize("nothing", ["", [], None])
-def test_a_result_may_say_nothing(nothing: Any) -> None:
-    given = [{"role": "user", "content": [{**RESULT, "content": nothing}]}]
-    assert messages({"messages": given}) == [{"role": "user", "content": [RESULT]}]
-
-
-def without(block: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in block.items() if key != name}
-
-
-NO_YES_OR_NO: list[Any] = [None, 0, "no"]
-DEEP: list[Any] = []
-for _ in range(300):
-    DEEP = [DEEP]
-
-
-NO_INPUT: list[Any] = [None, [], "{}", {"a": DEEP}]
-
-
-@pytest.mark.parametrize(
-    ("role", "block", "place"),
-    [
-        ("user", CALL, ""),
-        ("assistant", RESULT, ""),
-        ("assistant", {**CALL, "cache_control": None}, ""),
-        *(("assistant", without(CALL, name), "") for name in ("id", "name", "input")),
-        *(("assistant", {**CALL, "id": value}, ".id") for value in ("", "a b", "a.b", 5, None, "a" * 257)),
-        *(("assistant", {**CALL, "name": value}, ".name") for value in ("", "a b", 5, "a" * 129)),
-        *(("assistant", {**CALL, "input": value}, ".input") for value in NO_INPUT),
-        ("user", without(RESULT, "tool_use_id"), ""),
-        ("user", {**RESULT, "id": "x"}, ""),
-        ("user", {**RESULT, "tool_use_id": "a b"}, ".tool_use_id"),
-        ("user", {**RESULT, "content": 5}, ".content"),
-        ("user", {**RESULT, "content": " "}, ".content"),
-        ("user", {**RESULT, "content": ["x"]}, ".content.0"),
-        ("user", {**RESULT, "content": [{"type": "image"}]}, ".content.0"),
-        ("user", {**RESULT, "content": [{"type": "text", "text": ""}]}, ".content.0.text"),
-        *(("user", {**RESULT, "is_error": value}, ".is_error") for value in NO_YES_OR_NO),
-    ],
-    ids=lambda value: str(value)[:60],
-)
-def test_blocks_of_tools_are_checked_by_place(role: str, block: dict[str, Any], place: str) -> None:
-    given = [{"role": role, "content": [{"type": "text", "text": "a"}, block]}]
-    assert problem(messages, {"messages": given}) == ("invalid_value", f"messages.0.content.1{place}")
-
-
-@pytest.mark.parametrize("more", [{"citations": None}, {"citations": []}, {"cache_control": None}], ids=str)
-def test_a_text_block_as_claude_has_it_is_taken_for_its_text(more: dict[str, Any]) -> None:
-    block = {"type": "text", "text": "a"}
-    given = [{"role": "assistant", "content": [{**more, **block}]}]
-    assert messages({"messages": given}) == [{"role": "assistant", "content": [block]}]
-
-
-def test_no_more_is_appended_at_once_than_claude_reads() -> None:
-    message: dict[str, Any] = {"role": "user", "content": "x"}
-    assert len(messages({"messages": [message] * APPENDED_MAX})) == APPENDED_MAX
-    assert problem(messages, {"messages": [message] * (APPENDED_MAX + 1)}) == ("invalid_value", "messages")
-    half = {"role": "user", "content": [{"type": "text", "text": "x"}] * (APPENDED_MAX // 2)}
-    assert len(messages({"messages": [half] * 2})) == 2
-    assert problem(messages, {"messages": [half, half, {**half, "content": half["content"][:1]}]}) == (
-        "invalid_value",
-        "messages",
-    )
-
-
-@pytest.mark.parametrize(
-    ("given", "code", "param"),
-    [
-        (None, "missing_value", "messages"),
-        ({}, "invalid_value", "messages"),
-        (["hi"], "invalid_value", "messages.0"),
-        ([{"role": "system", "content": "x"}], "invalid_value", "messages.0.role"),
-        ([{"content": "x"}], "invalid_value", "messages.0.role"),
-        ([{"role": "user"}], "missing_value", "messages.0.content"),
-        ([{"role": "user", "content": None}], "missing_value", "messages.0.content"),
-        ([{"role": "user", "content": ""}], "invalid_value", "messages.0.content"),
-        ([{"role": "user", "content": []}], "invalid_value", "messages.0.content"),
-        ([{"role": "user", "content": 7}], "invalid_value", "messages.0.content"),
-        ([{"role": "user", "content": "x"}, {"role": "user", "content": [7]}], "invalid_value", "messages.1.content.0"),
-        ([{"role": "user", "content": [{"type": "text", "text": " "}]}], "invalid_value", "messages.0.content.0.text"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "invalid_value", "messages.0.content.0"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "invalid_value", "messages.0.content.0.text"),
-        (
-            [{"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}]}],
-            "unsupported",
-            "messages.0.content.0.cache_control",
-        ),
-        (
-            [{"role": "assistant", "content": [{"type": "text", "text": "x", "citations": [{}]}]}],
-            "unsupported",
-            "messages.0.content.0.citations",
-        ),
-        ([{"role": "user", "content": "x", "name": "n"}], "unknown_field", "messages.0.name"),
-    ],
-)
-def test_messages_that_cannot_be_history_are_refused_by_place(given: Any, code: str, param: str) -> None:
-    assert problem(messages, {"messages": given}) == (code, param)

@@ -1,4 +1,4 @@
-"""The pages of a session's messages, and turns that end while they are looked at."""
+"""Turns that end while they are looked at."""
 
 from typing import Any, cast
 
@@ -6,25 +6,12 @@ import orjson
 import pytest
 
 from service.exchange import Exchanges
-from service.routes.sessions import _bounded
 from service.routes.turns import TurnRoutes
 from storage.keys import Keyspace
 from storage.log import Log
 from storage.results import Fate
 from storage.sessions import Sessions
 from storage.turns import Turns
-
-MIB = 1_048_576
-
-
-@pytest.mark.parametrize(
-    ("sizes", "kept"),
-    [([], 0), ([1] * 100, 100), ([MIB] * 8, 8), ([MIB] * 9, 8), ([4 * MIB, 4 * MIB + 1], 1), ([9 * MIB, 1], 1)],
-)
-def test_a_page_is_bounded_in_bytes_and_never_empty(sizes: list[int], kept: int) -> None:
-    found = [bytes(size) for size in sizes]
-    assert _bounded(found) == found[:kept]
-
 
 PENDING: dict[str, Any] = {
     **{"id": "turn_x", "state": "pending", "model": "m", "replica": "r", "dialect": "chat", "framing": "chat"},

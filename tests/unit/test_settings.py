@@ -350,3 +350,31 @@ def test_every_variable_is_known() -> None:
     assert unknown_variables(dict.fromkeys(map(variable, Settings.model_fields), "x")) == []
     assert variable("anthropic_api_key") == "ANTHROPIC_API_KEY"
     assert variable("lease_ms") == "BATON_LEASE_MS"
+
+
+def test_traits_of_models(read: Any) -> None:
+    assert read(BATON_MODEL_TRAITS=" ").model_traits == {}
+    given = '{"claude-x": {"forced_tools": true, "thinking_always": false}, "claude-y": {}}'
+    assert read(BATON_MODEL_TRAITS=given).model_traits == {
+        "claude-x": {"forced_tools": True, "thinking_always": False},
+        "claude-y": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "valid dictionary"),
+        ('{"claude-x": true}', "claude-x: Input should be a valid dictionary"),
+        ('{"claude-x": {"colour": true}}', "claude-x: colour: Input should be 'forced_tools', "),
+        ('{"claude-x": {"forced_tools": "yes"}}', "claude-x: forced_tools: Input should be a valid boolean"),
+        ('{"claude-x": {"forced_tools": 1}}', "claude-x: forced_tools: Input should be a valid boolean"),
+        ('{"claude x": {}}', "the name of a model must be"),
+    ],
+)
+def test_traits_that_cannot_be_used_are_told_with_their_place(problems: Any, given: str, told: str) -> None:
+    found = problems(BATON_MODEL_TRAITS=given, BATON_LOG_LEVEL="loud")
+    assert len(found) == 2
+    (line,) = (line for line in found if line.startswith("BATON_MODEL_TRAITS: "))
+    assert told in line

@@ -1,4 +1,4 @@
-"""The stand-in for Claude: its rules, its answers, its streams and its faults, seen with the real SDK and raw.
+"""The stand-in for Claude over the socket: its headers, its streams and its faults, seen with the real SDK and raw.
 
 One simulator process serves the whole file; each test that queues faults clears them first.
 """
@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,23 +17,15 @@ import anthropic
 import httpx2
 import pytest
 from anthropic import AsyncAnthropic, AsyncStream
-from anthropic.types import Message, ModelInfo, RawMessageStreamEvent
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
-from service.simulator import answers, calls, events, rules
-from service.simulator.errors import ApiError
-from service.simulator.faults import Fault, FaultQueue, Pace, parse_fault, parse_pace
-from service.simulator.journal import BODY_BYTES_KEPT_MAX, KEPT, Journal
-from service.simulator.models import MODELS, list_models
+from service.simulator import rules
+from service.simulator.journal import KEPT
+from service.simulator.models import MODELS
+from tests.unit.simulated import MODEL, read_events, request, user
 
 T = TypeVar("T")
 
 DEADLINE_S = 10.0
-MODEL = "claude-sonnet-5-5"
-SYSTEM_MODEL = "claude-opus-5-5"
-PREFILL_MODEL = "claude-haiku-4-5"
 HEADERS = {"authorization": "Bearer sk-ant-simulated", "anthropic-version": "2026-10-21"}
 SERVE = """
 import sys
@@ -94,26 +87,6 @@ async def claude(url: str, http: httpx2.Client) -> AsyncIterator[AsyncAnthropic]
         yield client
 
 
-def user(content: Any) -> dict[str, Any]:
-    return {"role": "user", "content": content}
-
-
-def assistant(content: Any) -> dict[str, Any]:
-    return {"role": "assistant", "content": content}
-
-
-def system(content: Any) -> dict[str, Any]:
-    return {"role": "system", "content": content}
-
-
-def request(*messages: Any, **fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "max_tokens": 1000, "messages": list(messages) or [user("hello")], **fields}
-
-
-def without(name: str) -> dict[str, Any]:
-    return {key: value for key, value in request().items() if key != name}
-
-
 def queue(http: httpx2.Client, kind: str, **fields: Any) -> None:
     http.post("/simulator/faults", json={"kind": kind, **fields}).raise_for_status()
 
@@ -132,509 +105,8 @@ def until(probe: Callable[[], T], accept: Callable[[T], bool]) -> T:
     return seen
 
 
-def read_events(text: str) -> list[dict[str, Any]]:
-    """Parse a stream strictly: `event`, `data`, blank line, the two names equal."""
-    assert text.endswith("\n\n")
-    parsed = []
-    for block in text.removesuffix("\n\n").split("\n\n"):
-        event_line, data_line = block.split("\n")
-        data = json.loads(data_line.removeprefix("data: "))
-        assert event_line == f"event: {data['type']}"
-        parsed.append(data)
-    return parsed
-
-
 def text_of(parsed: list[dict[str, Any]]) -> str:
     return "".join(e["delta"].get("text", "") for e in parsed if e["type"] == "content_block_delta")
-
-
-# --- the rules -------------------------------------------------------------------------------------------------
-
-CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {}}
-RESULT = {"type": "tool_result", "tool_use_id": "toolu_1", "content": "seen"}
-LOOK = {"name": "look", "input_schema": {"type": "object"}}
-TEXT = {"type": "text", "text": "then"}
-DOCUMENT = {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}
-CITED = {"type": "text", "text": "x", "citations": [{"type": "char_location"}]}
-
-REFUSED: list[tuple[str, dict[str, Any], str]] = [
-    ("unknown field", request(mood="good"), "mood: Extra inputs are not permitted"),
-    ("beta field", request(context_management={}), "context_management: Extra inputs are not permitted"),
-    ("temperature", request(temperature=1.0), "temperature: "),
-    ("top_p", request(top_p=1), "top_p: "),
-    ("top_k", request(top_k=1), "top_k: "),
-    ("no model", without("model"), "model: Field required"),
-    ("model of a wrong type", request(model=5), "model: Input should be a valid string"),
-    ("no max_tokens", without("max_tokens"), "max_tokens: Field required"),
-    ("max_tokens as a string", request(max_tokens="5"), "max_tokens: Input should be a valid integer"),
-    ("max_tokens as a truth value", request(max_tokens=True), "max_tokens: Input should be a valid integer"),
-    ("max_tokens below 0", request(max_tokens=-1), "max_tokens: Input should be greater"),
-    ("max_tokens above the model's", request(max_tokens=128_001), "max_tokens: 128001 > 128000"),
-    ("stream as a string", request(stream="yes"), "stream: "),
-    ("stop_sequences as a string", request(stop_sequences="x"), "stop_sequences: "),
-    ("a stop sequence of a wrong type", request(stop_sequences=["x", 1]), "stop_sequences.1: "),
-    ("a blank stop sequence", request(stop_sequences=[" \n"]), "stop_sequences.0: "),
-    ("service_tier", request(service_tier="best"), "service_tier: "),
-    ("speed", request(speed="ludicrous"), "speed: "),
-    ("metadata", request(metadata="me"), "metadata: "),
-    ("thinking", request(thinking={"type": "deep"}), "thinking.type: "),
-    ("thinking display", request(thinking={"type": "adaptive", "display": "all"}), "thinking.display: "),
-    ("tools", request(tools={}), "tools: "),
-    ("a tool of a wrong type", request(tools=["look"]), "tools.0: "),
-    ("a tool without schema", request(tools=[{"name": "look"}]), "tools.0.custom.input_schema: "),
-    ("two tools of a name", request(tools=[LOOK, LOOK]), "tools: Tool names"),
-    ("system", request(system=5), "system: "),
-    ("an empty system block", request(system=[{"type": "text", "text": ""}]), "system.0.text: "),
-    ("an image as system", request(system=[{"type": "image", "source": {}}]), "system.0.type: "),
-    ("no messages", without("messages"), "messages: Field required"),
-    ("messages of a wrong type", request(messages="hello"), "messages: Input should be a valid list"),
-    ("no message", request(messages=[]), "messages: at least one message is required"),
-    ("a message of a wrong type", request("hello"), "messages.0: "),
-    ("a message without role", request({"content": "x"}), "messages.0.role: Field required"),
-    ("a message without content", request({"role": "user"}), "messages.0.content: Field required"),
-    ("a field too many in a message", request({**user("x"), "id": "m"}), "messages.0.id: Extra inputs"),
-    ("an unknown role", request(user("x"), {"role": "tool", "content": "x"}), "messages.1.role: Input should be"),
-    ("assistant first", request(assistant("x"), user("x")), "messages.0.role: first message must"),
-    ("system first", request(system("x"), user("x"), model=SYSTEM_MODEL), "messages.0.role: first message must"),
-    ("system on other models", request(user("x"), system("y")), "messages.1.role: role 'system' is not supported"),
-    (
-        "system behind an answer",
-        request(user("x"), assistant("y"), system("z"), user("x"), model=SYSTEM_MODEL),
-        "messages.2.role: a system message must follow",
-    ),
-    (
-        "system ahead of the user",
-        request(user("x"), system("z"), user("x"), model=SYSTEM_MODEL),
-        "messages.1.role: a system message must be last",
-    ),
-    (
-        "a block other than text in a system message",
-        request(user("x"), system([{"type": "image", "source": {}}]), model=SYSTEM_MODEL),
-        "messages.1.content.0.type: ",
-    ),
-    ("a prefill", request(user("x"), assistant("I")), "messages.1.role: This model does not support assistant"),
-    (
-        "a prefill with space at its end",
-        request(user("x"), assistant("I "), model=PREFILL_MODEL),
-        "messages.1: final assistant content",
-    ),
-    ("an empty text", request(user("")), "messages.0.content: text content blocks must be non-empty"),
-    ("a blank text", request(user(" \n")), "messages.0.content: text content blocks must contain"),
-    ("no blocks", request(user([])), "messages.0.content: all messages"),
-    ("content of a wrong type", request(user(5)), "messages.0.content: Input should be"),
-    ("an empty text block", request(user([{"type": "text", "text": ""}])), "messages.0.content.0.text: "),
-    ("a blank text block", request(user([TEXT, {"type": "text", "text": "\t"}])), "messages.0.content.1.text: "),
-    ("a block of a wrong type", request(user(["x"])), "messages.0.content.0: "),
-    ("an unknown block", request(user([{"type": "input_text", "text": "x"}])), "messages.0.content.0.type: "),
-    ("a text block without text", request(user([{"type": "text"}])), "messages.0.content.0.text.text: Field"),
-    ("a number as text", request(user([{"type": "text", "text": 1}])), "messages.0.content.0.text.text: Input"),
-    ("a field too many in a block", request(user([{**TEXT, "id": 1}])), "messages.0.content.0.text.id: Extra"),
-    ("citations of the user", request(user([CITED])), "messages.0.content.0.text.citations: "),
-    ("a document of the assistant", request(user("x"), assistant([DOCUMENT])), "messages.1.content.0.type: "),
-    ("a call of the user", request(user([CALL])), "messages.0.content.0.type: `tool_use` blocks"),
-    (
-        "tool input of a wrong type",
-        request(user("x"), assistant([{**CALL, "input": "{}"}]), user([RESULT])),
-        "messages.1.content.0.tool_use.input: ",
-    ),
-    ("a call without result", request(user("x"), assistant([CALL]), user("y")), "messages.1.content.0: `tool_use`"),
-    ("a late result", request(user("x"), assistant([CALL]), user([TEXT, RESULT])), "messages.1.content.0: `tool_use`"),
-    ("a result without call", request(user([RESULT])), "messages.0.content.0: unexpected `tool_use_id`"),
-    (
-        "a result twice",
-        request(user("x"), assistant([CALL]), user([RESULT, RESULT])),
-        "messages.2.content.1: unexpected `tool_use_id`",
-    ),
-    (
-        "one id for two calls",
-        request(user("x"), assistant([CALL, CALL]), user([RESULT])),
-        "messages.1.content.1: `tool_use` ids must be unique",
-    ),
-    ("a result of a wrong type", request(user([{**RESULT, "content": 5}])), "messages.0.content.0.tool_result.content"),
-    (
-        "an empty text in a result",
-        request(user("x"), assistant([CALL]), user([{**RESULT, "content": [{"type": "text", "text": ""}]}])),
-        "messages.2.content.0.tool_result.content.0.text: ",
-    ),
-    (
-        "a result's block of a wrong type",
-        request(user("x"), assistant([CALL]), user([{**RESULT, "content": [{"type": []}]}])),
-        "messages.2.content.0.tool_result.content.0.type: ",
-    ),
-    ("too long a prompt", request(user("x" * 800_001), model=PREFILL_MODEL), "prompt is too long: 200001 tokens"),
-]
-
-
-@pytest.mark.parametrize(("body", "message"), [pytest.param(b, m, id=i) for i, b, m in REFUSED])
-def test_refuses(body: dict[str, Any], message: str) -> None:
-    with pytest.raises(ApiError) as caught:
-        rules.check_create(body)
-    assert caught.value.kind == "invalid_request_error"
-    assert caught.value.status == 400
-    assert caught.value.message.startswith(message)
-
-
-ACCEPTED: list[tuple[str, dict[str, Any]]] = [
-    ("neighbours of one role", request(user("x"), user("y"), assistant("a"), assistant("b"), user("z"))),
-    ("system behind the user", request(user("x"), system("s"), assistant("y"), user("z"), model=SYSTEM_MODEL)),
-    ("system at the end", request(user("x"), system([TEXT]), system("t"), model="claude-opus-4-8")),
-    (
-        "system behind Anthropic's own tool",
-        request(
-            user("x"),
-            assistant([{"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {}}]),
-            system("s"),
-            model=SYSTEM_MODEL,
-        ),
-    ),
-    ("a prefill on an old model", request(user("x"), assistant("I"), model=PREFILL_MODEL)),
-    (
-        "calls and results",
-        request(
-            user("x"),
-            assistant([{"type": "thinking", "thinking": "", "signature": "s"}, TEXT, {**CALL, "caller": None}]),
-            user([{**RESULT, "content": [TEXT]}, TEXT]),
-            tools=[LOOK, {"type": "web_search_20260101"}],
-        ),
-    ),
-    ("results in two messages", request(user("x"), assistant([CALL]), user([RESULT]), user("y"), tools=[LOOK])),
-    ("an answer with citations null", request(user("x"), assistant([{**TEXT, "citations": None}]), user("y"))),
-    ("a document", request(user([DOCUMENT, {"type": "image", "source": {}}, TEXT]))),
-    ("max_tokens 0", request(max_tokens=0)),
-    ("nulls", request(stream=None, stop_sequences=None, system=None, cache_control=None, thinking=None)),
-    ("a container's id", request(container="container_1", metadata={"user_id": "u"}, system=[TEXT])),
-]
-
-
-@pytest.mark.parametrize("body", [pytest.param(b, id=i) for i, b in ACCEPTED])
-def test_accepts(body: dict[str, Any]) -> None:
-    assert rules.check_create(body) > 0
-
-
-def test_an_unknown_model_is_not_found() -> None:
-    with pytest.raises(ApiError, match="model: claude-2") as caught:
-        rules.check_create(request(model="claude-2"))
-    assert (caught.value.status, caught.value.kind) == (404, "not_found_error")
-
-
-def test_count_tokens_takes_fewer_fields() -> None:
-    assert rules.check_count({"model": MODEL, "messages": [user("x" * 9)]}) == 3
-    with pytest.raises(ApiError, match="max_tokens: Extra inputs"):
-        rules.check_count(request())
-
-
-def test_input_tokens_do_not_depend_on_the_form_of_the_text() -> None:
-    as_string = rules.input_tokens(request(user("é" * 10), system="s" * 4))
-    as_blocks = rules.input_tokens(request(user([{"type": "text", "text": "é" * 10}]), system=[{"text": "s" * 4}]))
-    assert as_string == as_blocks == 6
-
-
-def test_input_tokens_survives_deep_nesting() -> None:
-    deep: Any = "xxxx"
-    for _ in range(5000):
-        deep = {"a": [deep]}
-    assert rules.input_tokens({"messages": [deep]}) == 1
-
-
-SCALARS = st.sampled_from([None, True, 0, 1, 1.5, "", " ", "text", "user", "assistant", "system", MODEL, PREFILL_MODEL])
-NAMES = st.sampled_from(["type", "text", "content", "role", "id", "tool_use_id", "input", "name", "thinking", "data"])
-ANY_JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
-BLOCK_LIKE = st.builds(
-    lambda kind, fields: {**fields, "type": kind},
-    st.sampled_from(["text", "tool_use", "tool_result", "thinking", "image", "document", "server_tool_use", None, []]),
-    st.dictionaries(NAMES, ANY_JSON, max_size=4),
-)
-MESSAGE_LIKE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "system", None, []]), "content": st.lists(BLOCK_LIKE) | ANY_JSON}
-)
-REQUEST_LIKE = st.builds(
-    lambda fields, messages, model: {**request(), **fields, "messages": messages, "model": model},
-    st.dictionaries(st.sampled_from(sorted(rules.CREATE_FIELDS - {"messages", "model"})), ANY_JSON, max_size=2),
-    st.lists(MESSAGE_LIKE | st.just(user("x")), max_size=4) | ANY_JSON,
-    st.sampled_from([MODEL, SYSTEM_MODEL, PREFILL_MODEL]),
-)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(REQUEST_LIKE)
-def test_whatever_is_sent_is_refused_or_answered(body: dict[str, Any]) -> None:
-    try:
-        tokens = rules.check_create(body)
-    except ApiError as error:
-        assert error.status in (400, 404)
-        return
-    said, made = answers.answer(answers.read(body)), calls.decide(body)
-    reply = events.compose(body, said, message_id="msg_1", input_tokens=tokens, calls=made)
-    assert said and events.message(reply) and read_events(stream_text(reply))
-
-
-# --- the answers -----------------------------------------------------------------------------------------------
-
-SAID: list[tuple[str, dict[str, Any], str]] = [
-    ("a name told before", request(user("Hi, my name is Ada."), assistant("Hi"), user("What is my name?")), "Ada"),
-    ("a name of two words", request(user("I am called Ada Lovelace and I count. WHO AM I?")), "Ada Lovelace"),
-    (
-        "the latest name",
-        request(user("my name is Ada"), user("no, my name is Bea, or rather my name is Cy"), user("who am i")),
-        "Cy",
-    ),
-]
-
-
-@pytest.mark.parametrize(("body", "name"), [pytest.param(b, n, id=i) for i, b, n in SAID])
-def test_tells_the_name_it_was_told(body: dict[str, Any], name: str) -> None:
-    assert answers.answer(answers.read(body)) == f"Your name is {name}."
-
-
-ANSWERS: list[tuple[str, dict[str, Any], str]] = [
-    (
-        "no name: the assistant's words do not count",
-        request(user("hi"), assistant("my name is Claude"), user("what's my name")),
-        "You have not told me your name.",
-    ),
-    ("count", request(user("Please count to 4")), "1 2 3 4"),
-    ("count too far", request(user("count to 5001")), 'You said: "count to 5001". I received 1 message.'),
-    ("repeat", request(user("Repeat after me: what is\n my name [mark:1] ")), "what is\n my name [mark:1]"),
-    (
-        "first",
-        request(user("one"), user("two"), assistant("x"), user("What did I say first?")),
-        'You first said: "one"',
-    ),
-    ("messages", request(user("a"), user("b"), user("how many messages?")), "This conversation holds 3 messages."),
-    (
-        "marks",
-        request(user("[mark:1] and [mark:2]"), assistant("[mark:9]"), user("[mark:3] list the marks")),
-        "[mark:1] [mark:2] [mark:3]",
-    ),
-    ("no marks", request(user("List the marks")), "none"),
-    (
-        "instructions",
-        request(user("What are your instructions?"), system("shout"), system="be kind"),
-        'My instructions are: "be kind\n\nshout"',
-    ),
-    ("no instructions", request(user("what are your instructions?")), "I have no instructions."),
-    (
-        "anything else",
-        request(user("a"), assistant("b"), user(f"one\n two {'x' * 100}")),
-        f'You said: "one two {"x" * 71}…". I received 3 messages.',
-    ),
-    ("no text", request(user([{"type": "image", "source": {}}])), "You sent no text. I received 1 message."),
-    (
-        "a tool's result is the last text",
-        request(user("x"), assistant([CALL]), user([{**RESULT, "content": [TEXT]}])),
-        'You said: "then". I received 3 messages.',
-    ),
-    (
-        "seen marks, after the turn before",
-        request(user("[mark:a] [mark:b]"), assistant("x"), user("[mark:c]"), user("[mark:d]")),
-        'You said: "[mark:c] [mark:d]". I received 4 messages. [seen:c] [seen:d] [after:b]',
-    ),
-    ("a first mark", request(user("count to 2 [mark:a]")), "1 2 [seen:a] [after:none]"),
-    (
-        "a turn before without marks",
-        request(user("[mark:a]"), assistant("x"), user("y"), assistant("x"), user("[mark:b]")),
-        'You said: "[mark:b]". I received 5 messages. [seen:b] [after:none]',
-    ),
-]
-
-
-@pytest.mark.parametrize(("body", "said"), [pytest.param(b, s, id=i) for i, b, s in ANSWERS])
-def test_answers_from_the_messages(body: dict[str, Any], said: str) -> None:
-    assert answers.answer(answers.read(body)) == said
-
-
-@pytest.mark.parametrize("text", ["one", "one two", " one\n two \n", "a  b", "ü … ö"])
-def test_words_joined_are_the_text(text: str) -> None:
-    assert "".join(answers.split_words(text)) == text
-
-
-# --- replies and their events ----------------------------------------------------------------------------------
-
-
-def compose(body: dict[str, Any], said: str) -> events.Reply:
-    return events.compose(body, said, message_id="msg_1", input_tokens=7)
-
-
-def test_max_tokens_cuts_at_a_word() -> None:
-    reply = compose(request(max_tokens=2), "one two three")
-    assert (reply.text, reply.stop_reason, reply.output_tokens) == (("one", " two"), "max_tokens", 2)
-
-
-def test_an_answer_that_just_fits_ends_its_turn() -> None:
-    assert compose(request(max_tokens=3), "one two three").stop_reason == "end_turn"
-
-
-def test_max_tokens_0_answers_nothing() -> None:
-    body = events.message(compose(request(max_tokens=0, thinking={"type": "adaptive"}), "one"))
-    assert (body["content"], body["stop_reason"], body["usage"]["output_tokens"]) == ([], "max_tokens", 0)
-
-
-def test_the_first_stop_sequence_stops() -> None:
-    reply = compose(request(stop_sequences=["four", "two", "two three"]), "one two three four")
-    assert ("".join(reply.text), reply.stop_reason, reply.stop_sequence) == ("one ", "stop_sequence", "two three")
-
-
-def test_a_stop_sequence_behind_max_tokens_is_not_reached() -> None:
-    reply = compose(request(max_tokens=1, stop_sequences=["three"]), "one two three")
-    assert (reply.stop_reason, reply.stop_sequence) == ("max_tokens", None)
-
-
-def test_a_stop_sequence_at_the_start_leaves_no_block() -> None:
-    assert events.message(compose(request(stop_sequences=["one"]), "one two"))["content"] == []
-
-
-def test_thinking_counts_against_max_tokens() -> None:
-    reply = compose(request(max_tokens=5, thinking={"type": "enabled", "budget_tokens": 1024}), "one")
-    assert (len(reply.thinking or ()), reply.text, reply.thinking_tokens) == (5, (), 5)
-
-
-@pytest.mark.parametrize("kind", ["disabled", "between_tools"])
-def test_thinking_that_is_off_has_no_block(kind: str) -> None:
-    assert compose(request(thinking={"type": kind}), "one").thinking is None
-
-
-def test_withheld_thinking_keeps_its_signature() -> None:
-    reply = compose(request(thinking={"type": "adaptive", "display": "omitted"}), "one")
-    block = events.message(reply)["content"][0]
-    assert block["thinking"] == "" and block["signature"]
-    kinds = [e["delta"]["type"] for e in read_events(stream_text(reply)) if e["type"] == "content_block_delta"]
-    assert kinds == ["signature_delta", "text_delta"]
-    assert reply.thinking_tokens > 0
-
-
-def test_a_signature_depends_on_what_was_said() -> None:
-    body = request(thinking={"type": "adaptive"})
-    assert compose(body, "one").signature == compose(body, "one").signature != compose(body, "two").signature
-
-
-def stream_text(reply: events.Reply) -> str:
-    return b"".join(frame.payload for frame in events.frames(reply)).decode()
-
-
-def test_events_come_in_the_documented_order() -> None:
-    parsed = read_events(stream_text(compose(request(thinking={"type": "adaptive"}), "one two")))
-    order = [parsed[0]["type"]]
-    for event in parsed[1:]:
-        if event["type"] != order[-1]:
-            order.append(event["type"])
-    block = ["content_block_start", "content_block_delta", "content_block_stop"]
-    assert order == ["message_start", "ping", *block, *block, "message_delta", "message_stop"]
-    assert [e["index"] for e in parsed if e["type"] == "content_block_start"] == [0, 1]
-    assert parsed[0]["message"]["usage"]["input_tokens"] == parsed[-2]["usage"]["input_tokens"] == 7
-
-
-@pytest.mark.parametrize("thinking", [None, {"type": "adaptive"}])
-def test_every_event_is_one_the_sdk_knows(thinking: dict[str, str] | None) -> None:
-    adapter: TypeAdapter[RawMessageStreamEvent] = TypeAdapter(RawMessageStreamEvent)
-    for event in read_events(stream_text(compose(request(thinking=thinking), "one two"))):
-        if event["type"] != "ping":  # which the SDK drops before it looks at types
-            assert adapter.validate_python(event).to_dict(mode="json", exclude_unset=True) == event
-
-
-def test_a_message_is_one_the_sdk_knows() -> None:
-    for reply in (
-        compose(request(thinking={"type": "adaptive"}), "one"),
-        events.refuse(request(), message_id="msg_1", input_tokens=7),
-    ):
-        body = events.message(reply)
-        assert Message.model_validate(body).to_dict(mode="json", exclude_unset=True) == body
-
-
-# --- the faults' queue, the journal, the models ----------------------------------------------------------------
-
-
-def test_faults_are_taken_in_order_and_as_often_as_asked() -> None:
-    waiting = FaultQueue()
-    waiting.push(Fault("error", times=2))
-    waiting.push(Fault("hang"))
-    taken = [waiting.take(request()) for _ in range(4)]
-    assert [fault and fault.kind for fault in taken] == ["error", "error", "hang", None]
-
-
-def test_a_fault_waits_for_the_request_it_matches() -> None:
-    waiting = FaultQueue()
-    waiting.push(Fault("hang", match='say "hé"\n'))
-    waiting.push(Fault("error"))
-    other, meant = waiting.take(request()), waiting.take(request(user('say "hé"\nplease')))
-    assert other is not None and other.kind == "error"
-    assert meant is not None and meant.kind == "hang"
-    waiting.push(Fault("cut", match='"stream":true'))
-    assert waiting.take(request()) is None
-    assert waiting.take(request(stream=True)) is not None
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ([], "a fault is a JSON object"),
-        ({"times": 1}, "unknown kind None"),
-        ({"kind": "fire"}, "unknown kind 'fire'"),
-        ({"kind": "hang", "delay_ms": 1}, "hang takes no field 'delay_ms'"),
-        ({"kind": "cut", "times": 0}, "times must be"),
-        ({"kind": "cut", "times": 10_001}, "times must be"),
-        ({"kind": "cut", "times": True}, "times must be"),
-        ({"kind": "cut", "after_deltas": -1}, "after_deltas must be"),
-        ({"kind": "cut", "match": ""}, "match must be"),
-        ({"kind": "slow_deltas", "delay_ms": "1"}, "delay_ms must be"),
-        ({"kind": "rate_limit", "retry_after_s": -1}, "retry_after_s must be"),
-        ({"kind": "error_mid_stream", "error_type": []}, "unknown error_type"),
-        ({"kind": "error_mid_stream", "error_type": "oops"}, "unknown error_type 'oops'"),
-    ],
-)
-def test_a_wrong_fault_is_refused(fields: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_fault(fields)
-
-
-@pytest.mark.parametrize("fields", [[], {"delta": 1}, {"delta_ms": -1}, {"first_byte_ms": True}])
-def test_a_wrong_pace_is_refused(fields: Any) -> None:
-    with pytest.raises(ValueError, match=r"pace|unknown field|must be"):
-        parse_pace(fields, Pace())
-
-
-def test_a_pace_changes_what_it_names() -> None:
-    assert parse_pace({"delta_ms": 5}, Pace(3, 4)) == Pace(3, 5)
-
-
-def test_the_journal_is_bounded() -> None:
-    journal = Journal(None)
-    for _ in range(KEPT + 2):
-        entry = journal.begin("/v1/messages", {"x-api-key": "secret", "a": "b"})
-        entry.read(b'"' + b"x" * BODY_BYTES_KEPT_MAX + b'"', {})
-        journal.finish(entry, "complete")
-        journal.finish(entry, "error")
-    kept = journal.last(KEPT)
-    assert (journal.total, journal.running, len(kept)) == (KEPT + 2, 0, KEPT)
-    assert (kept[-1]["n"], kept[-1]["outcome"], kept[-1]["headers"]) == (KEPT + 2, "complete", {"a": "b"})
-    assert len(entry.body) < 100
-
-
-def test_the_log_is_of_messages_only(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "log")
-    journal.finish(journal.begin("/v1/messages/count_tokens", {}), "complete")
-    entry = journal.begin("/v1/messages", {})
-    entry.read(b"{}", request())
-    entry.sent += ["a", " b"]
-    journal.finish(entry, "cut")
-    line = {"n": 2, "model": MODEL, "messages": [user("hello")], "answer": "a b", "outcome": "cut"}
-    assert [json.loads(text) for text in (tmp_path / "log").read_text().splitlines()] == [line]
-
-
-@pytest.mark.parametrize("model", MODELS.values(), ids=list(MODELS))
-def test_a_model_is_one_the_sdk_knows(model: Any) -> None:
-    info = model.info()
-    assert ModelInfo.model_validate(info).to_dict(mode="json", exclude_unset=True) == info
-
-
-def test_models_come_in_pages() -> None:
-    ids = list(MODELS)
-    page = list_models(limit=2, after_id=ids[0], before_id=None, lifecycles=())
-    assert [model["id"] for model in page["data"]] == ids[1:3]
-    assert (page["has_more"], page["first_id"], page["last_id"]) == (True, ids[1], ids[2])
-    back = list_models(limit=2, after_id=None, before_id=ids[3], lifecycles=())
-    assert ([model["id"] for model in back["data"]], back["has_more"]) == (ids[1:3], True)
-    none = list_models(limit=2, after_id=None, before_id=None, lifecycles=["retired"])
-    assert (none["data"], none["has_more"], none["first_id"]) == ([], False, None)
 
 
 # --- over the socket: headers, errors, routes ------------------------------------------------------------------
@@ -648,7 +120,7 @@ def test_models_come_in_pages() -> None:
         ({"authorization": "Basic abc"}, 401, "authentication_error"),
         ({"authorization": "Bearer sk-ant-invalid"}, 401, "authentication_error"),
         ({"authorization": "", "x-api-key": "sk-ant-invalid"}, 401, "authentication_error"),
-        ({"anthropic-version": "2023-06-01"}, 400, "invalid_request_error"),
+        ({"anthropic-version": "2023-01-01"}, 400, "invalid_request_error"),
         ({"anthropic-version": ""}, 400, "invalid_request_error"),
     ],
 )
@@ -774,6 +246,63 @@ async def test_count_tokens_and_models_with_the_sdk(claude: AsyncAnthropic) -> N
     assert [model.id async for model in claude.models.list(limit=3)] == list(MODELS)
     model = await claude.models.retrieve(MODEL)
     assert (model.line, model.lifecycle, model.max_tokens) == ("sonnet", "active", 128_000)
+
+
+@pytest.mark.anyio
+async def test_thinking_goes_back_to_any_simulator_as_the_sdk_has_it(claude: AsyncAnthropic, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {**request(user("Count to 3, think between.")), "model": "claude-opus-5-5"}
+    async with claude.messages.stream(**fields) as stream:
+        answer = await stream.get_final_message()
+    assert [block.type for block in answer.content] == ["thinking", "text"]
+    fields["messages"] += [{"role": "assistant", "content": answer.content}, user("how many messages?")]
+    process, url = start(tmp_path / "log")
+    try:
+        async with AsyncAnthropic(api_key="k", base_url=url, max_retries=0, timeout=DEADLINE_S) as other:
+            again = await other.messages.create(**fields)
+            fields["messages"][0] = user("Count to 4, think between.")
+            with pytest.raises(anthropic.BadRequestError, match="Invalid `signature` in `thinking` block"):
+                await other.messages.create(**fields)
+    finally:
+        stop(process)
+    assert again.content[1].to_dict() == {"type": "text", "text": "This conversation holds 3 messages."}
+
+
+@pytest.mark.anyio
+async def test_the_cache_shows_in_the_sdks_usage_whole_streamed_and_counted(claude: AsyncAnthropic) -> None:
+    fields: dict[str, Any] = request(user(f"[mark:{uuid.uuid4()}] {'x' * 8000}"), cache_control={"type": "ephemeral"})
+    created = await claude.messages.create(**fields)
+    async with claude.messages.stream(**fields) as stream:
+        streamed = await stream.get_final_message()
+    written, read = created.usage.cache_creation_input_tokens, streamed.usage.cache_read_input_tokens
+    assert written is not None
+    assert read == written > 0
+    assert (created.usage.cache_read_input_tokens, streamed.usage.cache_creation_input_tokens) == (0, 0)
+    counted = await claude.messages.count_tokens(model=MODEL, messages=fields["messages"])
+    assert counted.input_tokens == created.usage.input_tokens + written == streamed.usage.input_tokens + written
+
+
+@pytest.mark.anyio
+async def test_a_refused_or_failed_request_caches_nothing(claude: AsyncAnthropic, http: httpx2.Client) -> None:
+    fields: dict[str, Any] = request(user(f"[mark:{uuid.uuid4()}] {'x' * 8000}"), cache_control={"type": "ephemeral"})
+    queue(http, "overloaded")
+    for body in (fields, {**fields, "max_tokens": -1}):
+        with pytest.raises(anthropic.APIStatusError):
+            await claude.messages.create(**body)
+    warmed = await claude.messages.create(**{**fields, "max_tokens": 0})
+    assert (warmed.content, warmed.usage.cache_read_input_tokens) == ([], 0)
+    assert warmed.usage.cache_creation_input_tokens
+    after = await claude.messages.create(**fields)
+    assert after.usage.cache_read_input_tokens == warmed.usage.cache_creation_input_tokens
+
+
+def test_a_beta_header_is_kept_in_the_journal(http: httpx2.Client) -> None:
+    body = request(context_management={"edits": []})
+    assert http.post("/v1/messages", json=body).status_code == 400
+    headers = {"anthropic-beta": "context-management-2025-06-27"}
+    for path, fields in (("/v1/messages", body), ("/v1/messages/count_tokens", body)):
+        sent = {name: value for name, value in fields.items() if path == "/v1/messages" or name != "max_tokens"}
+        assert http.post(path, json=sent, headers=headers).status_code == 200
+        assert last_request(http)["headers"]["anthropic-beta"] == "context-management-2025-06-27"
 
 
 @pytest.mark.anyio

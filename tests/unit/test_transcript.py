@@ -216,7 +216,6 @@ WRONG: dict[str, list[Json]] = {
     "message twice": [message_start(), message_start()],
     "end without a stop reason": [message_start(), *text_block(0, "Hi"), {"type": "message_stop"}],
     "end without a message": [{"type": "message_stop"}],
-    "unknown delta": [message_start(), *block(0, {"type": "text", "text": ""}, {"type": "smell_delta", "smell": "x"})],
     "delta without a type": [message_start(), *block(0, {"type": "text", "text": ""}, {"text": "x"})],
     "delta without its field": [message_start(), *block(0, {"type": "text", "text": ""}, {"type": "text_delta"})],
     "delta that is no text": [
@@ -310,7 +309,9 @@ VALUES = st.recursive(
 def damaged_answers(draw: st.DrawFn) -> list[Any]:
     """An answer with one field of one event, or of an object in it, replaced or gone, or two events swapped."""
     tool = block(2, TOOL_START, json_delta('{"a": 1}'))
-    events = orjson.loads(orjson.dumps(answer_events(THINKING, text_block(1, "Hi"), tool)))
+    cited = {"type": "citations_delta", "citation": {"type": "web_search_result_location", "url": "u", "title": "t"}}
+    text = block(1, {"type": "text", "text": "", "citations": []}, {"type": "text_delta", "text": "Hi"}, cited)
+    events = orjson.loads(orjson.dumps(answer_events(THINKING, text, tool)))
     target: Any = draw(st.sampled_from(events))
     for _ in range(draw(st.integers(0, 2))):
         if inner := [value for value in target.values() if isinstance(value, dict) and value]:
@@ -337,7 +338,7 @@ def test_whatever_claude_sends_is_kept_or_nonsense_and_never_a_fault_of_ours(eve
         elements.unpack(kept)
     assert isinstance(answer.text(), str)
     assert all(isinstance(count, int) and count >= 0 for count in astuple(answer.tokens()))
-    orjson.loads(ChatAnswer(Envelope("chatcmpl-1", 0, None), answer, include_usage=False).whole())
+    orjson.loads(ChatAnswer(Envelope("chatcmpl-1", 0, None), answer, include_usage=False, reasoning=True).whole())
 
 
 # What a caller can see, and the digests made of it.
@@ -421,3 +422,18 @@ def test_a_history_packed_in_pieces_has_the_digests_of_the_whole() -> None:
     first = pack(messages[:2], elements.FIRST_DIGEST)
     assert first + pack(messages[2:], first[-1][1 : elements.HEADER_BYTES]) == whole
     assert len({element[1 : elements.HEADER_BYTES] for element in whole}) == 4
+
+
+def test_a_kind_of_content_that_cannot_be_kept_is_not_worth_another_attempt() -> None:
+    smell = block(0, {"type": "text", "text": ""}, {"type": "smell_delta", "smell": "x"})
+    with pytest.raises(BatonError) as caught:
+        fed([message_start(), *smell])
+    assert caught.value.code == "upstream_unknown"
+    assert caught.value.response_headers()["x-should-retry"] == "false"
+
+
+def test_what_an_answer_tells_beyond_the_known_is_kept_for_replays() -> None:
+    start = message_start()
+    start["message"] |= {"input_transformations": [{"type": "x"}], "stop_details": None}
+    answer = fed([start, *text_block(0, "Hi"), *stop_events()])
+    assert answer.more() == {"start": {"input_transformations": [{"type": "x"}]}}

@@ -11,6 +11,7 @@ from service.addressing import Address
 from service.claude import Claude
 from service.dialects.chat_out import rendering
 from service.events import Event
+from service.model_table import ModelTable
 from service.opening import Rules, Wish
 from service.prefix import Ask
 from service.turn import Store, Turn
@@ -24,7 +25,16 @@ from tests.unit.claude_events import answer_events, as_events, text_block
 pytestmark = pytest.mark.anyio
 
 KEYSPACE = Keyspace("test", 1, b"sixteen bytes or more")
-RULES = Rules(replica="r", lease_ms=60_000, turns_max=10, session_ttl_ms=60_000, queue_wait_s=1.0, deadline_s=5.0)
+RULES = Rules(
+    replica="r",
+    lease_ms=60_000,
+    turns_max=10,
+    session_ttl_ms=60_000,
+    queue_wait_s=1.0,
+    deadline_s=5.0,
+    max_tokens_default=9,
+    model_of=ModelTable().model,
+)
 
 
 Outcome = Exception | Settled | Gone | Corrupt

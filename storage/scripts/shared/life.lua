@@ -16,7 +16,7 @@ end
 
 local function live_until(at_ms)
   local at = text(at_ms)
-  for k = 1, 7 do redis.call('PEXPIREAT', KEYS[k], at) end
+  for k = 1, 8 do redis.call('PEXPIREAT', KEYS[k], at) end
   redis.call('ZADD', BY_EXPIRY, at, ARGV[1])
   redis.call('ZADD', OWNER_BY_EXPIRY, at, ARGV[1])
 end

@@ -31,8 +31,8 @@ end
 
 -- Takes the session out of keys, indexes and counters; `reason` is the counter of such ends ('' counts nothing).
 local function remove_session(size, reason)
-  redis.call('UNLINK', unpack(KEYS, 1, 8))
-  for k = 9, 12 do redis.call('ZREM', KEYS[k], ARGV[1]) end
+  redis.call('UNLINK', unpack(KEYS, 1, 9))
+  for k = 10, 13 do redis.call('ZREM', KEYS[k], ARGV[1]) end
   redis.call('HDEL', SIZES, ARGV[1])
   if size then
     count('messages', 0 - size.messages)
