@@ -12,7 +12,6 @@ not saying MOVED.
 """
 
 import asyncio
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
@@ -26,6 +25,7 @@ from storage.failures import Unreached
 SLOTS: Final = 16384
 _ASK_AGAIN_S: Final = 0.05
 _GRACE_S: Final = 0.1
+_NO_NAME: Final = (None, b"", b"?")
 
 Host = tuple[str, int]
 Open = Callable[[Host], Redis]
@@ -84,8 +84,9 @@ class Topology(ABC):
         """A node says that another one answers for a slot now."""
 
     async def _ask(self) -> None:
-        await asyncio.sleep(self._asked_at + _ASK_AGAIN_S - time.monotonic())
-        self._asked_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._asked_at + _ASK_AGAIN_S - loop.time())
+        self._asked_at = loop.time()
         doubted = set(self._doubted)
         await self._look_up()
         self._doubted -= doubted  # but not who came to be doubted meanwhile
@@ -196,10 +197,10 @@ class ClusterTopology(Topology):
     async def _table(self, host: Host) -> list[tuple[int, int, Host]]:
         """The ranges of slots with their primaries, as one node sees them."""
         ranges = await _asked(self.node(*host), "CLUSTER SLOTS")
-        # A node that does not know its own address leaves it to us: it is the one that it was asked at.
+        # Where a node's address or host name is not known to it, it leaves that to us: where it was asked at.
         return sorted(
-            (int(first), int(last), ((ip or b"").decode() or host[0], int(port)))
-            for first, last, (ip, port, *_), *_ in ranges
+            (int(first), int(last), (host[0] if name in _NO_NAME else name.decode(), int(port)))
+            for first, last, (name, port, *_), *_ in ranges
         )
 
 

@@ -295,6 +295,35 @@ async def test_a_commit_waits_for_a_server_that_restarts(
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("error", ["NOREPLICAS", "READONLY"])
+async def test_what_is_refused_for_now_is_sent_again_within_the_budget(
+    own_store: Store, own_valkey: EmbeddedValkey, error: str
+) -> None:
+    """A primary that has lost its replicas, and one that has stepped down."""
+
+    async def refuse(refuses: bool) -> None:
+        if error == "NOREPLICAS":
+            await own_store.redis.config_set("min-replicas-to-write", int(refuses))
+        elif refuses:
+            await own_store.redis.replicaof("127.0.0.1", 1)
+        else:
+            await own_store.redis.replicaof("NO", "ONE")
+
+    ref = await own_store.created()
+    turn, begun = await own_store.begun(ref)
+    await refuse(True)
+    brief = Store.of(own_store.redis, "own", budget_s=0.3)
+    with pytest.raises(StoreUnavailable) as caught:
+        await brief.commit(ref, turn, begun.head, elements(1))
+    assert caught.value.outcome_unknown is False
+    committing = asyncio.create_task(own_store.commit(ref, turn, begun.head, elements(1)))
+    finished, _ = await asyncio.wait({committing}, timeout=0.2)
+    assert not finished
+    await refuse(False)
+    assert await committing == Settled("committed", 1)
+
+
+@pytest.mark.anyio
 async def test_a_commit_that_never_found_a_server_was_surely_not_executed(
     own_store: Store, own_valkey: EmbeddedValkey
 ) -> None:
