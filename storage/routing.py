@@ -2,7 +2,7 @@
 
 It offers what the store uses of redis-py's client, and every server has a client of its own with its own bounded pool
 and deadlines (connect.py), so that a call means the same on every kind of Redis. redis-py's own cluster client is not
-used: docs/decisions/0005.
+used: docs/decisions/0006.
 
 Which primary that is, is known from what a `Topology` was told last. It is asked anew when something says that this
 does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, no answer. What was surely not executed
@@ -136,10 +136,14 @@ class Routed(Redis):
                 raise
             return await send_asking(self.topology.node(error.host, error.port))
         except RedisError as error:
-            lost = isinstance(error, ConnectionError | TimeoutError) and not pool_is_full(error)
-            if lost or refused_for_now(error):
-                self.topology.doubt(node)
+            self.note(node, error)
             raise
+
+    def note(self, node: Redis, error: RedisError) -> None:
+        """Doubts a node that does not answer as a primary."""
+        lost = isinstance(error, ConnectionError | TimeoutError) and not pool_is_full(error)
+        if lost or refused_for_now(error):
+            self.topology.doubt(node)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Closes the connections to all nodes."""
@@ -176,9 +180,11 @@ class RoutedPipeline(Pipeline):
         if len(set(slots)) == 1:
             asking = None if self.is_transaction else partial(_sent_asking, commands)
             return await self._routed.routed(slots[0], partial(self._sent, commands), asking, _REFUSED_FOR_S)
+        node = await self._routed.topology.primary(slots[0])
         try:
-            return await self._sent(commands, await self._routed.topology.primary(slots[0]))
+            return await self._sent(commands, node)
         except RedisError as error:
+            self._routed.note(node, error)
             if pool_is_full(error) or not (refused_for_now(error) or never_sent(error)):
                 raise
         by_slot = [[at for at, one in enumerate(slots) if one == slot] for slot in dict.fromkeys(slots)]

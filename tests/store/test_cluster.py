@@ -1,6 +1,7 @@
 """A cluster of several primaries: what changes under the client is followed, within seconds and without a restart."""
 
 import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -282,6 +283,21 @@ async def test_caps_hold_over_all_buckets(six_nodes: Cluster) -> None:
 # The end of the cluster
 
 
+async def test_a_primary_that_hangs_is_noticed_also_by_who_only_lists(cluster: Cluster) -> None:
+    async with opened(cluster.url, command_s=0.3) as store:
+        refs = [await store.created() for _ in range(20)]
+        hanging = cluster.primary_of(refs[0].keys[0])
+        until(lambda: _replica_is_in_step(hanging), "the replica of what hangs")
+        hanging.freeze()
+        deadline = time.monotonic() + FAILOVER_S
+        page: list[Listed] = []
+        while not page and time.monotonic() < deadline:
+            with contextlib.suppress(StoreUnavailable):
+                page = await store.index.page(OWNER, None, 100)
+        hanging.thaw()
+        assert sorted(one.session_id for one in page) == sorted(ref.id for ref in refs)
+
+
 async def test_a_killed_primary_is_followed_and_nothing_is_lost(cluster: Cluster) -> None:
     async with opened(cluster.url, budget_s=FAILOVER_S) as store:
         sessions = await of_every_primary(store, cluster)
@@ -289,7 +305,7 @@ async def test_a_killed_primary_is_followed_and_nothing_is_lost(cluster: Cluster
             await store.committed(ref, elements(2))
         killed, ref = sessions.popitem()
         turn, begun = await store.begun(ref)
-        until(lambda: _replica_is_in_step(cluster, killed), "the replica of what is killed")
+        until(lambda: _replica_is_in_step(killed), "the replica of what is killed")
         killed.kill9()
         for other in sessions.values():  # their primaries live: nobody waits for the look-up
             started = time.monotonic()
@@ -301,7 +317,7 @@ async def test_a_killed_primary_is_followed_and_nothing_is_lost(cluster: Cluster
         assert (counts.total, counts.messages) == (len(await store.index.page(OWNER, None, 100)), 3 * 2 + 2 + 3)
 
 
-def _replica_is_in_step(cluster: Cluster, primary: Server) -> bool:
+def _replica_is_in_step(primary: Server) -> bool:
     """Whether a replica has all that the primary was told."""
     _, offset, replicas = primary.command("ROLE")
     return any(int(replica[2]) == int(offset) for replica in replicas)
