@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit test-faults storm bench lock clean
+.PHONY: help install demo serve test lint format unit test-faults storm test-clients bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -57,14 +57,21 @@ storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_T
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
 	  -o faulthandler_timeout=0 -s tests/faults
 
+test-clients: $(INSTALLED) ## the clients people use already, against Baton; installs them into .clients (ARGS='-k claude')
+	$(BIN)/python -m pytest -m clients -o faulthandler_timeout=0 tests/clients $(ARGS)
+
 bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
-lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
+lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate --extra demo --group dev pyproject.toml -o requirements/dev.txt
+	for name in frameworks openai litellm aider; do uv pip compile --quiet --universal --python-version 3.11 --upgrade \
+	  --no-emit-index-url --no-header --no-annotate tests/clients/requirements/$$name.in \
+	  -o tests/clients/requirements/$$name.txt || exit 1; done
+	cd tests/clients/javascript && npm install --package-lock-only --omit-lockfile-registry-resolved
 
 clean: ## remove what the commands above made
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .clients build *.egg-info

@@ -43,6 +43,9 @@ CODES: Final[Mapping[str, Code]] = {
     "missing_value": Code(400, False, "A required field is absent."),
     "unknown_field": Code(400, False, "A field that this API does not have."),
     "unsupported": Code(400, False, "A parameter whose loss would change the answer's meaning; Baton refuses it."),
+    "thread_unsupported_request": Code(
+        400, False, "A session takes no `thread`. Claude's own code: Anthropic's tool runners send everything instead."
+    ),
     "invalid_session_id": Code(400, False, "Neither an issued id nor a permitted name."),
     "session_id_conflict": Code(400, False, "Body and header name different sessions."),
     "max_turns_reached": Code(400, False, "The session may have no further turn."),

@@ -65,7 +65,10 @@ def parse(body: Any, *, version: str | None, default_model: str, aliases: dict[s
     fields: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
     for name, why in REFUSED.items():
         if name in fields:
-            raise BatonError("unsupported", f"`{name}` is not supported in a session: {why}.", param=name)
+            # Claude's own code for it: the SDKs' tool runners, which begin with a thread, go on without one then.
+            raise BatonError(
+                "thread_unsupported_request", f"`{name}` is not supported in a session: {why}.", param=name
+            )
     ignored = [name for name in TOLD_OF_OLDER if version == OLDER_VERSION and name in fields]
     messages, marked = _messages(fields.get("messages"))
     named = fields.get("model")

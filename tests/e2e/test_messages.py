@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from anthropic import APIStatusError, AsyncAnthropic, BadRequestError, NotFoundError, RateLimitError
+from anthropic import APIStatusError, AsyncAnthropic, BadRequestError, NotFoundError, RateLimitError, beta_async_tool
 
 from tests.e2e.caller import Answer, Caller, Stream
 from tests.e2e.unchanged import unchanged
@@ -304,7 +304,7 @@ async def test_tokens_are_counted_for_what_is_asked_and_for_a_sessions_next_turn
         (b'{"messages":[{"role":"user","content":"a"}],"tools":[1]}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"tool_choice":"auto"}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"system":{}}', "invalid_value"),
-        (b'{"messages":[{"role":"user","content":"a"}],"thread":{"type":"create"}}', "unsupported"),
+        (b'{"messages":[{"role":"user","content":"a"}],"thread":{"type":"create"}}', "thread_unsupported_request"),
         (b'{"messages":[{"role":"user","content":"a"}],"thinking":["display"]}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"tools":[],"tool_choice":{"type":"any"}}', "invalid_value"),
         (b'{"messages":[{"role":"user","content":"a"}],"odd":' + b"[" * 900 + b"]" * 900 + b"}", "invalid_value"),
@@ -318,6 +318,20 @@ async def test_bad_input_is_refused_by_name_and_nothing_is_stored(
         answer = await one.request("POST", path, data=body, headers={"x-session-id": name})
         assert error_of(answer)[2] == code
     assert (await one.get(f"/v1/sessions/{name}")).status == 404
+
+
+async def test_the_sdks_tool_runner_goes_on_without_the_thread_that_it_begins_with(
+    claudes: list[AsyncAnthropic], one: Caller, simulator: Simulator, name: str
+) -> None:
+    @beta_async_tool
+    async def weather(city: str) -> str:
+        """The weather in a city."""
+        return f"18 degrees in {city}"
+
+    runner = claudes[0].beta.messages.tool_runner(**asked('call weather with {"city": "Paris"}', name), tools=[weather])
+    assert text_of(await runner.until_done()) == 'You said: "18 degrees in Paris". I received 3 messages.'
+    assert [len(each["body"]["messages"]) for each in await simulator.requests(2)] == [1, 3]
+    assert (await one.get(f"/v1/sessions/{name}")).json["message_count"] == 4
 
 
 async def test_a_session_is_addressed_by_header_only_and_errors_are_anthropics(one: Caller, name: str) -> None:

@@ -21,7 +21,18 @@ import pytest
 from tests.instruments.ports import reserved_port
 
 ROOT = Path(__file__).resolve().parents[2]
-NOT_COPIED = (".git", ".venv", ".baton", ".*_cache", ".hypothesis", "__pycache__", "build", "dist", "*.egg-info")
+NOT_COPIED = (
+    ".git",
+    ".venv",
+    ".baton",
+    ".clients",
+    ".*_cache",
+    ".hypothesis",
+    "__pycache__",
+    "build",
+    "dist",
+    "*.egg-info",
+)
 READY_S = 30.0
 
 

@@ -126,6 +126,11 @@ def test_what_could_not_be_read_later_is_refused_by_its_place(body: Any, param: 
     assert refused(body).param == param
 
 
+def test_a_thread_is_refused_with_the_code_that_has_tool_runners_go_on_without_one() -> None:
+    error = refused({"messages": [USER], "thread": {"type": "create"}})
+    assert (error.status, error.code) == (400, "thread_unsupported_request")
+
+
 def test_an_answer_is_claudes_own_whole_and_event_by_event() -> None:
     events = as_events(answer_events(text_block(0, "Hi")))
     answer = Answer()

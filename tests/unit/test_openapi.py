@@ -92,8 +92,10 @@ def test_no_schema_hides_another_of_its_name() -> None:
 
 
 def test_every_code_belongs_to_an_operation() -> None:
-    used = {code for operations in OPERATIONS.values() for one in operations for code in one.errors}
+    operations = [one for group in OPERATIONS.values() for one in group]
+    used = {code for one in operations for code in one.errors}
     assert used - CODES.keys() == set()
+    in_openais_shape = {code for one in operations if "Error" in one.error_shapes for code in one.errors}
     documented = set()
     for operation in INTERFACE.operations().values():
         for status, answer in operation["responses"].items():
@@ -102,7 +104,8 @@ def test_every_code_belongs_to_an_operation() -> None:
                 codes = coded["allOf"][1]["properties"]["error"]["properties"]["code"]["enum"]
                 assert {CODES[code].status for code in codes} == {int(status)}
                 documented |= set(codes)
-    assert documented == CODES.keys() - NOT_OF_AN_OPERATION
+    # Errors in Anthropic's shape are not listed by their codes.
+    assert documented == CODES.keys() - NOT_OF_AN_OPERATION - (used - in_openais_shape)
 
 
 def test_no_answer_is_hidden_by_an_error_of_its_status() -> None:
