@@ -39,7 +39,7 @@ from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
 from storage.capacity import Capacity
-from storage.connect import Client, Deadlines, StoreRefused, connect, first_contact, reachable
+from storage.connect import Client, Deadlines, StoreRefused, connect, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
@@ -47,7 +47,7 @@ from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.turns import Turns
 
-_CONTACT_S: Final = 3.0  # a look at the store may take this long
+_CONTACT_S: Final = 3.0  # a first contact with the store may take this long
 _FIRST_CONTACT_S: Final = 2.0  # and this long is waited for the first one before listening
 
 
@@ -73,14 +73,20 @@ def build(
     """
     replica = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
     keyspace = Keyspace(settings.namespace, settings.buckets, secret.encode())
-    redis = connect(store_url, connections_max=settings.redis_connections_max, deadlines=Deadlines())
+    redis = connect(
+        store_url,
+        connections_max=settings.redis_connections_max,
+        deadlines=Deadlines(),
+        on_busy=telemetry.STORE_BUSY.inc,
+    )
+    beside = connect(store_url, connections_max=1, deadlines=Deadlines())
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     deliveries = Deliveries(store.turns)
-    watch = _watch(settings, redis, keyspace, on_refused)
+    watch = _watch(settings, beside, keyspace, on_refused)
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -110,7 +116,7 @@ def build(
     async def life(_: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
         models.refresh()
-        await watch.tried(_FIRST_CONTACT_S)
+        await watch.looked(_FIRST_CONTACT_S)
         yield
         for task in tasks:
             task.cancel()
@@ -119,6 +125,7 @@ def build(
         await models.aclose()
         await claude.aclose()
         await redis.aclose()
+        await beside.aclose()
 
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
@@ -134,7 +141,7 @@ def _watch(
     allowed = settings.redis_eviction_allowed
     return StoreWatch(
         partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
+        partial(health, redis, keyspace, deadline_s=Deadlines().command_s),
         on_refused,
     )
 

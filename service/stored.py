@@ -19,7 +19,7 @@ async def stored(asking: Awaitable[T]) -> T:
     try:
         return await asking
     except StoreUnavailable as error:
-        raise store_unavailable() from error
+        raise store_unavailable(error) from error
     except AttachmentLost as error:
         raise session_corrupt() from error
     except HistoryTooLarge as error:

@@ -2,7 +2,7 @@
 
 Every call of the client has a deadline: for a connection, for a place in the pool, for the reply. redis-py would send a
 timed-out command again by itself, up to ten times and unseen; that is switched off, and `scripts.ScriptRunner` does it
-within a budget. A full pool is waited for, then told apart from a dead server by its message. Its notifications of
+within a budget. A full pool is waited for, then told apart from a dead server (pool.py). Its notifications of
 maintenance are off too: they stretch deadlines, and with them on a connection that the server closed while it was idle
 is not noticed before a command has been lost on it.
 
@@ -15,18 +15,19 @@ First contact reads INFO (managed services refuse CONFIG) and the namespace's re
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from storage.keys import Keyspace
+from storage.pool import Pool
 from storage.results import StoreUnavailable
 
 Client = Redis
@@ -77,10 +78,13 @@ def check_url(url: str) -> str | None:
     return None
 
 
-def connect(url: str, *, connections_max: int, deadlines: Deadlines) -> Redis:
-    """A client for ``redis://`` or ``rediss://``; connects lazily, closes with ``aclose()``."""
-    pool = BlockingConnectionPool.from_url(
+def connect(
+    url: str, *, connections_max: int, deadlines: Deadlines, on_busy: Callable[[], object] = lambda: None
+) -> Redis:
+    """A client for ``redis://`` or ``rediss://``; connects lazily, closes with ``aclose()``. `Pool` has ``on_busy``."""
+    pool = Pool.from_url(
         url,
+        on_busy=on_busy,
         max_connections=connections_max,
         timeout=deadlines.pool_wait_s,
         socket_connect_timeout=deadlines.connect_s,
@@ -152,11 +156,27 @@ def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[st
     return problems
 
 
-async def reachable(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> bool:
-    """Whether the store takes writes now; a full or read-only Redis would still answer PING."""
+Health = Literal["up", "refusing", "away"]
+"""Of the store: it takes writes; it answers, but takes none (it is full, or a replica); it does not answer."""
+
+
+async def health(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> Health:
+    """How the store is now, by a write: a full or read-only Redis would still answer PING.
+
+    A connection that turns out to be broken is told from a store that is away by asking once more, on another one.
+    """
     try:
         async with asyncio.timeout(deadline_s):
-            await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
+            try:
+                await _write(redis, keyspace)
+            except ConnectionError:
+                await _write(redis, keyspace)
+    except (ResponseError, BusyLoadingError, AuthenticationError):
+        return "refusing"
     except (RedisError, TimeoutError):
-        return False
-    return True
+        return "away"
+    return "up"
+
+
+async def _write(redis: Redis, keyspace: Keyspace) -> None:
+    await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))

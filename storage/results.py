@@ -3,6 +3,7 @@
 An outcome is expected and is returned; callers match on its type. Errors are raised:
 
     StoreUnavailable        Redis did not answer, or refused; nothing can be said beyond ``outcome_unknown``
+    StoreBusy               one of these: Redis answers, but this replica has too few connections to it
     AttachmentLost          what is read names an attachment that is not there
     HistoryTooLarge         a replica does not read so much for one turn
 
@@ -44,6 +45,10 @@ class HistoryTooLarge(Exception):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(f"{size_bytes} bytes")
         self.size_bytes = size_bytes
+
+
+class StoreBusy(StoreUnavailable):
+    """The store answers, but all connections of this replica to it were in use for as long as they are waited for."""
 
 
 class UnknownReply(Exception):

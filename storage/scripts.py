@@ -4,37 +4,43 @@ A script is ``scripts/<verb>.lua``; a line ``-- @include <name>`` stands for ``s
 addressed by content (EVALSHA), so replicas of two versions can share one server; a server that does not know a script
 yet is sent its source once (EVAL), at the price of one more round trip a script and a server restart.
 
-Every script may be sent twice: it is repeatable by turn id or nonce (see its header). So a call whose reply was lost is
-sent again until its budget is used up, and only then reported as unknown. redis-py's own retries are off: they would
-hide the time that this takes.
+Every script may be sent twice: it is repeatable by turn id or nonce (see its header); what only reads may be, too. So a
+call whose reply was lost is sent again until its budget is used up, and only then reported as unknown. redis-py's own
+retries are off: they would hide the time that this takes.
 """
 
 import asyncio
 import builtins
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import (
     AuthenticationError,
     BusyLoadingError,
     ConnectionError,
+    MasterDownError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
 )
 
-from storage.results import Reply, StoreUnavailable
+from storage.pool import NoConnection
+from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
-# How redis-py says that it found no connection in its pool, or could not make one; it has no types for these.
-_NEVER_SENT = ("No connection available", "connecting to")
+_NEVER_SENT = "connecting to"  # how redis-py says that it could not make a connection; it has no type for that
+# What a server answers that cannot take a write now, and may soon: it was made a replica, it has lost its own, it loads
+# its data, its disk is full.
+_REFUSED_FOR_NOW = ("READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "MISCONF")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,57 @@ SCRIPTS = {verb: load(verb) for verb in VERBS}
 
 def _surely_not_executed(error: RedisError) -> bool:
     """Whether Redis refused, or was never reached: the scripts' flags make it refuse before the first write."""
-    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError):
+    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError | NoConnection):
         return True
-    return any(words in str(error) for words in _NEVER_SENT)
+    return _NEVER_SENT in str(error)
+
+
+def _refused_for_now(error: RedisError) -> bool:
+    # redis-py takes the code off the message where it has a type for it.
+    return isinstance(error, ReadOnlyError | BusyLoadingError | MasterDownError) or str(error).startswith(
+        _REFUSED_FOR_NOW
+    )
+
+
+async def answered(
+    ask: Callable[[], Awaitable[_T]],
+    *,
+    budget_s: float,
+    wait_for_server: bool = False,
+    wanted: Callable[[], bool] = lambda: True,
+) -> _T:
+    """What the store answers; it is asked again while it may have been asked in vain and ``budget_s`` is not used up.
+
+    Args:
+        ask: may be called again, whatever came of it before.
+        budget_s: for everything together.
+        wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
+            that is reported at once.
+        wanted: asked before it is asked again; what nobody wants any more is not.
+
+    Raises:
+        StoreBusy: all connections were in use for as long as they are waited for.
+        StoreUnavailable: not answered within the budget, or refused.
+    """
+    unknown = False
+    try:
+        async with asyncio.timeout(budget_s):
+            for attempt in range(10_000):
+                before, unknown = unknown, True  # until this attempt tells
+                try:
+                    return await ask()
+                except RedisError as error:
+                    unknown = before or not _surely_not_executed(error)
+                    lost = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
+                    if not lost and not (wait_for_server and _refused_for_now(error)):
+                        raise
+                    await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
+                    if not wanted():
+                        raise
+    except (RedisError, builtins.TimeoutError) as error:
+        busy = isinstance(error, NoConnection) and error.server_answers
+        raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+    raise AssertionError("the budget ends before the attempts do")
 
 
 def _same_slot(keys: Sequence[str]) -> bool:
@@ -109,40 +163,12 @@ class ScriptRunner:
         wait_for_server: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Reply:
-        """Runs a script, sending it again while its outcome is unknown and ``budget_s`` is not used up.
-
-        Args:
-            verb: the script's name.
-            keys: as its header says, all in one slot.
-            args: as its header says.
-            budget_s: for everything together.
-            wait_for_server: send it again also while no connection can be made or Redis is still loading its data;
-                otherwise that is reported at once.
-            wanted: asked before it is sent again; what nobody wants any more is not.
-
-        Raises:
-            StoreUnavailable: not answered within the budget, or refused.
-        """
+        """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
         assert _same_slot(keys), f"{verb}: keys of several slots"
         script = SCRIPTS[verb]
-        unknown = False
-        try:
-            async with asyncio.timeout(budget_s):
-                for attempt in range(10_000):
-                    before, unknown = unknown, True  # until this attempt tells
-                    try:
-                        return await self._send(script, keys, args)
-                    except RedisError as error:
-                        unknown = before or not _surely_not_executed(error)
-                        passing = isinstance(error, ConnectionError | TimeoutError)
-                        if not passing or not (unknown or wait_for_server):
-                            raise
-                        await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
-                        if not wanted():
-                            raise
-        except (RedisError, builtins.TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=unknown) from error
-        raise AssertionError("the budget ends before the attempts do")
+        return await answered(
+            lambda: self._send(script, keys, args), budget_s=budget_s, wait_for_server=wait_for_server, wanted=wanted
+        )
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from storage.connect import StoreRefused, first_contact, reachable
+from storage.connect import StoreRefused, first_contact, health
 from storage.embedded import EmbeddedValkey
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
@@ -80,10 +80,10 @@ async def test_no_server_is_unavailable_not_refused(redis: Any, own_valkey: Embe
     assert caught.value.outcome_unknown is False
 
 
-async def test_reachable_means_that_writes_are_taken(redis: Any, own_valkey: EmbeddedValkey) -> None:
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is True
+async def test_healthy_means_that_writes_are_taken(redis: Any, own_valkey: EmbeddedValkey) -> None:
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "up"
     await redis.config_set("maxmemory", "1")
     assert await redis.ping()
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "refusing"
     own_valkey.stop()
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "away"
