@@ -2,14 +2,17 @@
 
 A call that finds all of them in use waits for one. If it waits in vain, the others tell why: where the server answered
 one of them meanwhile, there are too few connections for the work; where it answered none, it is the store that is away.
+
+A connection that was reset while it was idle is told as what it is. redis-py writes to it all the same, and event loops
+answer that with errors of their own: RuntimeError (uvloop), TypeError, AttributeError (redis-py issue 4287).
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import ConnectionError
 
 _WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
@@ -27,16 +30,33 @@ class NoConnection(ConnectionError):
         self.server_answers = server_answers
 
 
+class _LooksFirst(AbstractConnection):
+    """Looks whether the connection is still there; between that and the write nothing else can happen."""
+
+    async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        if self._writer is None or self._writer.transport.is_closing():
+            raise ConnectionError("the connection was closed while it was idle")
+        await super()._send_packed_command(command)
+
+
 class Pool(BlockingConnectionPool):
     """A pool that knows when the server last answered.
 
     Args:
+        connection_class: of redis-py.
         on_busy: called when a call has waited in vain though the server answers.
         options: of redis-py's pool.
     """
 
-    def __init__(self, *, on_busy: Callable[[], object] = lambda: None, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(
+        self,
+        *,
+        connection_class: type[AbstractConnection] = Connection,
+        on_busy: Callable[[], object] = lambda: None,
+        **options: Any,
+    ) -> None:
+        looks_first = type(connection_class.__name__, (_LooksFirst, connection_class), {})
+        super().__init__(connection_class=looks_first, **options)
         self._on_busy = on_busy
         self._answered_at = float("-inf")
 
