@@ -250,9 +250,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(directory: Path, lease_ms: int = LEASE_MS) -> AsyncIterator[Stage]:
+async def stage(directory: Path, lease_ms: int = LEASE_MS, **env: str) -> AsyncIterator[Stage]:
     """A stage with a survivor; every script is known to the server, so that each call of one is one EVALSHA."""
-    async with Fleet(directory, 1, env={"BATON_LEASE_MS": str(lease_ms)}) as fleet:
+    async with Fleet(directory, 1, env={**env, "BATON_LEASE_MS": str(lease_ms)}) as fleet:
         store: Any = redis.asyncio.from_url(fleet.valkey.url)
         try:
             for script in SCRIPTS.values():
