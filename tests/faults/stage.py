@@ -11,7 +11,7 @@ stood before it. So each stored answer tells which history it was given to.
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,7 +250,7 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(directory: Path, lease_ms: int = LEASE_MS, **env: str) -> AsyncIterator[Stage]:
+async def stage(directory: Path, lease_ms: int = LEASE_MS, env: Mapping[str, str] = {}) -> AsyncIterator[Stage]:
     """A stage with a survivor; every script is known to the server, so that each call of one is one EVALSHA."""
     async with Fleet(directory, 1, env={**env, "BATON_LEASE_MS": str(lease_ms)}) as fleet:
         store: Any = redis.asyncio.from_url(fleet.valkey.url)

@@ -24,7 +24,7 @@ from tests.instruments.processes import SECRET, Fleet, Replica
 TURNS = int(os.environ.get("FAULTS_TURNS") or 24)
 LEASE_MS = 900
 # How long anything may take: see docs/operations.md; and what a busy machine may add to it.
-BEGIN_S, SETTLE_S, ABORT_S, SLACK_S = 2.5, 6.0, 1.5, 2.0
+BEGIN_S, SETTLE_S, ABORT_S, SLACK_S = 2.5, 4.0, 1.5, 2.0
 ENV = {
     "BATON_LEASE_MS": str(LEASE_MS),
     "BATON_QUEUE_WAIT_S": "5",
