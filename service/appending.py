@@ -32,6 +32,7 @@ from storage.results import (
     Fenced,
     Gone,
     KeyReused,
+    SessionTorn,
     Settled,
     StoreUnavailable,
     TurnsFull,
@@ -137,6 +138,8 @@ class Appending:
                 stored = await self._sessions.outlines(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
             raise store_unavailable(error) from error
+        except SessionTorn as error:
+            raise session_corrupt() from error
         return snapshot, stored
 
     async def _sent_before(self, ref: SessionRef, request: Request) -> Appended | None:

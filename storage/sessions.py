@@ -20,6 +20,7 @@ from storage.results import (
     Gone,
     Patched,
     RevisionConflict,
+    SessionTorn,
     Stale,
     StoreUnavailable,
     UnknownReply,
@@ -193,11 +194,18 @@ class Sessions:
         return read_touch(await self._scripts.run("touch", ref.keys, args, budget_s=self._budget_s))
 
     async def get(self, ref: SessionRef) -> Snapshot | Gone:
-        """The session at one instant; changes nothing."""
+        """The session at one instant; changes nothing.
+
+        Raises:
+            SessionTorn: a part of it is missing.
+        """
         reply: Any = await self._scripts.run("get", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s)
         match reply:
-            case [b"FOUND", _now, expires, remaining, fields, texts]:
-                return _snapshot(int(expires), int(remaining), _pairs(fields), _pairs(texts))
+            case [b"FOUND", _now, expires, remaining, fields, flat]:
+                texts = _pairs(flat)
+                if not texts.keys() >= set(_TEXTS):
+                    raise SessionTorn("texts")
+                return _snapshot(int(expires), int(remaining), _pairs(fields), texts)
             case [b"GONE"]:
                 return Gone()
         raise UnknownReply(reply)

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -292,16 +292,14 @@ class Turn:
         self.status: int | None = None
         self.code: str | None = None
 
-    async def send(self, http: aiohttp.ClientSession, url: str, **headers: str) -> bool:
-        """Sends it once, with ``headers`` in Python's spelling; False if there was nobody to send it to."""
+    async def send(self, http: aiohttp.ClientSession, url: str, headers: Mapping[str, str] = {}) -> bool:
+        """Sends it once; False if there was nobody to send it to."""
         body = {"model": MODEL, "stream": self.stream, "messages": [{"role": "user", "content": self.text}]}
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        named = {**headers, "x-session-id": self.session}
         self.sent_at = time.monotonic()
         try:
             async with asyncio.timeout(_CLIENT_PATIENCE_S):
-                async with http.post(
-                    f"{url}/v1/chat/completions", json=body, headers=named | {"x-session-id": self.session}
-                ) as answer:
+                async with http.post(f"{url}/v1/chat/completions", json=body, headers=named) as answer:
                     self.status = answer.status
                     self.turn_id = answer.headers.get("x-turn-id")
                     await (self._read_stream(answer) if self._is_stream(answer) else self._read_json(answer))

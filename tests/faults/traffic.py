@@ -8,7 +8,7 @@ the default is for every run, ``make test-faults`` asks for many more.
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,7 +73,12 @@ class Traffic:
         self._marks = itertools.count()
 
     async def turn(
-        self, session: str | None = None, *, text: str = "Count to 5.", replica: Replica | None = None, **headers: str
+        self,
+        session: str | None = None,
+        *,
+        text: str = "Count to 5.",
+        replica: Replica | None = None,
+        headers: Mapping[str, str] = {},
     ) -> Told:
         """One turn; in any session, on any replica, streamed every other time."""
         number = next(self._marks)
@@ -82,7 +87,7 @@ class Traffic:
             "client", session, f"{session}/{number}", marked(f"{session}/{number}", text), stream=number % 3 > 0
         )
         replica = replica or next(self._replicas)
-        assert await turn.send(self._http, replica.url, **headers), "nobody listens there"
+        assert await turn.send(self._http, replica.url, headers), "nobody listens there"
         seen = turn.seen()
         assert seen.finished_at is not None
         told = Told(seen, turn.code, seen.finished_at - seen.sent_at)
