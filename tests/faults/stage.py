@@ -220,15 +220,16 @@ class Stage:
     @asynccontextmanager
     async def script_executed(self) -> AsyncIterator[None]:
         """What happens inside makes the server execute a script; wait until it has."""
-        before = await self._scripts_executed()
+        before = await self.scripts_executed()
         yield
 
         async def executed() -> bool:
-            return await self._scripts_executed() > before
+            return await self.scripts_executed() > before
 
         await until(executed)
 
-    async def _scripts_executed(self) -> int:
+    async def scripts_executed(self) -> int:
+        """How many the server has executed."""
         counted = (await self.store.info("commandstats")).get("cmdstat_evalsha", {"calls": 0})
         return int(counted["calls"])
 
