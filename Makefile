@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit storm test-clients bench lock clean
+.PHONY: help install demo serve test lint format unit storm test-clients test-faults bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -49,6 +49,10 @@ unit: $(INSTALLED) ## the tests, side by side (ARGS='-k commit' to choose, ARGS=
 format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-faults: $(INSTALLED) ## the failure matrix with many turns a row (FAULTS_TURNS=300); see tests/faults/README.md
+	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m faults --timeout 1800 -o faulthandler_timeout=0 \
+	  -s tests/faults $(ARGS)
 
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \

@@ -29,7 +29,7 @@ from tests.instruments.stall import RedisStall
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
-BREAKER, OPENINGS = "baton_store_breaker_open", "baton_store_breaker_openings_total"
+BREAKER, OPENINGS, BUSY = "baton_store_breaker_open", "baton_store_breaker_openings_total", "baton_store_busy_total"
 FAST_S = 1.0
 
 
@@ -131,3 +131,20 @@ async def test_what_is_held_and_comes_late_counts_once_or_not_at_all(clients: Tr
             line.thaw()
             assert clients.outcomes([await clients.turn(replica=cut_off)]) == COMPLETE, "the first one is served"
     await clients.assert_kept()
+
+
+async def test_a_pool_that_is_too_small_is_told_from_a_store_that_is_away(fleet: Fleet) -> None:
+    """Two connections, and every answer takes a while: the store is fine, and this replica is overloaded."""
+    few = await fleet.add_replica(redis_stall=True, env={"BATON_REDIS_CONNECTIONS_MAX": "2"})
+    async with traffic(fleet, few, sessions=40) as clients:
+        opened = await metric(few, OPENINGS)
+        assert clients.outcomes([await clients.turn()]) == COMPLETE
+        proxy_of(few).weather = Weather(delay_s=0.1)
+        told = await clients.turns(40, clients=40)
+        assert clients.outcomes(told) == {*COMPLETE, ("error", "overloaded")}
+        assert max(one.took_s for one in told if one.code) < BEGIN_S + ABORT_S + SLACK_S
+        assert await metric(few, BUSY) > 0
+        assert await metric(few, OPENINGS) == opened
+        proxy_of(few).weather = FINE
+        assert clients.outcomes(await clients.turns(6)) == COMPLETE
+        await clients.assert_kept()
