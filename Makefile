@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit storm test-clients test-faults bench lock clean
+.PHONY: help install demo serve test lint format unit storm test-clients test-faults bench-streams soak bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -65,6 +65,13 @@ bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, ser
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
+bench-streams: $(INSTALLED) ## a thousand paced streams at once on one core: how late events come (ARGS='--streams 500')
+	$(BIN)/python -m bench.streams $(ARGS)
+
+soak: $(INSTALLED) ## turns for minutes, then what they leave: memory, descriptors, connections, keys (MINUTES=5)
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),5) $(ARGS)
+
+lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
