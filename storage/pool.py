@@ -13,20 +13,21 @@ from typing import Any, cast
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection
-from redis.exceptions import ConnectionError
+from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
 
+_ANSWERS = (AuthenticationError, BusyLoadingError)  # which redis-py counts among errors of connections
 _WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
 
 
 class NoConnection(ConnectionError):
-    """All connections were in use for the whole wait; nothing was sent.
+    """There was no connection to be had, so nothing was sent.
 
     Attributes:
-        server_answers: to others it did, meanwhile.
+        server_answers: all were in use for the whole wait, and the server answered others meanwhile.
     """
 
-    def __init__(self, *, server_answers: bool) -> None:
-        super().__init__("all connections are in use" + ("" if server_answers else ", and none is answered"))
+    def __init__(self, why: str, *, server_answers: bool = False) -> None:
+        super().__init__(why)
         self.server_answers = server_answers
 
 
@@ -61,21 +62,29 @@ class Pool(BlockingConnectionPool):
         self._answered_at = float("-inf")
 
     async def get_connection(self, *args: Any, **options: Any) -> AbstractConnection:
-        """A connection that can be written to.
+        """A connection that can be written to; one that breaks while it is made is made once more.
 
         Raises:
-            NoConnection: none within the pool's wait.
+            NoConnection: none within the pool's wait, or none can be made.
         """
         asked_at = time.monotonic()
         try:
-            return cast(AbstractConnection, await super().get_connection(*args, **options))  # type: ignore[no-untyped-call]
-        except ConnectionError as error:
-            if str(error) != _WAITED_IN_VAIN:
-                raise
-        busy = self._answered_at >= asked_at
-        if busy:
-            self._on_busy()
-        raise NoConnection(server_answers=busy)
+            try:
+                return await self._connection(*args, **options)
+            except ConnectionError as error:
+                if str(error) == _WAITED_IN_VAIN or isinstance(error, _ANSWERS):
+                    raise
+                return await self._connection(*args, **options)
+        except _ANSWERS:
+            raise
+        except (ConnectionError, TimeoutError) as error:
+            busy = str(error) == _WAITED_IN_VAIN and self._answered_at >= asked_at
+            if busy:
+                self._on_busy()
+            raise NoConnection(str(error), server_answers=busy) from error
+
+    async def _connection(self, *args: Any, **options: Any) -> AbstractConnection:
+        return cast(AbstractConnection, await super().get_connection(*args, **options))  # type: ignore[no-untyped-call]
 
     async def release(self, connection: AbstractConnection) -> None:
         """Takes a connection back; one that was not answered comes back closed."""

@@ -36,7 +36,6 @@ from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
-_NEVER_SENT = "connecting to"  # how redis-py says that it could not make a connection; it has no type for that
 # What a server answers that cannot take a write now, and may soon: it was made a replica, it has lost its own, it loads
 # its data, its disk is full.
 _REFUSED_FOR_NOW = ("READONLY", "NOREPLICAS", "MASTERDOWN", "LOADING", "MISCONF")
@@ -85,9 +84,7 @@ SCRIPTS = {verb: load(verb) for verb in VERBS}
 
 def _surely_not_executed(error: RedisError) -> bool:
     """Whether Redis refused, or was never reached: the scripts' flags make it refuse before the first write."""
-    if isinstance(error, ResponseError | BusyLoadingError | AuthenticationError | NoConnection):
-        return True
-    return _NEVER_SENT in str(error)
+    return isinstance(error, ResponseError | BusyLoadingError | AuthenticationError | NoConnection)
 
 
 def _refused_for_now(error: RedisError) -> bool:

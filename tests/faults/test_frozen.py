@@ -135,13 +135,18 @@ async def test_a_frozen_commit_is_told_within_its_budget(ground: Stage, clients:
     ground.fleet.valkey.freeze()
     started = time.monotonic()
     trap.release()
-    assert_told(await call.ended(timeout_s=3 * SETTLE_S), "session_save_unknown", 503)
+    seen = await call.ended(timeout_s=3 * SETTLE_S)
     assert time.monotonic() - started < 2 * SETTLE_S + SLACK_S
     ground.fleet.valkey.thaw()
-    books = await scene.until(lambda books: books.story != "C.")
-    stored = {"CC": ["first", "victim"], "CA": ["first"]}[books.story]
-    await scene.told(ground.survivor, "next", after=stored[-1])
-    (await scene.books()).assert_holds(*stored, "next")
+    # A commit on a connection that was there has been sent, and arrives; one that waited for a connection has not.
+    assert_told(seen, "session_save_unknown" if seen.error == "session_save_unknown" else "session_not_saved", 503)
+    after = await scene.ask(ground.survivor, "next").ended()
+    assert after.finish == "stop"
+    books = await scene.books()
+    saved = books.story == "CCC"
+    assert books.story in ("CCC", "CAC", "CDC")
+    assert not (saved and seen.error == "session_not_saved")
+    books.assert_holds("first", *(["victim"] if saved else []), "next")
 
 
 async def test_traffic_over_a_store_that_stands_still_again_and_again_keeps_all(
