@@ -116,7 +116,7 @@ async def answered(
     """
     unknown = False
     try:
-        async with asyncio.timeout(budget_s):
+        async with asyncio.timeout(budget_s) as budget:
             for attempt in range(10_000):
                 before, unknown = unknown, True  # until this attempt tells
                 try:
@@ -125,6 +125,8 @@ async def answered(
                     unknown = before or not _surely_not_executed(error)
                     lost = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
                     if not lost and not (wait_for_server and _refused_for_now(error)):
+                        raise
+                    if budget.expired():  # asyncio.wait_for of Python 3.11, which redis-py uses, may swallow that
                         raise
                     await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
                     if not wanted():

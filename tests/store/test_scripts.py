@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 import storage
 import storage.results
@@ -34,7 +35,7 @@ from storage.results import (
     StoreBusy,
     StoreUnavailable,
 )
-from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
+from storage.scripts import SCRIPTS, VERBS, ScriptRunner, answered, load
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
@@ -351,6 +352,21 @@ async def test_a_pool_that_is_busy_is_told_from_a_server_that_is_silent(own_valk
         await pool.release(connection)
     await Store.of(redis, "own").created()
     await redis.aclose()
+
+
+@pytest.mark.leaping
+async def test_a_budget_ends_also_where_its_end_was_swallowed() -> None:
+    """As `asyncio.wait_for` of Python 3.11 does if what it waits for ends at that very moment."""
+
+    async def ask() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(10)
+        raise RedisTimeoutError("Timeout reading from socket")
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await answered(ask, budget_s=3)
+    assert caught.value.outcome_unknown is True
+    assert asyncio.get_running_loop().time() == 3
 
 
 @pytest.mark.anyio
