@@ -11,6 +11,7 @@ stood before it. So each stored answer tells which history it was given to.
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -145,9 +146,10 @@ class Scene:
 
     async def until(self, condition: Callable[[Books], bool]) -> Books:
         """Poll the store until the session is so."""
-        async with asyncio.timeout(WAIT_S):
-            while not condition(books := await self.books()):  # noqa: ASYNC110  # another process is waited for
-                await asyncio.sleep(_POLL_S)
+        give_up = time.monotonic() + WAIT_S
+        while not condition(books := await self.books()):
+            assert time.monotonic() < give_up, books
+            await asyncio.sleep(_POLL_S)
         return books
 
     async def lease_over(self) -> None:
