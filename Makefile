@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit test-faults storm test-clients bench lock clean
+.PHONY: help install demo serve test lint format unit storm test-clients test-faults bench-streams soak bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -46,12 +46,13 @@ lint: $(INSTALLED) ## ruff, mypy --strict, import-linter
 unit: $(INSTALLED) ## the tests, side by side (ARGS='-k commit' to choose, ARGS='-n 0' for one after the other)
 	$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 
-test-faults: $(INSTALLED) ## the store's whole suite on a cluster of six nodes, too (a part of it is in make test)
-	$(BIN)/python -m pytest $(SPREAD) -m faults $(ARGS)
-
 format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+test-faults: $(INSTALLED) ## the failure matrix with many turns a row (FAULTS_TURNS=300), the whole suite of the store on a cluster
+	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m "faults or at_length" --timeout 1800 -o faulthandler_timeout=0 \
+	  $(ARGS)
 
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
@@ -64,6 +65,13 @@ bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, ser
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
+bench-streams: $(INSTALLED) ## a thousand paced streams at once on one core: how late events come (ARGS='--streams 500')
+	$(BIN)/python -m bench.streams $(ARGS)
+
+soak: $(INSTALLED) ## turns for minutes, then what they leave: memory, descriptors, connections, keys (MINUTES=5)
+	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),5) $(ARGS)
+
+lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

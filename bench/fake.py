@@ -6,6 +6,7 @@ that a request names chooses how its answer comes, one HTTP chunk an event as Cl
     bench-plain    20 deltas in one write
     bench-burst    500 deltas in one write
     bench-paced    200 deltas, one write every 5 ms
+    bench-slow     60 deltas, one write every 250 ms, as long answers come
 """
 
 import asyncio
@@ -15,6 +16,8 @@ from typing import Final, cast
 PLAIN_DELTAS: Final = 20
 BURST_DELTAS: Final = 500
 PACED_DELTAS: Final = 200
+SLOW_DELTAS: Final = 60
+SLOW_PACE_S: Final = 0.25
 _PACE_S: Final = 0.005
 
 _HEAD: Final = (
@@ -58,9 +61,9 @@ def _answer(deltas: int) -> list[bytes]:
 
 
 _AT_ONCE: Final = {b"plain": b"".join(_answer(PLAIN_DELTAS)), b"burst": b"".join(_answer(BURST_DELTAS))}
-_PACED: Final = _answer(PACED_DELTAS)
+_PACED: Final = {b"paced": (_answer(PACED_DELTAS), _PACE_S), b"slow": (_answer(SLOW_DELTAS), SLOW_PACE_S)}
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-_MODEL: Final = re.compile(rb'"model":"bench-(plain|burst|paced)"')
+_MODEL: Final = re.compile(rb'"model":"bench-(plain|burst|paced|slow)"')
 
 
 class _Connection(asyncio.Protocol):
@@ -91,17 +94,17 @@ class _Connection(asyncio.Protocol):
         self._answer(way)
 
     def _answer(self, way: bytes) -> None:
-        if way == b"paced":
-            self._write_paced(0)
+        if way in _PACED:
+            self._write_paced(*_PACED[way], 0)
         elif self._transport is not None:
             self._transport.write(_AT_ONCE[way])
 
-    def _write_paced(self, number: int) -> None:
+    def _write_paced(self, pieces: list[bytes], pace_s: float, number: int) -> None:
         if self._transport is None:
             return
-        self._transport.write(_PACED[number])
-        if number + 1 < len(_PACED):
-            asyncio.get_running_loop().call_later(_PACE_S, self._write_paced, number + 1)
+        self._transport.write(pieces[number])
+        if number + 1 < len(pieces):
+            asyncio.get_running_loop().call_later(pace_s, self._write_paced, pieces, pace_s, number + 1)
 
 
 async def _serve() -> None:

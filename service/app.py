@@ -40,7 +40,7 @@ from service.sweeper import Sweeper
 from service.turn import Store
 from storage.capacity import Capacity
 from storage.connect import Client, Credential, Deadlines, connect
-from storage.first_contact import StoreRefused, first_contact, reachable
+from storage.first_contact import StoreRefused, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
@@ -48,7 +48,7 @@ from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.turns import Turns
 
-_CONTACT_S: Final = 3.0  # a look at the store may take this long
+_CONTACT_S: Final = 3.0  # a first contact with the store may take this long
 _FIRST_CONTACT_S: Final = 2.0  # and this long is waited for the first one before listening
 
 
@@ -74,14 +74,15 @@ def build(
     """
     replica = settings.replica or f"{socket.gethostname()}-{os.getpid()}"
     keyspace = Keyspace(settings.namespace, settings.buckets_of(store_url), secret.encode())
-    redis = open_store(settings, store_url)
+    redis = open_store(settings, store_url, connections_max=settings.redis_connections_max)
+    beside = open_store(settings, store_url, connections_max=1)
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
     models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     deliveries = Deliveries(store.turns)
-    watch = _watch(settings, redis, keyspace, on_refused)
+    watch = _watch(settings, beside, keyspace, on_refused)
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -111,7 +112,7 @@ def build(
     async def life(_: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
         models.refresh()
-        await watch.tried(_FIRST_CONTACT_S)
+        await watch.looked(_FIRST_CONTACT_S)
         yield
         for task in tasks:
             task.cancel()
@@ -120,6 +121,7 @@ def build(
         await models.aclose()
         await claude.aclose()
         await redis.aclose()
+        await beside.aclose()
 
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
@@ -129,15 +131,16 @@ def build(
     return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
 
 
-def open_store(settings: Settings, url: str) -> Client:
-    """The client of the store; opens no connection yet."""
+def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
+    """A client of the store; opens no connection yet."""
     password = settings.redis_sentinel_password
     return connect(
         url,
-        connections_max=settings.redis_connections_max,
+        connections_max=connections_max,
         deadlines=Deadlines(),
         tls=settings.tls(),
         sentinel=Credential(settings.redis_sentinel_username, password.get_secret_value() if password else None),
+        on_busy=telemetry.STORE_BUSY.inc,
     )
 
 
@@ -147,7 +150,7 @@ def _watch(
     allowed = settings.redis_eviction_allowed
     return StoreWatch(
         partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(reachable, redis, keyspace, deadline_s=_CONTACT_S),
+        partial(health, redis, keyspace, deadline_s=Deadlines().command_s),
         on_refused,
     )
 

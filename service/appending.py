@@ -32,6 +32,7 @@ from storage.results import (
     Fenced,
     Gone,
     KeyReused,
+    SessionTorn,
     Settled,
     StoreUnavailable,
     TurnsFull,
@@ -136,7 +137,9 @@ class Appending:
             if stored and tool_calls.concerns(stored[-1], messages):
                 stored = await self._sessions.outlines(ref, 0, snapshot.messages)
         except StoreUnavailable as error:
-            raise store_unavailable() from error
+            raise store_unavailable(error) from error
+        except SessionTorn as error:
+            raise session_corrupt() from error
         return snapshot, stored
 
     async def _sent_before(self, ref: SessionRef, request: Request) -> Appended | None:
@@ -154,7 +157,7 @@ class Appending:
         try:
             found = await self._turns.records(ref, number, number)
         except StoreUnavailable as error:
-            raise store_unavailable() from error
+            raise store_unavailable(error) from error
         if not found:
             raise session_not_found()
         return int(orjson.loads(found[0])["to"])
@@ -168,7 +171,7 @@ class Appending:
             )
         except StoreUnavailable as error:
             if not error.outcome_unknown:
-                raise store_unavailable() from error
+                raise store_unavailable(error) from error
         try:
             settled = await self._turns.abort(ref, turn_id, "holder")
         except StoreUnavailable as error:

@@ -150,7 +150,7 @@ def query_number(request: Request, name: str, *, default: int, low: int, high: i
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def resource(path: str, admit: Callable[[], None], **handlers: Handler) -> list[Route]:
+def resource(path: str, admit: Callable[[], Awaitable[None]], **handlers: Handler) -> list[Route]:
     """The routes of one path: a handler a method (``GET`` answers HEAD too), and 405 with all of them for any other.
 
     Args:
@@ -162,7 +162,7 @@ def resource(path: str, admit: Callable[[], None], **handlers: Handler) -> list[
     def admitted(handler: Handler) -> Handler:
         @functools.wraps(handler)
         async def handle(request: Request) -> Response:
-            admit()
+            await admit()
             return await handler(request)
 
         return handle

@@ -39,7 +39,7 @@ def check(settings: Settings, say: Callable[[str], None]) -> int:
 async def _check_store(settings: Settings, url: str, say: Callable[[str], None]) -> int:
     secret = settings.secret.get_secret_value() if settings.secret else ""
     keyspace = Keyspace(settings.namespace, settings.buckets_of(url), secret.encode())
-    redis = open_store(settings, url)
+    redis = open_store(settings, url, connections_max=1)
     try:
         warnings = await first_contact(
             redis,

@@ -69,7 +69,7 @@ class CountTokens:
         if address is None:
             asked, said = unaliased(settings, raw, body), passed_headers(scope)
         else:
-            parts.watch.require()
+            await parts.watch.require()
             idempotency.canonical(body)  # refuses what could not be written again
             read = self._dialect.read(scope, body)
             asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)

@@ -79,6 +79,8 @@ class TurnEndpoint:
         settings = self._parts.settings
         raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
         prepared = self._prepare(scope, raw, parse_json(raw))
+        if prepared.address is not None:
+            await self._parts.watch.require()
         exchange = prepared.exchange
         self._parts.exchanges.start(exchange)
         try:
@@ -136,7 +138,6 @@ class TurnEndpoint:
                 on_disconnect="cancel",
                 deadline_s=parts.rules.deadline_s,
             )
-        parts.watch.require()
         same = idempotency.request_of(
             scope, key, principal=access.principal(), dialect=self._dialect.name, session_id=address.ref.id, body=body
         )

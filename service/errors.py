@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from storage.results import StoreBusy, StoreUnavailable
+
 Choice = TypeVar("Choice", bound=str)
 
 
@@ -89,7 +91,9 @@ CODES: Final[Mapping[str, Code]] = {
     "session_not_saved": Code(503, True, "The answer could not be stored; the session is as it was before."),
     "session_save_unknown": Code(503, False, "Whether the answer was stored is not known; ask about the turn id."),
     "turn_interrupted": Code(503, True, "The turn was cancelled or the replica is shutting down."),
-    "overloaded": Code(503, True, "This replica has all the turns, or all the request bodies, that it can hold."),
+    "overloaded": Code(
+        503, True, "This replica has all the turns, request bodies or connections to Redis in use that it may have."
+    ),
     "draining": Code(503, True, "This replica is shutting down; another will answer."),
     "upstream_overloaded": Code(503, True, "Claude is overloaded."),
     "upstream_unavailable": Code(503, True, "Claude failed or could not be reached."),
@@ -250,6 +254,9 @@ def conversation_too_large(size_bytes: int) -> BatonError:
     )
 
 
-def store_unavailable() -> BatonError:
-    """The store did not answer, and nothing was begun."""
+def store_unavailable(cause: StoreUnavailable) -> BatonError:
+    """The store did not answer, or could not be asked; nothing was begun."""
+    if isinstance(cause, StoreBusy):
+        message = "All connections of this replica to the session store are in use."
+        return BatonError("overloaded", message, retry_after_s=1)
     return BatonError("store_unavailable", "The session store is not available.", retry_after_s=1)

@@ -99,7 +99,7 @@ class Following:
                 return await self._log.tail(self._ref, self._turn_id, self._number, self.ordinal)
             except StoreUnavailable as error:
                 if time.monotonic() - self._heard_at > _STORE_WAIT_S:
-                    raise store_unavailable() from error
+                    raise store_unavailable(error) from error
                 await asyncio.sleep(_POLL_S[-1])
 
     async def _find(self) -> None:

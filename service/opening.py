@@ -220,7 +220,7 @@ class Opening:
             )
         except StoreUnavailable as error:
             self.unsettled = error.outcome_unknown or self._created
-            raise store_unavailable() from error
+            raise store_unavailable(error) from error
         self.unsettled = isinstance(result, Begun) or self._created
         telemetry.BEGIN_SECONDS.observe(time.perf_counter() - started)
         return result
@@ -237,7 +237,7 @@ class Opening:
         try:
             result = await self._sessions.create(self._ref, new)
         except StoreUnavailable as error:
-            raise store_unavailable() from error
+            raise store_unavailable(error) from error
         if isinstance(result, Created):
             telemetry.SESSIONS_CREATED.inc()
             return

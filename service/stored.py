@@ -4,7 +4,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 from service.errors import conversation_too_large, session_corrupt, store_unavailable
-from storage.results import AttachmentLost, HistoryTooLarge, StoreUnavailable
+from storage.results import HistoryTooLarge, SessionTorn, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -19,8 +19,8 @@ async def stored(asking: Awaitable[T]) -> T:
     try:
         return await asking
     except StoreUnavailable as error:
-        raise store_unavailable() from error
-    except AttachmentLost as error:
+        raise store_unavailable(error) from error
+    except SessionTorn as error:
         raise session_corrupt() from error
     except HistoryTooLarge as error:
         raise conversation_too_large(error.size_bytes) from error

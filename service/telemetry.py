@@ -55,6 +55,18 @@ SESSIONS_INDEXED = Gauge(
 )
 BUCKETS_SWEPT = Counter("baton_buckets_swept", "Buckets that this replica swept.", registry=REGISTRY)
 STORE_UP = Gauge("baton_store_up", "1 while the store takes writes.", registry=REGISTRY)
+BREAKER_OPEN = Gauge(
+    "baton_store_breaker_open",
+    "1 while the store does not answer and requests that need it are refused.",
+    registry=REGISTRY,
+)
+BREAKER_OPEN.set(1)  # until first contact
+BREAKER_OPENINGS = Counter("baton_store_breaker_openings", "Times that the store was found away.", registry=REGISTRY)
+STORE_BUSY = Counter(
+    "baton_store_busy",
+    "Calls that found all connections to the store in use for the whole wait, while it answered others.",
+    registry=REGISTRY,
+)
 
 
 @contextlib.contextmanager

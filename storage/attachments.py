@@ -15,20 +15,20 @@ mistaken for a mark, so what is filled is byte for byte what was taken out, what
 Only the store knows of gaps. What it takes and gives has none.
 """
 
-import asyncio
 import re
 from collections import defaultdict
 from collections.abc import Awaitable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from hashlib import sha256
 from itertools import accumulate
 from struct import Struct
 from typing import Final, NamedTuple, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from storage.elements import HAS_GAPS, HEADER_BYTES
-from storage.results import AttachmentLost, StoreUnavailable
+from storage.results import AttachmentLost
+from storage.scripts import answered
 
 INLINE_BYTES_MAX: Final = 65_536
 """What is not larger stays in its message. See docs/decisions/0004-attachments.md."""
@@ -164,16 +164,16 @@ async def filled(redis: Redis, key: str, stored: list[bytes], *, budget_s: float
         return stored
     attachments: dict[str, bytes] = {}
     for names in _batches(wanted):
-        try:
-            async with asyncio.timeout(budget_s):
-                found = await cast("Awaitable[list[bytes | None]]", redis.hmget(key, names))
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        found = await answered(partial(_ask, redis, key, names), budget_s=budget_s)
         for name, attachment in zip(names, found, strict=True):
             if attachment is None or len(attachment) != wanted[name]:
                 raise AttachmentLost(name)
             attachments[name] = attachment
     return [fill(element, attachments) for element in stored]
+
+
+async def _ask(redis: Redis, key: str, names: list[str]) -> list[bytes | None]:
+    return await cast("Awaitable[list[bytes | None]]", redis.hmget(key, names))
 
 
 def _batches(wanted: Mapping[str, int]) -> Iterator[list[str]]:

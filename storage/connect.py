@@ -2,7 +2,7 @@
 
 Every call of the client has a deadline: for a connection, for a place in the pool, for the reply. redis-py would send a
 timed-out command again by itself, up to ten times and unseen; that is switched off, and `scripts.ScriptRunner` does it
-within a budget. A full pool is waited for, then told apart from a dead server by its message. Its notifications of
+within a budget. A full pool is waited for, then told apart from a dead server (pool.py). Its notifications of
 maintenance are off too: they stretch deadlines, and with them on a connection that the server closed while it was idle
 is not noticed before a command has been lost on it. It does not tell servers its name either, which users with few
 rights may not.
@@ -11,15 +11,17 @@ Behind Sentinel and in a cluster every server has such a client of its own, with
 out finds the right one for each call (routing.py, topology.py). Only primaries are asked.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Connection, Redis, SSLConnection
+from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 
 from storage import address
+from storage.pool import Pool
 from storage.routing import Routed
 from storage.tls import Tls
 from storage.topology import ClusterTopology, Host, SentinelTopology, require_primary
@@ -54,6 +56,7 @@ def connect(
     deadlines: Deadlines,
     tls: Tls | None = None,
     sentinel: Credential | None = None,
+    on_busy: Callable[[], object] = lambda: None,
 ) -> Client:
     """A client for a store; connects lazily, closes with ``aclose()``.
 
@@ -63,6 +66,7 @@ def connect(
         deadlines: of every call.
         tls: for a URL that asks for it.
         sentinel: who we are for Sentinels; the URL's credential is for the data nodes only.
+        on_busy: see pool.py.
 
     Raises:
         ValueError: the URL is none of a store, see `address.read`.
@@ -72,10 +76,10 @@ def connect(
 
     def node(host: Host, **more: Any) -> Redis:
         credential = Credential(at.username, at.password)
-        return _server(host, credential, connections_max, deadlines, tls_options, db=at.database, **more)
+        return _server(host, credential, connections_max, deadlines, tls_options, on_busy, db=at.database, **more)
 
     def sentinel_node(host: Host) -> Redis:
-        return _server(host, sentinel or Credential(), _SENTINEL_CONNECTIONS_MAX, deadlines, tls_options)
+        return _server(host, sentinel or Credential(), _SENTINEL_CONNECTIONS_MAX, deadlines, tls_options, on_busy)
 
     match at.kind:
         case "standalone":
@@ -100,11 +104,13 @@ def _server(
     connections_max: int,
     deadlines: Deadlines,
     tls_options: dict[str, Any] | None,
+    on_busy: Callable[[], object],
     **options: Any,
 ) -> Redis:
     """The client of one server."""
-    pool = BlockingConnectionPool(
+    pool = Pool(
         connection_class=Connection if tls_options is None else SSLConnection,
+        on_busy=on_busy,
         max_connections=connections_max,
         timeout=deadlines.pool_wait_s,
         host=host[0],

@@ -14,6 +14,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     ConnectionError,
+    MasterDownError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -23,10 +24,10 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-# How redis-py says that it found no connection in its pool, or could not make one; it has no types for these.
-_POOL_IS_FULL = "No connection available"
-_NOT_CONNECTED = "connecting to"
+from storage.pool import NoConnection
+
 _NO_REPLICAS = "NOREPLICAS"
+_DISK_IS_FULL = "MISCONF"
 
 
 class Unreached(ConnectionError):
@@ -42,19 +43,31 @@ def surely_not_executed(error: RedisError) -> bool:
 
 def never_sent(error: RedisError) -> bool:
     """Whether no connection was there to send anything on."""
-    return isinstance(error, Unreached) or any(words in str(error) for words in (_POOL_IS_FULL, _NOT_CONNECTED))
+    return isinstance(error, Unreached | NoConnection)
 
 
 def pool_is_full(error: RedisError) -> bool:
     """Whether it was a place in our own pool that was missing; it says nothing about the server."""
-    return _POOL_IS_FULL in str(error)
+    return isinstance(error, NoConnection) and error.pool_is_full
+
+
+def moving(error: RedisError) -> bool:
+    """Whether the slot is on its way to another node, or to a new primary; that is over within seconds."""
+    return isinstance(error, AskError | ClusterDownError | TryAgainError)
 
 
 def refused_for_now(error: RedisError) -> bool:
     """Whether a running server will not do this just now: a failover, a move of slots, too few replicas."""
-    if isinstance(error, AskError | ClusterDownError | TryAgainError | ReadOnlyError):
+    if moving(error) or isinstance(error, ReadOnlyError):
         return True
     return isinstance(error, ResponseError) and str(error).startswith(_NO_REPLICAS)
+
+
+def takes_no_writes(error: RedisError) -> bool:
+    """Whether a server takes no writes now, for whatever reason that passes: it loads its data, its disk is full."""
+    if refused_for_now(error) or isinstance(error, BusyLoadingError | MasterDownError):
+        return True
+    return str(error).startswith(_DISK_IS_FULL)
 
 
 def in_words(error: BaseException) -> str:

@@ -17,10 +17,17 @@ import re
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    ConnectionError,
+    NoPermissionError,
+    RedisError,
+    ResponseError,
+)
 
 from storage.failures import Unreached, in_words
 from storage.keys import Keyspace
@@ -195,13 +202,41 @@ def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[st
     return problems
 
 
-async def reachable(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> bool:
-    """Whether the store takes writes now, and every primary answers; a full or read-only Redis would answer PING."""
+Health = Literal["up", "refusing", "away"]
+"""Of the store: it takes writes; it answers, but takes none (it is full, or a replica), or a part of it is silent; it does
+not answer."""
+
+
+async def health(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> Health:
+    """How the store is now, by a write: a full or read-only Redis would still answer PING.
+
+    A connection that turns out to be broken is told from a store that is away by asking once more, on another one. A
+    cluster is away when none of its primaries answers: one that is lost takes its own sessions with it, and no others.
+    """
     try:
         async with asyncio.timeout(deadline_s):
-            await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
+            try:
+                await _write(redis, keyspace)
+            except ConnectionError:
+                await _write(redis, keyspace)
             if isinstance(redis, Routed):
                 await asyncio.gather(*(primary.time() for primary in await redis.primaries()))
+    except (ResponseError, BusyLoadingError, AuthenticationError):
+        return "refusing"
+    except (RedisError, TimeoutError):
+        return "refusing" if isinstance(redis, Routed) and await _a_part_answers(redis, deadline_s) else "away"
+    return "up"
+
+
+async def _write(redis: Redis, keyspace: Keyspace) -> None:
+    await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
+
+
+async def _a_part_answers(redis: Routed, deadline_s: float) -> bool:
+    """Whether any primary of a cluster does."""
+    try:
+        async with asyncio.timeout(deadline_s):
+            answers = await asyncio.gather(*(one.time() for one in await redis.primaries()), return_exceptions=True)
     except (RedisError, TimeoutError):
         return False
-    return True
+    return any(not isinstance(answer, BaseException) for answer in answers)

@@ -5,17 +5,15 @@ all buckets: one pipeline, of which a cluster's primaries get their parts at the
 so what it tells may have changed by the time it is used: whoever acts on it lets the script check again.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from heapq import nlargest, nsmallest
 from typing import Any, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from storage.keys import IndexRef, Keyspace, SessionRef
-from storage.results import StoreUnavailable
+from storage.scripts import answered
 
 SERVICE_EPOCH_S = 1_767_225_600  # as in scripts/shared/size.lua
 _SPARE = 4  # asked of each bucket for a page, over twice its share
@@ -78,11 +76,7 @@ class Index:
         return [self._keyspace.index(bucket, tag) for bucket in range(self._keyspace.buckets)]
 
     async def _asked(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        try:
-            async with asyncio.timeout(self._budget_s):
-                return await ask()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        return await answered(ask, budget_s=self._budget_s)
 
     async def page(self, owner: str, before: Listed | None, limit: int) -> list[Listed]:
         """The owner's sessions, last accessed first, after ``before``; equal times by id, greatest first.

@@ -10,16 +10,15 @@ A log can have a gap: a Redis that restarts, or fails over, may have lost the la
 turn goes on behind them. Whoever reads up to a gap is told that the rest is not there.
 """
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from storage.keys import SessionRef
-from storage.results import Fate, StoreUnavailable, read_fate
+from storage.results import Fate, read_fate
+from storage.scripts import answered
 
 End = Literal["told", "dead", "overflow", "gone"]
 _ENTRIES: Final = 64  # read at once
@@ -62,15 +61,16 @@ class Log:
         Cost: one round trip, up to 64 entries, all of one instant; there may be more behind them.
         """
         key, last = ref.keys[8], f"{number}-{_ORDINAL_MAX}"
-        try:
-            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=True) as batch:
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=True) as batch:
                 batch.hget(ref.keys[0], "lt")
                 batch.hget(ref.keys[3], turn_id)
                 batch.xrange(key, f"({number}-{after}", last, count=_ENTRIES)
                 batch.xrevrange(key, last, f"{number}-0", count=1)
-                running, fate, entries, newest = await batch.execute()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+                return await batch.execute()
+
+        running, fate, entries, newest = await answered(ask, budget_s=self._budget_s)
         if not fate and running not in (None, turn_id.encode()):
             # Removed and made anew: the log's numbers are those of other turns. (One that expired left its log behind.)
             return Tail(None, b"", after, "gone")

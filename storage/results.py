@@ -3,7 +3,8 @@
 An outcome is expected and is returned; callers match on its type. Errors are raised:
 
     StoreUnavailable        Redis did not answer, or refused; nothing can be said beyond ``outcome_unknown``
-    AttachmentLost          what is read names an attachment that is not there
+    StoreBusy               one of these: Redis answers, but this replica has too few connections to it
+    SessionTorn             a part of what is read is not there; AttachmentLost, if it is an attachment
     HistoryTooLarge         a replica does not read so much for one turn
 
 Every reply word of every script is read here and nowhere else. Adding a word to a script? Add it to its ``read_*``
@@ -34,8 +35,12 @@ class StoreUnavailable(Exception):
         self.outcome_unknown = outcome_unknown
 
 
-class AttachmentLost(Exception):
-    """An attachment that a message names is not there: Redis evicted it, as `Corrupt` says. The session is corrupt."""
+class SessionTorn(Exception):
+    """A part of a session is not there: Redis evicted it, as `Corrupt` says. The session is corrupt."""
+
+
+class AttachmentLost(SessionTorn):
+    """An attachment that a message names is not there."""
 
 
 class HistoryTooLarge(Exception):
@@ -44,6 +49,10 @@ class HistoryTooLarge(Exception):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(f"{size_bytes} bytes")
         self.size_bytes = size_bytes
+
+
+class StoreBusy(StoreUnavailable):
+    """The store answers, but all connections of this replica to it were in use for as long as they are waited for."""
 
 
 class UnknownReply(Exception):

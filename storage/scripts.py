@@ -4,28 +4,31 @@ A script is ``scripts/<verb>.lua``; a line ``-- @include <name>`` stands for ``s
 addressed by content (EVALSHA), so replicas of two versions can share one server; a server that does not know a script
 yet is sent its source once (EVAL), at the price of one more round trip a script and a server restart.
 
-Every script may be sent twice: it is repeatable by turn id or nonce (see its header). So a call whose reply was lost is
-sent again until its budget is used up, and only then reported as unknown. So is one that the server refuses for now,
-because a primary steps down or slots move. redis-py's own retries are off: they would hide the time that this takes.
+Every script may be sent twice: it is repeatable by turn id or nonce (see its header); what only reads may be, too. So a
+call whose reply was lost is sent again until its budget is used up, and only then reported as unknown. So is one that
+the server refuses for now, because slots move or a primary steps down. redis-py's own retries are off: they would hide
+the time that this takes.
 """
 
 import asyncio
 import builtins
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
-from storage.failures import refused_for_now, surely_not_executed
-from storage.results import Reply, StoreUnavailable
+from storage.failures import moving, surely_not_executed, takes_no_writes
+from storage.pool import NoConnection
+from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,49 @@ VERBS = (
 SCRIPTS = {verb: load(verb) for verb in VERBS}
 
 
+async def answered(
+    ask: Callable[[], Awaitable[_T]],
+    *,
+    budget_s: float,
+    wait_for_server: bool = False,
+    wanted: Callable[[], bool] = lambda: True,
+) -> _T:
+    """What the store answers; it is asked again while it may have been asked in vain and ``budget_s`` is not used up.
+
+    Args:
+        ask: may be called again, whatever came of it before.
+        budget_s: for everything together.
+        wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
+            that is reported at once. While slots move it is asked again in any case.
+        wanted: asked before it is asked again; what nobody wants any more is not.
+
+    Raises:
+        StoreBusy: all connections were in use for as long as they are waited for.
+        StoreUnavailable: not answered within the budget, or refused.
+    """
+    unknown = False
+    try:
+        async with asyncio.timeout(budget_s) as budget:
+            for attempt in range(10_000):
+                before, unknown = unknown, True  # until this attempt tells
+                try:
+                    return await ask()
+                except RedisError as error:
+                    unknown = before or not surely_not_executed(error)
+                    lost = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
+                    if not lost and not moving(error) and not (wait_for_server and takes_no_writes(error)):
+                        raise
+                    if budget.expired():  # asyncio.wait_for of Python 3.11, which redis-py uses, may swallow that
+                        raise
+                    await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
+                    if not wanted():
+                        raise
+    except (RedisError, builtins.TimeoutError) as error:
+        busy = isinstance(error, NoConnection) and error.server_answers
+        raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+    raise AssertionError("the budget ends before the attempts do")
+
+
 def _same_slot(keys: Sequence[str]) -> bool:
     tag = keys[0].partition("}")[0] + "}"
     return all(key.startswith(tag) for key in keys)
@@ -93,40 +139,12 @@ class ScriptRunner:
         wait_for_server: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Reply:
-        """Runs a script, sending it again while its outcome is unknown and ``budget_s`` is not used up.
-
-        Args:
-            verb: the script's name.
-            keys: as its header says, all in one slot.
-            args: as its header says.
-            budget_s: for everything together.
-            wait_for_server: send it again also while no connection can be made or Redis is still loading its data;
-                otherwise that is reported at once. What a running server refuses for now is sent again in any case.
-            wanted: asked before it is sent again; what nobody wants any more is not.
-
-        Raises:
-            StoreUnavailable: not answered within the budget, or refused.
-        """
+        """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
         assert _same_slot(keys), f"{verb}: keys of several slots"
         script = SCRIPTS[verb]
-        unknown = False
-        try:
-            async with asyncio.timeout(budget_s):
-                for attempt in range(10_000):
-                    before, unknown = unknown, True  # until this attempt tells
-                    try:
-                        return await self._send(script, keys, args)
-                    except RedisError as error:
-                        unknown = before or not surely_not_executed(error)
-                        passing = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
-                        if not passing and not refused_for_now(error):
-                            raise
-                        await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
-                        if not wanted():
-                            raise
-        except (RedisError, builtins.TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=unknown) from error
-        raise AssertionError("the budget ends before the attempts do")
+        return await answered(
+            lambda: self._send(script, keys, args), budget_s=budget_s, wait_for_server=wait_for_server, wanted=wanted
+        )
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:

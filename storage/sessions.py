@@ -3,13 +3,11 @@
 Turns, the only way that a history grows, are in turns.py.
 """
 
-import asyncio
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from storage import attachments
 from storage.capacity import Capacity
@@ -22,6 +20,7 @@ from storage.results import (
     Gone,
     Patched,
     RevisionConflict,
+    SessionTorn,
     Stale,
     StoreUnavailable,
     UnknownReply,
@@ -30,7 +29,7 @@ from storage.results import (
     read_patch,
     read_touch,
 )
-from storage.scripts import ScriptRunner
+from storage.scripts import ScriptRunner, answered
 
 _CREATE_ATTEMPTS = 8
 _TEXTS = ("system", "title", "metadata")  # of a snapshot; the preamble, which may be large, is for turns only
@@ -195,11 +194,18 @@ class Sessions:
         return read_touch(await self._scripts.run("touch", ref.keys, args, budget_s=self._budget_s))
 
     async def get(self, ref: SessionRef) -> Snapshot | Gone:
-        """The session at one instant; changes nothing."""
+        """The session at one instant; changes nothing.
+
+        Raises:
+            SessionTorn: a part of it is missing.
+        """
         reply: Any = await self._scripts.run("get", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s)
         match reply:
-            case [b"FOUND", _now, expires, remaining, fields, texts]:
-                return _snapshot(int(expires), int(remaining), _pairs(fields), _pairs(texts))
+            case [b"FOUND", _now, expires, remaining, fields, flat]:
+                texts = _pairs(flat)
+                if not texts.keys() >= set(_TEXTS):
+                    raise SessionTorn("texts")
+                return _snapshot(int(expires), int(remaining), _pairs(fields), texts)
             case [b"GONE"]:
                 return Gone()
         raise UnknownReply(reply)
@@ -209,17 +215,17 @@ class Sessions:
 
         Each session's fields are of one instant, different sessions of different ones. Cost: two round trips.
         """
-        try:
-            async with asyncio.timeout(self._budget_s):
-                seconds, micros = await self._redis.time()
-                async with self._redis.pipeline(transaction=False) as batch:
-                    for ref in refs:
-                        batch.hgetall(ref.keys[0])
-                        batch.hmget(ref.keys[4], _TEXTS)
-                        batch.pexpiretime(ref.keys[0])
-                    replies: list[Any] = await batch.execute()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+
+        async def ask() -> tuple[int, int, list[Any]]:
+            seconds, micros = await self._redis.time()
+            async with self._redis.pipeline(transaction=False) as batch:
+                for ref in refs:
+                    batch.hgetall(ref.keys[0])
+                    batch.hmget(ref.keys[4], _TEXTS)
+                    batch.pexpiretime(ref.keys[0])
+                return seconds, micros, await batch.execute()
+
+        seconds, micros, replies = await answered(ask, budget_s=self._budget_s)
         now_ms = seconds * 1000 + micros // 1000
         found: list[Snapshot | None] = []
         for at, ref in enumerate(refs):
@@ -231,13 +237,14 @@ class Sessions:
 
     async def labels(self, refs: list[SessionRef]) -> list[tuple[str, bytes]]:
         """Title and metadata (JSON) of many sessions, for filters; both empty for one that is not there any more."""
-        try:
-            async with asyncio.timeout(self._budget_s), self._redis.pipeline(transaction=False) as batch:
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as batch:
                 for ref in refs:
                     batch.hmget(ref.keys[4], ["title", "metadata"])
-                replies: list[Any] = await batch.execute()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+                return await batch.execute()
+
+        replies = await answered(ask, budget_s=self._budget_s)
         return [((title or b"").decode(), metadata or b"") for title, metadata in replies]
 
     async def messages(self, ref: SessionRef, start: int, count: int, *, bytes_max: int | None = None) -> list[bytes]:
@@ -264,9 +271,9 @@ class Sessions:
         return list(map(attachments.outline, await self._stored(ref, start, count)))
 
     async def _stored(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
-        try:
-            async with asyncio.timeout(self._budget_s):
-                reply = self._redis.lrange(ref.keys[1], start, start + count - 1)
-                return cast("list[bytes]", await cast("Awaitable[Any]", reply))
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+
+        async def ask() -> list[bytes]:
+            reply = self._redis.lrange(ref.keys[1], start, start + count - 1)
+            return await cast("Awaitable[list[bytes]]", reply)
+
+        return await answered(ask, budget_s=self._budget_s)

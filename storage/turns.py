@@ -11,14 +11,12 @@ the earlier turn instead of beginning another (scripts/shared/ring.lua).
 What a crash leaves: between begin and a verdict, a lease that runs out; nothing else.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
 
 from storage import attachments
 from storage.keys import SessionRef
@@ -37,7 +35,6 @@ from storage.results import (
     Removed,
     Renewed,
     Settled,
-    StoreUnavailable,
     UnknownTurn,
     Verdict,
     read_abort,
@@ -49,7 +46,7 @@ from storage.results import (
     read_fate,
     read_renew,
 )
-from storage.scripts import ScriptRunner
+from storage.scripts import ScriptRunner, answered
 
 _T = TypeVar("_T")
 HISTORY_BYTES_MAX: Final = 64 * 1_048_576
@@ -357,11 +354,7 @@ class Turns:
         return [Cut(*map(int, cut.split())) for cut in await self._read(ask)]
 
     async def _read(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        try:
-            async with asyncio.timeout(self._begin_budget_s):
-                return await ask()
-        except (RedisError, TimeoutError) as error:
-            raise StoreUnavailable(type(error).__name__, outcome_unknown=False) from error
+        return await answered(ask, budget_s=self._begin_budget_s)
 
     async def append(
         self,

@@ -84,7 +84,7 @@ ANYWHERE: Final = ("invalid_http", "headers_too_large", "body_timeout", "interna
 """Codes of any operation."""
 
 _BODY: Final = ("invalid_json", "invalid_value", "unknown_field", "request_too_large", "overloaded", "draining")
-_STORE: Final = ("store_unavailable", "draining")
+_STORE: Final = ("store_unavailable", "overloaded", "draining")
 _SESSION: Final = ("invalid_session_id", "session_not_found", *_STORE)
 _APPENDED: Final = (
     *(

@@ -251,7 +251,7 @@ _TURN: Final = {
 }
 
 _PAGED: Final = {"total": COUNT, "has_more": YES_OR_NO}
-_STATE: Final = {"store": one_of("up", "down"), "replica": TEXT}
+_STATE: Final = {"store": one_of("up", "refusing", "down"), "replica": TEXT}
 _STATES: Final = ("ready", "starting", "draining")
 
 SCHEMAS: Final[dict[str, Schema]] = {

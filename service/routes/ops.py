@@ -7,7 +7,7 @@ replica at once empties the balancer.
 """
 
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
@@ -18,6 +18,7 @@ from service.asgi import json_response
 from service.exchange import Exchanges
 from service.store_watch import StoreWatch
 
+_STORE: Final = {"up": "up", "refusing": "refusing", "away": "down"}
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Baton</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -62,7 +63,7 @@ class OpsRoutes:
         draining = self._exchanges.draining
         return {
             "status": "draining" if draining else "ready" if self._store.reached else "starting",
-            "store": "up" if self._store.up else "down",
+            "store": _STORE[self._store.health],
             "replica": self._replica,
         }
 
@@ -78,7 +79,7 @@ class OpsRoutes:
     async def health(self, request: Request) -> Response:
         """``GET /health``: for people; ``healthy`` means that session turns can be served now."""
         state = self._state()
-        healthy = state["status"] == "ready" and self._store.up
+        healthy = state["status"] == "ready" and self._store.health == "up"
         body = {**state, "status": "healthy" if healthy else "degraded", "service": "baton", "state": state["status"]}
         return json_response(body)
 

@@ -120,7 +120,7 @@ class SessionRoutes:
             "total_messages": counts.messages,
             "memory_usage_mb": round(counts.size_bytes / _MIB, 3),
             "cleanup_runs": counts.sweeps,
-            "average_session_age_minutes": round(counts.age_s / counts.total / 60, 2) if counts.total else 0,
+            "average_session_age_minutes": round(max(0, counts.age_s) / counts.total / 60, 2) if counts.total else 0,
             "cleanup_interval_minutes": round(self.settings.sweep_interval_s / 60, 3),
             "default_ttl_hours": round(self.settings.session_ttl_s / 3600, 3),
         }

@@ -17,6 +17,7 @@
 -- @include lease
 -- @include life
 -- @include ring
+-- @include whole
 -- @include size
 -- @include blobs
 
@@ -44,9 +45,7 @@ if tonumber(s[9]) > 0 and now >= tonumber(s[9]) then return { 'GONE' } end
 if s[5] ~= ARGV[4] then return { 'FENCED' } end
 if redis.call('HLEN', VERDICTS) >= tonumber(ARGV[6]) then return { 'TURNS_FULL' } end
 local messages, size = tonumber(s[6]), read_size()
-if redis.call('LLEN', MESSAGES) ~= messages or redis.call('LLEN', TURNS) ~= tonumber(s[3]) or not size then
-  return { 'CORRUPT' }
-end
+if not is_whole(messages, s[3], s[2]) or not size then return { 'CORRUPT' } end
 local bytes = tonumber(ARGV[9]) + new_blob_bytes(first, blobs)
 size.messages, size.bytes = size.messages + added, size.bytes + bytes
 

@@ -23,6 +23,7 @@
 -- @include lease
 -- @include life
 -- @include ring
+-- @include whole
 
 local owner, turn_id, replica, lease_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local fingerprint, key, retried, replaced, expected = ARGV[9], ARGV[10], ARGV[11] == '1', ARGV[12], ARGV[13]
@@ -61,9 +62,7 @@ if not again then
   if redis.call('HLEN', VERDICTS) >= tonumber(ARGV[7]) then return { 'TURNS_FULL' } end
   if max_turns > 0 and turns - (replaced ~= '' and 1 or 0) >= max_turns then return { 'TURNS_FULL' } end
 end
-if redis.call('LLEN', MESSAGES) ~= tonumber(messages) or redis.call('LLEN', TURNS) ~= tonumber(holder_number) then
-  return { 'CORRUPT' }
-end
+if not is_whole(messages, holder_number, holder) then return { 'CORRUPT' } end
 
 local number, dead = holder_number, ''
 if not again then

@@ -96,9 +96,9 @@ class Call:
         """Take from now on what there is."""
         self._may_read.set()
 
-    async def ended(self) -> Seen:
+    async def ended(self, timeout_s: float = CALL_TIMEOUT_S) -> Seen:
         """Wait until the connection is over; returns all that came."""
-        async with asyncio.timeout(CALL_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             await asyncio.shield(self._task)
         return self.seen()
 

@@ -11,7 +11,8 @@ stood before it. So each stored answer tells which history it was given to.
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,9 +146,10 @@ class Scene:
 
     async def until(self, condition: Callable[[Books], bool]) -> Books:
         """Poll the store until the session is so."""
-        async with asyncio.timeout(WAIT_S):
-            while not condition(books := await self.books()):  # noqa: ASYNC110  # another process is waited for
-                await asyncio.sleep(_POLL_S)
+        give_up = time.monotonic() + WAIT_S
+        while not condition(books := await self.books()):
+            assert time.monotonic() < give_up, books
+            await asyncio.sleep(_POLL_S)
         return books
 
     async def lease_over(self) -> None:
@@ -220,15 +222,16 @@ class Stage:
     @asynccontextmanager
     async def script_executed(self) -> AsyncIterator[None]:
         """What happens inside makes the server execute a script; wait until it has."""
-        before = await self._scripts_executed()
+        before = await self.scripts_executed()
         yield
 
         async def executed() -> bool:
-            return await self._scripts_executed() > before
+            return await self.scripts_executed() > before
 
         await until(executed)
 
-    async def _scripts_executed(self) -> int:
+    async def scripts_executed(self) -> int:
+        """How many the server has executed."""
         counted = (await self.store.info("commandstats")).get("cmdstat_evalsha", {"calls": 0})
         return int(counted["calls"])
 
@@ -250,9 +253,9 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(directory: Path, lease_ms: int = LEASE_MS) -> AsyncIterator[Stage]:
+async def stage(directory: Path, lease_ms: int = LEASE_MS, env: Mapping[str, str] = {}) -> AsyncIterator[Stage]:
     """A stage with a survivor; every script is known to the server, so that each call of one is one EVALSHA."""
-    async with Fleet(directory, 1, env={"BATON_LEASE_MS": str(lease_ms)}) as fleet:
+    async with Fleet(directory, 1, env={**env, "BATON_LEASE_MS": str(lease_ms)}) as fleet:
         store: Any = redis.asyncio.from_url(fleet.valkey.url)
         try:
             for script in SCRIPTS.values():

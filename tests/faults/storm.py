@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -122,7 +122,7 @@ class Storm:
     async def _client(self, name: str, http: aiohttp.ClientSession) -> None:
         while not self._enough():
             session, mark, text, stream = self._next()
-            turn = _Turn(name, session, mark, text, stream=stream)
+            turn = Turn(name, session, mark, text, stream=stream)
             turn.hangs_up = turn.stream and self._random.random() < self.plan.hang_up_share
             for _ in range(3000):
                 if await turn.send(http, self._random.choice(self._standing).url):
@@ -277,7 +277,7 @@ def port_of(replica: Replica) -> int:
     return port
 
 
-class _Turn:
+class Turn:
     """One request of a client's, and what it saw."""
 
     _ids = itertools.count()
@@ -290,15 +290,16 @@ class _Turn:
         self.shown = ""
         self.turn_id: str | None = None
         self.status: int | None = None
+        self.code: str | None = None
 
-    async def send(self, http: aiohttp.ClientSession, url: str) -> bool:
+    async def send(self, http: aiohttp.ClientSession, url: str, headers: Mapping[str, str] = {}) -> bool:
         """Sends it once; False if there was nobody to send it to."""
         body = {"model": MODEL, "stream": self.stream, "messages": [{"role": "user", "content": self.text}]}
-        headers = {"x-session-id": self.session}
+        named = {**headers, "x-session-id": self.session}
         self.sent_at = time.monotonic()
         try:
             async with asyncio.timeout(_CLIENT_PATIENCE_S):
-                async with http.post(f"{url}/v1/chat/completions", json=body, headers=headers) as answer:
+                async with http.post(f"{url}/v1/chat/completions", json=body, headers=named) as answer:
                     self.status = answer.status
                     self.turn_id = answer.headers.get("x-turn-id")
                     await (self._read_stream(answer) if self._is_stream(answer) else self._read_json(answer))
@@ -342,6 +343,7 @@ class _Turn:
                 return
 
     def _failed(self, code: str) -> None:
+        self.code = code
         self.outcome = "unknown" if code in _UNKNOWN_CODES else "error"
 
     def seen(self) -> ClientTurn:

@@ -91,6 +91,16 @@ async def test_a_lost_packet_is_sent_again_and_counts_once(cast: Cast, verb: str
     assert (await assert_works(scene, "first", "victim")).story == "CCC"
 
 
+async def test_a_history_that_was_lost_on_the_way_is_read_again(cast: Cast) -> None:
+    scene = await cast.stage.scene()
+    trap = scene.at_history(cast.patient)
+    call = scene.ask(cast.patient, "victim")
+    await trap.reached()
+    trap.drop()
+    assert_complete(await call.ended(), ALL)
+    assert (await assert_works(scene, "first", "victim")).story == "CCC"
+
+
 @either_way
 async def test_a_store_that_is_silent_for_longer_than_a_command_delays_a_commit(cast: Cast, streamed: bool) -> None:
     scene, proxy = await cast.stage.scene(), stall(cast.patient)
@@ -160,8 +170,8 @@ async def test_a_turn_whose_history_cannot_be_read_is_aborted(cast: Cast) -> Non
     trap = scene.at_history(cast.impatient)
     call = scene.ask(cast.impatient, "victim")
     await trap.reached()
-    trap.drop()
     seen = await call.ended()
+    trap.drop()
     assert_told(seen, "store_unavailable", 503)
     assert seen.status == 503
     assert (await assert_works(scene, "first")).story == "CAC"

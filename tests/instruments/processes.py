@@ -179,6 +179,17 @@ class Valkey:
         self._server = EmbeddedValkey.start(self._directory, port=self.port)
         assert self.url == address
 
+    def logged_bytes(self) -> int:
+        """How long its append-only file is."""
+        return self._log_file().stat().st_size
+
+    def cut(self, size_bytes: int) -> None:
+        """While it is down: lose what the append-only file holds beyond so many bytes, as when the power fails."""
+        os.truncate(self._log_file(), size_bytes)
+
+    def _log_file(self) -> Path:
+        return max((self._directory / "appendonlydir").glob("*.incr.aof"))
+
     def stop(self) -> None:
         """End it in order; harmless when it has ended."""
         self.thaw()  # a frozen server would not hear the request to end

@@ -1,13 +1,20 @@
-"""The ground both stalling proxies stand on: traps, links and switches for all traffic. No protocol.
+"""The ground both stalling proxies stand on: traps, links, switches and weather for all traffic. No protocol.
 
 A proxy listens on a free port of 127.0.0.1 in the event loop of the test. Every client connection becomes a link
 with a connection of its own to the server, and two pumps, one for each direction; a pump that stands in a trap
 stops reading, so nothing overtakes what is held. The end of either side is passed on only after everything before
 it, so what a client sent before it died is still delivered when its trap is released, as a network would.
+
+The weather holds for all links, old and new, in both directions, until it changes: fine; slow (every piece comes late);
+a trickle (a few bytes at a time); a black hole (whatever is sent is lost, and nobody is told). Beside it, `freeze`
+holds everything and loses nothing, `reset` breaks every connection that there is, `forget` makes each of them lead
+nowhere without telling anybody, and `refuse` takes the whole server away.
 """
 
 import asyncio
 import contextlib
+import socket
+import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +28,25 @@ _LINE_BYTES_MAX = 1_048_576
 
 Action = Literal["hold", "cut"]
 S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """What happens to each piece on its way: a command, a reply, or a part of a body.
+
+    Attributes:
+        delay_s: it comes so much later.
+        trickle: bytes at once, and the pause after them, s; None for all at once.
+        lost: it never comes.
+    """
+
+    delay_s: float = 0.0
+    trickle: tuple[int, float] | None = None
+    lost: bool = False
+
+
+FINE = Weather()
+BLACK_HOLE = Weather(lost=True)
 
 
 class LinkEnded(Exception):
@@ -103,6 +129,13 @@ class Link:
         self.to_client.transport.abort()
         self.to_server.transport.abort()
 
+    def reset(self) -> None:
+        """Break both connections as a host does that does not know them: RST instead of an orderly end."""
+        for writer in (self.to_client, self.to_server):
+            sock = writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.abort()
+
     async def ended(self) -> None:
         """Leave nothing open: abort, and wait until the loop has let go of both sockets."""
         self.abort()
@@ -140,6 +173,9 @@ class StallProxy(ABC, Generic[S]):
         self._traps: list[Trap[S]] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._live: set[Link] = set()
+        self._nowhere: set[asyncio.StreamWriter] = set()
+        self.weather = FINE
         self._misread: list[Exception] = []
 
     async def __aenter__(self) -> Self:
@@ -192,6 +228,16 @@ class StallProxy(ABC, Generic[S]):
         """Let all traffic go on."""
         self._flowing.set()
 
+    def reset(self) -> None:
+        """Break every connection that there is; new ones can be made."""
+        for link in self._live:
+            link.reset()
+
+    def forget(self) -> None:
+        """From now on nothing arrives any more on the connections that there are; new ones are fine."""
+        for link in self._live:
+            self._nowhere |= {link.to_client, link.to_server}
+
     def _add(self, trap: Trap[S]) -> Trap[S]:
         self._traps.append(trap)
         return trap
@@ -210,8 +256,17 @@ class StallProxy(ABC, Generic[S]):
 
     async def _pass(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         await self._flowing.wait()
-        writer.write(data)
-        await writer.drain()
+        weather = self.weather
+        if weather.lost or writer in self._nowhere:
+            return
+        if weather.delay_s:
+            await asyncio.sleep(weather.delay_s)
+        size, pause_s = weather.trickle or (len(data), 0.0)
+        for at in range(0, len(data), size):
+            writer.write(data[at : at + size])
+            await writer.drain()
+            if pause_s:
+                await asyncio.sleep(pause_s)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = asyncio.get_running_loop().create_task(self._serve(reader, writer))
@@ -225,9 +280,12 @@ class StallProxy(ABC, Generic[S]):
             upstream = await asyncio.open_connection(LOOPBACK, self.upstream_port, limit=_LINE_BYTES_MAX)
             self._links_made += 1
             link = Link(self._links_made, reader, writer, *upstream)
+            self._live.add(link)
             try:
                 await self._relay(link)
             finally:
+                self._live.discard(link)
+                self._nowhere -= {link.to_client, link.to_server}
                 await link.ended()
         except* (LinkEnded, OSError):
             pass

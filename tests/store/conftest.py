@@ -66,7 +66,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         on_six = isinstance(item, pytest.Function) and "six" in item.name.partition("[")[2].rstrip("]").split("-")
         if on_six and item.path.name not in ON_SIX_NODES_ALWAYS:
-            item.add_marker(pytest.mark.faults)
+            item.add_marker(pytest.mark.at_length)
 
 
 @pytest.fixture(scope="session")

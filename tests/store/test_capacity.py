@@ -300,6 +300,14 @@ async def test_the_right_to_sweep_comes_back_with_the_next_interval(store: Store
     assert await store.capacity.sweep_bucket(0, interval_ms=60_000) == 0
 
 
+async def test_a_right_to_sweep_that_would_last_longer_than_an_interval_is_over(store: Store) -> None:
+    lock = store.keyspace.index(0, "").sweep_lock
+    assert await store.capacity.sweep_bucket(0, interval_ms=60_000) == 0
+    await store.redis.pexpire(lock, 61_000)
+    assert await store.capacity.sweep_bucket(0, interval_ms=60_000) == 0
+    assert await store.capacity.sweep_bucket(0, interval_ms=60_000) is None
+
+
 async def test_a_sweep_that_was_cut_short_is_finished_by_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

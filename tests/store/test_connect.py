@@ -10,7 +10,7 @@ import pytest
 
 from storage.connect import Deadlines
 from storage.embedded import EmbeddedValkey
-from storage.first_contact import StoreRefused, first_contact, reachable
+from storage.first_contact import StoreRefused, first_contact, health
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
 from tests.instruments.redis_servers import Cluster, Server, redis_server
@@ -154,19 +154,19 @@ async def test_every_primary_is_looked_at(six_nodes: Cluster) -> None:
     await redis.aclose()
 
 
-async def test_a_primary_that_hangs_makes_a_cluster_unreachable(six_nodes: Cluster) -> None:
+async def test_a_primary_that_hangs_is_a_part_of_a_cluster_and_no_more(six_nodes: Cluster) -> None:
     """Also one that does not answer for the namespace's record."""
     redis = real_redis(six_nodes.url, Deadlines(command_s=0.3))
     keyspace = Keyspace("hanging", 64, SECRET)
-    assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is True
+    assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "up"
     record = six_nodes.primary_of(keyspace.config())
     other = next(node for node in six_nodes.nodes[:3] if node is not record)
     other.freeze()
     try:
-        assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is False
+        assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "refusing"
     finally:
         other.thaw()
-    assert await reachable(redis, keyspace, deadline_s=DEADLINE_S) is True
+    assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "up"
     await redis.aclose()
 
 
@@ -177,13 +177,13 @@ async def test_no_server_is_unavailable_not_refused(redis: Any, own_valkey: Embe
     assert caught.value.outcome_unknown is False
 
 
-async def test_reachable_means_that_writes_are_taken(redis: Any, own_valkey: EmbeddedValkey) -> None:
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is True
+async def test_healthy_means_that_writes_are_taken(redis: Any, own_valkey: EmbeddedValkey) -> None:
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "up"
     await redis.config_set("maxmemory", "1")
     assert await redis.ping()
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "refusing"
     own_valkey.stop()
-    assert await reachable(redis, KEYSPACE, deadline_s=DEADLINE_S) is False
+    assert await health(redis, KEYSPACE, deadline_s=DEADLINE_S) == "away"
 
 
 async def test_the_suite_runs_on_redis_too(request: pytest.FixtureRequest) -> None:

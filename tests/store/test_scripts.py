@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 import storage
 import storage.results
-from storage.connect import Deadlines
+from storage.connect import Deadlines, connect
 from storage.embedded import EmbeddedValkey
 from storage.keys import new_nonce, new_turn_id
 from storage.log import Tail
@@ -31,9 +32,10 @@ from storage.results import (
     Removed,
     Renewed,
     Settled,
+    StoreBusy,
     StoreUnavailable,
 )
-from storage.scripts import SCRIPTS, VERBS, ScriptRunner, load
+from storage.scripts import SCRIPTS, VERBS, ScriptRunner, answered, load
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
@@ -351,6 +353,68 @@ async def test_a_full_pool_was_surely_not_asked(own_valkey: EmbeddedValkey) -> N
         await pool.release(connection)
     await Store.of(redis, "own").created()
     await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_pool_that_is_busy_is_told_from_a_server_that_is_silent(own_valkey: EmbeddedValkey) -> None:
+    told: list[str] = []
+    redis = connect(
+        own_valkey.url,
+        connections_max=2,
+        deadlines=Deadlines(pool_wait_s=0.2),
+        on_busy=lambda: told.append("busy"),
+    )
+    pool: Any = redis.connection_pool
+    taken = [await pool.get_connection() for _ in range(2)]
+    with pytest.raises(StoreUnavailable) as caught:
+        await Store.of(redis, "own").created()
+    assert (type(caught.value), told) == (StoreUnavailable, []), "nobody was answered meanwhile"
+
+    ahead = asyncio.create_task(pool.get_connection())
+    waiting = asyncio.create_task(Store.of(redis, "own").created())
+
+    async def both_wait() -> bool:
+        return len(pool._condition._waiters) == 2
+
+    await until(both_wait)
+    await pool.release(taken.pop())
+    with pytest.raises(StoreBusy) as caught:
+        await waiting
+    assert (caught.value.outcome_unknown, told) == (False, ["busy"])
+    for connection in (await ahead, *taken):
+        await pool.release(connection)
+    await Store.of(redis, "own").created()
+    await redis.aclose()
+
+
+@pytest.mark.leaping
+async def test_a_budget_ends_also_where_its_end_was_swallowed() -> None:
+    """As `asyncio.wait_for` of Python 3.11 does if what it waits for ends at that very moment."""
+
+    async def ask() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(10)
+        raise RedisTimeoutError("Timeout reading from socket")
+
+    with pytest.raises(StoreUnavailable) as caught:
+        await answered(ask, budget_s=3)
+    assert caught.value.outcome_unknown is True
+    assert asyncio.get_running_loop().time() == 3
+
+
+@pytest.mark.anyio
+async def test_a_commit_waits_for_a_server_that_takes_no_writes_for_now(own_store: Store) -> None:
+    ref = await own_store.created()
+    turn, begun = await own_store.begun(ref)
+    await own_store.redis.config_set("min-replicas-to-write", "1")
+    with pytest.raises(StoreUnavailable) as caught:
+        await own_store.begin(ref, new_turn_id())
+    assert caught.value.outcome_unknown is False
+    committing = asyncio.create_task(own_store.commit(ref, turn, begun.head, elements(1)))
+    refused, _ = await asyncio.wait({committing}, timeout=0.2)
+    assert not refused
+    await own_store.redis.config_set("min-replicas-to-write", "0")
+    assert await committing == Settled("committed", 1)
 
 
 @pytest.mark.anyio

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from storage.connect import Credential, Deadlines, connect
-from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, reachable, script_commands
+from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, health, script_commands
 from storage.results import StoreUnavailable
 from storage.tls import Tls
 from storage.turns import Rewind
@@ -170,7 +170,7 @@ def url_of(server: Server) -> str:
 async def test_the_documented_user_may_do_all_that_is_done(restricted: Server) -> None:
     async with opened(url_of(restricted)) as store:
         await meet(store)
-        assert await reachable(store.redis, store.keyspace, deadline_s=5.0)
+        assert await health(store.redis, store.keyspace, deadline_s=5.0) == "up"
         await a_life(store)
         await early_ends(store)
         ref = await store.created()

@@ -153,7 +153,7 @@ async def test_the_sessions_own_bound_on_turns_counts_committed_ones(store: Stor
     assert await store.everything() == before
 
 
-@pytest.mark.parametrize("lost", [1, 2])
+@pytest.mark.parametrize("lost", [1, 2, 3, 4])
 async def test_no_turn_begins_on_a_history_with_a_part_missing(store: Store, lost: int) -> None:
     ref = await store.created()
     await store.committed(ref, elements(2))

@@ -18,9 +18,10 @@ from redis.exceptions import (
 )
 
 from storage.failures import Unreached, in_words, never_sent, pool_is_full, refused_for_now, surely_not_executed
+from storage.pool import NoConnection
 
-POOL = ConnectionError("No connection available.")
-REFUSED = ConnectionError("Error 111 connecting to 127.0.0.1:1. Connect call failed.")
+POOL = NoConnection("No connection available.", pool_is_full=True)
+REFUSED = NoConnection("Error 111 connecting to 127.0.0.1:1. Connect call failed.")
 BROKEN = ConnectionError("Connection closed by server.")
 SILENT = TimeoutError("Timeout reading from 127.0.0.1:1")
 NO_REPLICAS = ResponseError("NOREPLICAS Not enough good replicas to write.")

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from tests.instruments.ports import LOOPBACK, reserved_port
 from tests.instruments.processes import Valkey
+from tests.instruments.proxy import BLACK_HOLE, FINE, Weather
 from tests.instruments.resp import Argv, PendingReplies, ProtocolError, Reply, read_command, read_reply
 from tests.instruments.stall import HttpStall, RedisStall, _EventTrap, _Exchange
 
@@ -292,6 +293,53 @@ async def test_a_trap_that_nothing_falls_into_says_so(client: Client, proxy: Red
     with pytest.raises(TimeoutError, match="1 of 2"):
         await trap.reached(timeout_s=0.01)
     assert not trap.is_reached
+
+
+async def test_slow_traffic_comes_late_and_whole(client: Client, proxy: RedisStall) -> None:
+    await client.ping()
+    started = time.monotonic()
+    proxy.weather = Weather(delay_s=0.1)
+    await client.set("key", "value")
+    assert time.monotonic() - started >= 0.2
+    started, proxy.weather = time.monotonic(), Weather(trickle=(10, 0.02))
+    assert await client.get("key") == b"value"
+    assert time.monotonic() - started >= 0.06
+    proxy.weather = FINE
+    assert await client.get("key") == b"value"
+
+
+async def test_what_falls_into_a_black_hole_never_comes(client: Client, direct: Client, proxy: RedisStall) -> None:
+    await client.ping()
+    proxy.weather = BLACK_HOLE
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await client.incr("n")
+    proxy.weather = FINE
+    assert await client.incr("n") == 1
+    assert await direct.get("n") == b"1"
+
+
+async def test_a_reset_breaks_every_connection_and_new_ones_are_fine(client: Client, proxy: RedisStall) -> None:
+    trap = proxy.arm(match=named(b"INCRBY"), at="reply")
+    counting = asyncio.create_task(run(client, "INCRBY", "n", "1"))
+    await trap.reached()
+    proxy.reset()
+    with pytest.raises(RedisConnectionError, match=r"reset by peer|closed by server"):
+        await counting
+    trap.drop()
+    assert await client.incr("n") == 2
+
+
+async def test_forgotten_connections_lead_nowhere_and_new_ones_are_fine(
+    client: Client, direct: Client, proxy: RedisStall
+) -> None:
+    await client.ping()
+    proxy.forget()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            await client.incr("n")
+    assert await client.incr("n") == 1
+    assert await direct.get("n") == b"1"
 
 
 async def test_frozen_traffic_goes_on_after_the_thaw(client: Client, direct: Client, proxy: RedisStall) -> None:

@@ -333,7 +333,7 @@ def test_whatever_claude_sends_is_kept_or_nonsense_and_never_a_fault_of_ours(eve
     try:
         answer.feed(as_events(events))
     except BatonError as error:
-        assert error.code == "upstream_nonsense"
+        assert error.code in ("upstream_nonsense", "upstream_unknown")
     for kept in pack([{"role": "assistant", "content": answer.content()}], elements.FIRST_DIGEST):
         elements.unpack(kept)
     assert isinstance(answer.text(), str)

@@ -1,0 +1,162 @@
+"""Redis stands still (SIGSTOP): connections can be made and nothing is ever answered.
+
+No request waits longer than docs/operations.md says, whatever it asks for; once the store is known to be away nothing
+waits at all; after the thaw the first turn is served, by the same process, and nothing acknowledged is gone.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.faults.call import assert_told
+from tests.faults.stage import Stage, metric, stage, until
+from tests.faults.traffic import (
+    ABORT_S,
+    BEGIN_S,
+    COMPLETE,
+    ENV,
+    SETTLE_S,
+    SLACK_S,
+    TURNS,
+    UNAVAILABLE,
+    Traffic,
+    traffic,
+)
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+
+BREAKER, OPENINGS, BUSY = "baton_store_breaker_open", "baton_store_breaker_openings_total", "baton_store_busy_total"
+MODEL = "claude-sonnet-5-5"
+FAST_S = 1.0
+# More at once than a replica has connections to Redis.
+CROWD = 100
+APPENDED = {"messages": [{"role": "user", "content": "Hello."}]}
+REQUESTS: dict[str, tuple[str, str, Any]] = {
+    "look at a session": ("GET", "/v1/sessions/there", None),
+    "list": ("GET", "/v1/sessions", None),
+    "count": ("GET", "/v1/sessions/stats", None),
+    "read messages": ("GET", "/v1/sessions/there/messages", None),
+    "read turns": ("GET", "/v1/sessions/there/turns", None),
+    "create": ("POST", "/v1/sessions", {"model": MODEL}),
+    "append": ("POST", "/v1/sessions/there/messages", APPENDED),
+    "change": ("PATCH", "/v1/sessions/there", {"title": "x"}),
+    "delete": ("DELETE", "/v1/sessions/there", None),
+    "follow": ("GET", "/v1/sessions/there/turns/turn_0000000000000000000000/events", None),
+    "cancel": ("POST", "/v1/sessions/there/turns/turn_0000000000000000000000/cancel", None),
+    "a turn": ("POST", "/v1/chat/completions", {"session_id": "there"}),
+    "a first turn": ("POST", "/v1/chat/completions", {"session_id": "not-there"}),
+    "a turn of a new session": ("POST", "/v1/chat/completions", {"session_id": "new", "stream": True}),
+    "a turn of Anthropic's": ("POST", "/v1/messages", {"max_tokens": 100}),
+    "how long it would be": ("POST", "/v1/messages/count_tokens", {}),
+}
+
+
+@pytest.fixture(scope="module")
+async def ground(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with stage(tmp_path_factory.mktemp("stage"), env=ENV) as one:
+        yield one
+
+
+@pytest.fixture
+async def clients(ground: Stage) -> AsyncIterator[Traffic]:
+    async with traffic(ground.fleet, ground.survivor) as one:
+        assert one.outcomes(await one.turns(6)) == COMPLETE
+        yield one
+        ground.fleet.valkey.thaw()
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+async def asked(http: aiohttp.ClientSession, ground: Stage, what: str) -> tuple[int, str, float]:
+    """Status, code, and how long it took."""
+    method, path, body = REQUESTS[what]
+    if body is not None and path not in ("/v1/sessions", "/v1/sessions/there", "/v1/sessions/there/messages"):
+        body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **body}
+    headers = {"x-session-id": "there"} if path.startswith("/v1/messages") else {}
+    started = time.monotonic()
+    async with http.request(method, f"{ground.survivor.url}{path}", json=body, headers=headers) as answer:
+        told = await answer.json()
+    error = told["error"]
+    code = error["details"]["error_code"] if path.startswith("/v1/messages") else error["code"]
+    return answer.status, code, time.monotonic() - started
+
+
+async def breaker_is(ground: Stage, state: int) -> bool:
+    return await metric(ground.survivor, BREAKER) == state
+
+
+async def test_no_request_waits_longer_than_it_may_and_soon_none_waits_at_all(
+    ground: Stage, clients: Traffic, http: aiohttp.ClientSession
+) -> None:
+    openings = await metric(ground.survivor, OPENINGS)
+    ground.fleet.valkey.freeze()
+    first = dict(zip(REQUESTS, await asyncio.gather(*(asked(http, ground, what) for what in REQUESTS)), strict=True))
+    assert {what: one[:2] for what, one in first.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
+    assert max(took_s for _, _, took_s in first.values()) < BEGIN_S + ABORT_S + SLACK_S, first
+    await until(lambda: breaker_is(ground, 1))
+    then = {what: await asked(http, ground, what) for what in REQUESTS}
+    assert {what: one[:2] for what, one in then.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
+    assert max(took_s for _, _, took_s in then.values()) < FAST_S, then
+    ground.fleet.valkey.thaw()
+    assert clients.outcomes([await clients.turn()]) == COMPLETE, "the first one is served"
+    assert await metric(ground.survivor, OPENINGS) == openings + 1
+    assert await breaker_is(ground, 0)
+    await clients.assert_kept()
+
+
+async def test_a_crowd_waits_no_longer_for_a_connection_and_is_told_that_the_store_is_away(
+    ground: Stage, clients: Traffic
+) -> None:
+    busy = await metric(ground.survivor, BUSY)
+    ground.fleet.valkey.freeze()
+    crowd = await clients.turns(CROWD, clients=CROWD)
+    assert clients.outcomes(crowd) == UNAVAILABLE
+    assert max(one.took_s for one in crowd) < BEGIN_S + ABORT_S + 2 * SLACK_S
+    assert await metric(ground.survivor, BUSY) == busy, "its pool was full, and not busy"
+    ground.fleet.valkey.thaw()
+    assert clients.outcomes([await clients.turn(clients.sessions[0] + "-other")]) == COMPLETE
+    clients.sessions.append(clients.sessions[0] + "-other")
+    await clients.assert_kept()
+
+
+async def test_a_frozen_commit_is_told_within_its_budget(ground: Stage, clients: Traffic) -> None:
+    scene, victim = await ground.scene(), await ground.victim()
+    trap = scene.at_claude(victim, "message_delta")
+    call = scene.ask(victim, "victim")
+    await trap.reached()
+    ground.fleet.valkey.freeze()
+    started = time.monotonic()
+    trap.release()
+    seen = await call.ended(timeout_s=3 * SETTLE_S)
+    assert time.monotonic() - started < 2 * SETTLE_S + SLACK_S
+    ground.fleet.valkey.thaw()
+    # A commit on a connection that was there has been sent, and arrives; one that waited for a connection has not.
+    assert_told(seen, "session_save_unknown" if seen.error == "session_save_unknown" else "session_not_saved", 503)
+    after = await scene.ask(ground.survivor, "next").ended()
+    assert after.finish == "stop"
+    books = await scene.books()
+    saved = books.story == "CCC"
+    assert books.story in ("CCC", "CAC", "CDC")
+    assert not (saved and seen.error == "session_not_saved")
+    books.assert_holds("first", *(["victim"] if saved else []), "next")
+
+
+async def test_traffic_over_a_store_that_stands_still_again_and_again_keeps_all(
+    ground: Stage, clients: Traffic
+) -> None:
+    async with clients.flowing():
+        for _ in range(max(2, TURNS // 24)):
+            await clients.until_told(4)
+            ground.fleet.valkey.freeze()
+            await clients.until_told(6, "error")
+            ground.fleet.valkey.thaw()
+            assert clients.outcomes([await clients.turn(clients.sessions[0])]) == COMPLETE
+    await clients.assert_kept()

@@ -1,0 +1,244 @@
+"""Redis itself: killed, cut back, full, read-only, standing still.
+
+The history checker judges where traffic goes on; where one turn matters, a stage stops it at the line in question.
+"""
+
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.faults.call import assert_complete, assert_told
+from tests.faults.stage import Scene, Stage, answer, stage, until
+from tests.faults.traffic import COMPLETE, ENV, TURNS, Traffic, traffic
+from tests.instruments.processes import Replica
+
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+
+SEED = secrets.randbelow(10**9)
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+async def ground(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+    async with stage(tmp_path_factory.mktemp("stage"), env=ENV) as one:
+        await one.victim()
+        await one.fleet.simulator.pace(delta_ms=3)
+        yield one
+
+
+@pytest.fixture
+async def clients(ground: Stage) -> AsyncIterator[Traffic]:
+    async with traffic(ground.fleet) as one:
+        assert one.outcomes(await one.turns(6)) == COMPLETE
+        yield one
+
+
+@pytest.fixture
+async def store(ground: Stage) -> AsyncIterator[Any]:
+    """The server by a client of the test's own; as it was, after the test."""
+    yield ground.store
+    ground.fleet.valkey.thaw()
+    await ground.store.execute_command("REPLICAOF", "NO", "ONE")
+    await ground.store.config_set("maxmemory", "0")
+    await ground.store.config_set("min-replicas-to-write", "0")
+    await ground.store.config_set("appendfsync", "everysec")
+
+
+async def restart(ground: Stage, cut_to: Callable[[int], int] = lambda length: length) -> None:
+    """Kills the server and starts it again, with what is left of its file."""
+    ground.fleet.valkey.kill9()
+    ground.fleet.valkey.cut(cut_to(ground.fleet.valkey.logged_bytes()))
+    ground.fleet.valkey.start()
+    await ground.store.connection_pool.disconnect()
+
+
+# Killed.
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+async def test_a_killed_server_loses_nothing_that_was_acknowledged(
+    ground: Stage, clients: Traffic, store: Any, fsync: str
+) -> None:
+    async with clients.flowing():
+        for _ in range(max(2, TURNS // 12)):
+            await store.config_set("appendfsync", fsync)
+            await clients.until_told(4)
+            await restart(ground)
+        await clients.until_told(4)
+    await clients.assert_kept()
+    assert len(clients.told) >= TURNS // 2
+    told = clients.outcomes()
+    assert ("unknown", "internal_error") not in told
+    assert {code for _, code in told} <= {None, "store_unavailable", "session_not_saved"}
+
+
+async def test_a_file_that_is_cut_anywhere_is_an_exact_prefix(ground: Stage, clients: Traffic, store: Any) -> None:
+    """As a power failure leaves it. Sessions are whole, and nothing survives that was sent after what is lost."""
+    print(f"\nseed {SEED}")
+    chance, lost = random.Random(SEED), set[str]()
+    for _ in range(max(3, TURNS // 8)):
+        from_bytes = ground.fleet.valkey.logged_bytes()
+        await clients.turns(6)
+        before = await clients.stored()
+        await restart(ground, partial(_anywhere, chance, from_bytes))
+        after = await clients.stored()
+        assert after.broken == []
+        assert set(after.messages) == set(before.messages), "these are older than what was cut"
+        for name, messages in after.messages.items():
+            assert messages == before.messages[name][: len(messages)]
+            assert len(messages) % 2 == 0
+        stored = {message.text for messages in after.messages.values() for message in messages}
+        asked = {one.turn.mark: one.turn for one in clients.told if one.turn.outcome == "complete"}
+        kept = {mark for mark in asked if any(f"[mark:{mark}]" in text for text in stored)}
+        cut_off = set(asked) - kept - lost
+        for mark in cut_off:
+            later = [one for one in kept if asked[one].sent_at > (asked[mark].finished_at or 0.0)]
+            assert later == [], f"{mark} is lost, and these were sent after it was acknowledged"
+        lost |= cut_off
+        await clients.assert_kept(lost=sorted(lost))
+    assert lost, "no cut took anything"
+    assert clients.outcomes(await clients.turns(6)) == COMPLETE
+    await clients.assert_kept(lost=sorted(lost))
+
+
+def _anywhere(chance: random.Random, from_bytes: int, length: int) -> int:
+    return chance.randint(from_bytes, length - 1)
+
+
+async def test_a_loss_is_noticed_by_who_expects_a_turn_and_by_a_turn_that_runs(ground: Stage) -> None:
+    scene, victim = await ground.scene(), await ground.victim()
+    kept = ground.fleet.valkey.logged_bytes()
+    acknowledged = await scene.told(ground.survivor, "other", after="first")
+    trap = scene.at_claude(victim, "message_delta")
+    running = scene.ask(victim, "victim")
+    await trap.reached()
+    await restart(ground, lambda _: kept)
+    trap.release()
+    assert_told(await running.ended(), "turn_superseded", 409)
+    expecting = scene.ask(ground.survivor, "next", x_expect_turn=acknowledged.headers["x-turn-id"])
+    assert_told(refused := await expecting.ended(), "history_moved", 409)
+    assert refused.status == 409
+    (await scene.books()).assert_holds("first")
+    await scene.told(ground.survivor, "next", after="first")
+    (await scene.books()).assert_holds("first", "next")
+
+
+# It answers, and takes nothing.
+
+
+async def claude_asked(ground: Stage) -> int:
+    return int((await ground.fleet.simulator.stats())["requests"])
+
+
+@asynccontextmanager
+async def a_turn_at_its_end(ground: Stage) -> AsyncIterator[tuple[Scene, Replica, Callable[[], Awaitable[None]]]]:
+    """A turn that runs meanwhile, stands before its end, and can be let on."""
+    scene, victim = await ground.scene(), await ground.victim()
+    trap = scene.at_claude(victim, "message_delta")
+    running = scene.ask(victim, "victim")
+    await trap.reached()
+
+    async def ends() -> None:
+        assert_complete(await running.ended(), answer("victim", "first"))
+        (await scene.books()).assert_holds("first", "victim")
+
+    try:
+        yield scene, victim, ends
+    finally:
+        trap.release()
+
+
+async def assert_nothing_is_begun(ground: Stage, scene: Scene) -> None:
+    asked = await claude_asked(ground)
+    for place in (await _settled(scene), ground.empty_scene()):
+        seen = await place.ask(ground.survivor, "next").ended()
+        assert_told(seen, "store_unavailable", 503)
+        assert (seen.status, seen.headers["retry-after"]) == (503, "1")
+    assert await claude_asked(ground) == asked, "refused before Claude was asked"
+
+
+async def _settled(scene: Scene) -> Scene:
+    """The session once nobody holds it."""
+    await scene.until(lambda books: not books.holder)
+    return scene
+
+
+async def health(replica: Replica) -> str:
+    async with aiohttp.ClientSession() as http, http.get(f"{replica.url}/readyz") as ready:
+        assert ready.status == 200
+        return str((await ready.json())["store"])
+
+
+async def test_a_full_server_begins_nothing_stores_what_runs_and_can_be_emptied(ground: Stage, store: Any) -> None:
+    other = await ground.scene()
+    async with aiohttp.ClientSession() as http:
+        big = f"{ground.survivor.url}/v1/sessions/big"
+        text = {"messages": [{"role": "user", "content": "x" * (MEGABYTE - 1000)}]}
+        async with http.post(
+            f"{ground.survivor.url}/v1/sessions", json={"name": "big", "model": "claude-sonnet-5-5"}
+        ) as made:
+            assert made.status == 201, await made.text()
+        for _ in range(8):
+            async with http.post(f"{big}/messages", json=text) as appended:
+                assert appended.status < 300, await appended.text()
+        async with a_turn_at_its_end(ground) as (scene, _, ends):
+            full = (await store.info("memory"))["used_memory"] - 2 * MEGABYTE
+            await store.config_set("maxmemory", str(full))
+            await assert_nothing_is_begun(ground, other)
+            await until(lambda: _is(ground.survivor, "refusing"))
+            await assert_nothing_is_begun(ground, other)
+            async with http.get(f"{ground.survivor.url}/v1/sessions/{other.name}/messages") as read:
+                assert read.status == 200
+        await ends()
+        async with http.delete(big) as deleted:
+            assert deleted.status < 300
+    await until(lambda: _has_room(store, full))
+    await scene.told(ground.survivor, "next", after="victim")
+    await ground.empty_scene().told(ground.survivor, "first", after="none")
+    await until(lambda: _is(ground.survivor, "up"))
+
+
+async def _has_room(store: Any, full: int) -> bool:
+    return bool((await store.info("memory"))["used_memory"] < full)
+
+
+async def _is(replica: Replica, wanted: str) -> bool:
+    return await health(replica) == wanted
+
+
+READ_ONLY = {
+    "a replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    "without replicas": (
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "0"),
+    ),
+}
+
+
+@pytest.mark.parametrize("how", READ_ONLY)
+async def test_a_server_that_takes_no_writes_begins_nothing_and_what_runs_waits_for_it(
+    ground: Stage, store: Any, how: str
+) -> None:
+    other, (turned, back) = await ground.scene(), READ_ONLY[how]
+    async with a_turn_at_its_end(ground) as (scene, victim, ends):
+        await store.execute_command(*turned)
+        await assert_nothing_is_begun(ground, other)
+        await until(lambda: _is(ground.survivor, "refusing"))
+    stall = victim.redis_stall
+    assert stall is not None
+
+    async def tried_again() -> bool:
+        return stall.count(scene.is_script("commit")) >= 3
+
+    await until(tried_again)
+    assert (await scene.books()).story == "C."
+    await store.execute_command(*back)
+    await ends()
+    await scene.told(ground.survivor, "next", after="victim")
+    await other.told(ground.survivor, "next", after="first")
