@@ -53,6 +53,13 @@ format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+fuzz: $(INSTALLED) ## many more requests made from /openapi.json, sound and bent (FUZZ_EXAMPLES=1000 FUZZ_SEED=1)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),1000) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest --timeout 3600 \
+	  -o faulthandler_timeout=0 -s tests/fuzz
+
+golden: $(INSTALLED) ## play what goes over the wires anew into tests/golden, to be read as a diff (ARGS=tool to choose)
+	$(BIN)/python -m tests.golden $(ARGS)
+
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
 	  -o faulthandler_timeout=0 -s tests/faults

@@ -109,8 +109,6 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Expect-Turn": _TURN_ID,
     "X-Stainless-Retry-Count": {"type": "string", "pattern": "^[0-9]{1,4}$"},
     "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,15}$"},
-    "anthropic-version": {**TEXT, "pattern": "^[ -~]*$"},
-    "anthropic-beta": {**TEXT, "pattern": "^[ -~]*$"},
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
 }
 """What the value of a header in a request must be; of one that is not here, any text."""

@@ -139,7 +139,7 @@ class Interface:
         """Only of what the operation reads: plain parameters, whose numbers are digits."""
         schemas = {one["name"]: one["schema"] for one in self.parameters(operation) if one["in"] == "query"}
         found = []
-        for name, value in parse_qsl(query, keep_blank_values=True):
+        for name, value in dict(parse_qsl(query, keep_blank_values=True)).items():  # of two the last counts
             if schemas.get(name, {}).get("type") == "integer":
                 is_number = value.isascii() and value.isdecimal()
                 found += self._asked.problems(int(value[:20]) if is_number else value, schemas[name], name)
