@@ -200,7 +200,7 @@ class MessagesEndpoint(TurnEndpoint):
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")
         _told(scope, None, key, self._parts.settings)
-        _input(scope)
+        session_input(scope)
         stream = messages.is_streamed(body)
         exchange = Passage(
             self._parts.claude,
@@ -267,7 +267,7 @@ def _tell_ignored(scope: Scope, exchange: Exchange, address: Address | None, ign
 
 def is_resent(scope: Scope, asked: Asked) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
-    in_header = _input(scope)
+    in_header = session_input(scope)
     if in_header is not None and asked.session_input not in (None, in_header):
         raise BatonError("invalid_value", "The body's session_input and X-Session-Input differ.", param="session_input")
     match in_header or asked.session_input:
@@ -280,6 +280,11 @@ def is_resent(scope: Scope, asked: Asked) -> bool:
     return True
 
 
-def _input(scope: Scope) -> str | None:
+def session_input(scope: Scope) -> str | None:
+    """What the header says of the messages; None without it.
+
+    Raises:
+        BatonError: invalid_value.
+    """
     given = header(scope, b"x-session-input")
     return None if given is None else chosen("X-Session-Input", given, ("delta", "full"), "full")

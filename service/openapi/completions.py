@@ -106,14 +106,15 @@ def _content(role: str, **bounds: int) -> Schema:
     return listed({"anyOf": [_PARTS[kind] for kind in chat_content.PART_TYPES[role]]}, **bounds)
 
 
+_EMPTY: Final[Schema] = {
+    "enum": [None, [], {}],
+    "description": "an answer sent back may have empty fields of any other name",
+}
+
+
 def _message(role: Schema, required: tuple[str, ...], **fields: Schema) -> Schema:
-    return {
-        **asked({"role": role, **fields, **_told_within("messages")}, required=("role", *required)),
-        "additionalProperties": {
-            "enum": [None, [], {}],
-            "description": "an answer sent back may have empty fields of any other name",
-        },
-    }
+    told = {field: {"anyOf": [form, _EMPTY]} for field, form in _told_within("messages").items()}
+    return {**asked({"role": role, **fields, **told}, required=("role", *required)), "additionalProperties": _EMPTY}
 
 
 _SENT_BACK: Final[Schema] = {

@@ -223,6 +223,9 @@ async def test_headers_of_a_session_make_sense_without_one_too(one: Caller) -> N
         assert (refused.status, refused.code, refused.json["error"]["param"]) == (400, "invalid_value", header)
         refused = await one.request("POST", "/v1/messages", json=body, headers={header: "nonsense"})
         assert (refused.status, refused.json["error"]["details"]) == (400, {"error_code": "invalid_value"})
+    del body["max_tokens"]
+    counted = await one.request("POST", "/v1/messages/count_tokens", json=body, headers={"X-Session-Input": "nonsense"})
+    assert (counted.status, counted.json["error"]["details"]) == (400, {"error_code": "invalid_value"})
 
 
 async def test_a_page_for_people_trusts_no_header(one: Caller) -> None:

@@ -193,6 +193,7 @@ def schema(**described: Any) -> dict[str, Any]:
 CHATS: list[dict[str, Any]] = [
     {},
     {"colour": None},
+    {"messages": [{**USER, "name": [], "annotations": {}}]},
     {"model": None, "stop": None, "stream": None, "temperature": None, "n": None, "session_id": None},
     {"model": "claude-opus-5-5", "max_tokens": 1, "max_completion_tokens": 2, "stop": ["a", "b"], "stream": True},
     {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
