@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit test-faults storm test-clients bench lock clean
+.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
