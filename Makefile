@@ -67,7 +67,7 @@ storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_T
 test-clients: $(INSTALLED) ## the clients people use already, against Baton; installs them into .clients (ARGS='-k claude')
 	$(BIN)/python -m pytest -m clients -o faulthandler_timeout=0 tests/clients $(ARGS)
 
-bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script, costs at 100,000 sessions
+bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, what translation adds, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
