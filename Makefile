@@ -12,7 +12,8 @@ INSTALLED := $(VENV)/.installed
 # processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
 SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit storm test-clients test-faults bench-streams soak bench lock clean
+.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients bench bench-streams soak lock \
+	clean
 .DEFAULT_GOAL := help
 
 help: ## show these lines
@@ -50,9 +51,16 @@ format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-faults: $(INSTALLED) ## the failure matrix with many turns a row (FAULTS_TURNS=300), the whole suite of the store on a cluster
-	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m "faults or at_length" --timeout 1800 -o faulthandler_timeout=0 \
-	  $(ARGS)
+test-faults: $(INSTALLED) ## the failure matrix at length (FAULTS_TURNS=300), and the store's whole suite on a cluster
+	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m "faults or at_length" --timeout 1800 \
+	  -o faulthandler_timeout=0 $(ARGS)
+
+fuzz: $(INSTALLED) ## many more requests made from /openapi.json, sound and bent (FUZZ_EXAMPLES=1000 FUZZ_SEED=1)
+	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),1000) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest --timeout 3600 \
+	  -o faulthandler_timeout=0 -s tests/fuzz
+
+golden: $(INSTALLED) ## play what goes over the wires anew into tests/golden, to be read as a diff (ARGS=tool to choose)
+	$(BIN)/python -m tests.golden $(ARGS)
 
 storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
 	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
@@ -61,7 +69,7 @@ storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_T
 test-clients: $(INSTALLED) ## the clients people use already, against Baton; installs them into .clients (ARGS='-k claude')
 	$(BIN)/python -m pytest -m clients -o faulthandler_timeout=0 tests/clients $(ARGS)
 
-bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, server time per script, costs at 100,000 sessions
+bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, what translation adds, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
 lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)

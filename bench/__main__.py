@@ -5,6 +5,9 @@ hits both: *baton*, a real ``baton serve``, and the *floor* (floor.py), the leas
 of the process only, user and system, per turn or per streamed event (the turn's own work shared out over its events);
 medians over the rounds. Requests per second would measure the machine's other tenants.
 
+What translation costs: the same turns of Baton's in both dialects, in a session and without one, beside those of
+`/v1/messages` without a session, whose bytes pass through.
+
 Also: a turn at 200 stored messages beside one at 2, resident memory before and after, the server time of the two
 scripts of a turn at 10 and at 10,000 stored messages, and what the operations on sessions cost with 1,000 and with
 100,000 sessions in the store (capacity.py).
@@ -20,7 +23,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +54,8 @@ class Cell:
         lanes: connections at once.
         turns: of one lane in one slice.
         units: what the cost is divided by, per turn.
+        dialect: of the caller.
+        in_session: whether the turns belong to sessions.
     """
 
     name: str
@@ -59,6 +64,8 @@ class Cell:
     lanes: int
     turns: int
     units: int
+    dialect: str = "chat"
+    in_session: bool = True
 
     @property
     def streamed(self) -> bool:
@@ -71,6 +78,15 @@ _CELLS: Final = [
     Cell(f"streamed event, burst of {BURST_DELTAS}", "bench-burst", 2, 4, 16, BURST_DELTAS),
     Cell("streamed event, one per 5 ms", "bench-paced", 2, 16, 1, PACED_DELTAS),
 ]
+
+
+_PASSED: Final = "messages, no session: bytes pass"
+_WAYS: Final = {
+    _PASSED: ("messages", False),
+    "messages, in a session": ("messages", True),
+    "chat, no session": ("chat", False),
+    "chat, in a session": ("chat", True),
+}
 
 
 class Bench:
@@ -87,19 +103,24 @@ class Bench:
         per_lane = -(-cell.turns // _TURNS_PER_SESSION)
         lanes = []
         for _ in range(cell.lanes):
-            sessions = [(await self._store.session(cell.stored)).id for _ in range(per_lane)]
+            sessions = [await self._session(cell) for _ in range(per_lane)]
             lanes.append([session for session in sessions for _ in range(_TURNS_PER_SESSION)][: cell.turns])
         target = self._targets[name]
         before = target.cpu_s()
-        order = {"port": target.port, "model": cell.model, "stream": cell.streamed, "lanes": lanes}
-        await self._generator.run(order)
+        order = {"port": target.port, "dialect": cell.dialect, "model": cell.model, "stream": cell.streamed}
+        await self._generator.run({**order, "lanes": lanes})
         turns = cell.lanes * cell.turns
         self.turns[name] += turns
         return (target.cpu_s() - before) / turns / cell.units * 1e6
 
-    async def rounds(self, cells: Sequence[Cell], repeats: int) -> dict[tuple[str, Cell], list[float]]:
+    async def _session(self, cell: Cell) -> str | None:
+        return (await self._store.session(cell.stored)).id if cell.in_session else None
+
+    async def rounds(
+        self, cells: Sequence[Cell], repeats: int, targets: Sequence[str] = ("floor", "baton")
+    ) -> dict[tuple[str, Cell], list[float]]:
         """Every target at every kind of work, again and again: the slices, by target and cell, round by round."""
-        samples: dict[tuple[str, Cell], list[float]] = {(name, cell): [] for cell in cells for name in self._targets}
+        samples: dict[tuple[str, Cell], list[float]] = {(name, cell): [] for cell in cells for name in targets}
         for _ in range(repeats):
             for (name, cell), of in samples.items():
                 of.append(await self.slice(name, cell))
@@ -155,10 +176,30 @@ async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
             print(f"{cell.name:<40}{medians}{ratio(baton, floor):>8.2f}")
         growth = ratio(samples["baton", _CELLS[1]], samples["baton", _CELLS[0]])
         print(f"{'baton, 200 stored messages / 2':<40}{growth:>26.2f}")
+        await _print_translation(bench, 2 if quick else 5)
         now_mb = targets["baton"].resident_mb()
         print(f"\nbaton resident: {resident_mb:.0f} MB after {_WARM_UP_TURNS} turns, ", end="")
         print(f"{now_mb:.0f} MB after {bench.turns['baton']}; floor: {targets['floor'].resident_mb():.0f} MB")
     await _print_server_times(valkey_url, secret, quick=quick)
+
+
+async def _print_translation(bench: Bench, repeats: int) -> None:
+    """Each way of asking at each kind of work, and what it costs beyond the bytes that pass; medians of the rounds."""
+    kinds = [replace(_CELLS[0], turns=50), _CELLS[2]]
+    cells = {
+        (way, kind.name): replace(kind, dialect=dialect, in_session=in_session)
+        for kind in kinds
+        for way, (dialect, in_session) in _WAYS.items()
+    }
+    samples = await bench.rounds(list(cells.values()), repeats, ["baton"])
+    print(f"\n{'CPU of baton, µs per':<36}{'turn':>9}{'more':>9}{'event':>9}{'more':>9}")
+    for way in _WAYS:
+        print(f"{way:<36}", end="")
+        for kind in kinds:
+            this, passed = (samples["baton", cells[one, kind.name]] for one in (way, _PASSED))
+            more = statistics.median(a - b for a, b in zip(this, passed, strict=True))
+            print(f"{statistics.median(this):>9.1f}{more:>9.1f}", end="")
+        print()
 
 
 async def _print_server_times(valkey_url: str, secret: str, *, quick: bool) -> None:

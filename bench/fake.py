@@ -7,6 +7,8 @@ that a request names chooses how its answer comes, one HTTP chunk an event as Cl
     bench-burst    500 deltas in one write
     bench-paced    200 deltas, one write every 5 ms
     bench-slow     60 deltas, one write every 250 ms, as long answers come
+
+Who does not ask for a stream gets what bench-plain says as one JSON body.
 """
 
 import asyncio
@@ -60,9 +62,22 @@ def _answer(deltas: int) -> list[bytes]:
     return [start, *map(_delta, range(deltas)), end]
 
 
-_AT_ONCE: Final = {b"plain": b"".join(_answer(PLAIN_DELTAS)), b"burst": b"".join(_answer(BURST_DELTAS))}
+_WHOLE: Final = (
+    b'{"id":"msg_bench","type":"message","role":"assistant","model":"claude-bench","content":[{"type":"text","text":"'
+    + b"".join(b"word %04d " % number for number in range(PLAIN_DELTAS))
+    + b'"}],"stop_reason":"end_turn","stop_sequence":null,"usage":{"input_tokens":25,'
+    + _USAGE
+    + b"60}}"
+)
+_WHOLE_HEAD: Final = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nrequest-id: req_bench\r\nContent-Length: %d\r\n\r\n"
+)
+_AT_ONCE: Final = {b"plain": b"".join(_answer(PLAIN_DELTAS)), b"burst": b"".join(_answer(BURST_DELTAS))} | {
+    b"whole": _WHOLE_HEAD % len(_WHOLE) + _WHOLE
+}
 _PACED: Final = {b"paced": (_answer(PACED_DELTAS), _PACE_S), b"slow": (_answer(SLOW_DELTAS), SLOW_PACE_S)}
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_STREAMED: Final = b'"stream":true'
 _MODEL: Final = re.compile(rb'"model":"bench-(plain|burst|paced|slow)"')
 
 
@@ -90,6 +105,8 @@ class _Connection(asyncio.Protocol):
             return
         model = _MODEL.search(self._received, head_end, size)
         way = bytes(model[1]) if model else b"plain"
+        if self._received.find(_STREAMED, head_end, size) < 0:
+            way = b"whole"
         del self._received[:size]
         self._answer(way)
 

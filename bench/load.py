@@ -2,10 +2,11 @@
 
 ``python -m bench.load`` reads orders from stdin, one JSON a line, and answers each with one line when it is done:
 
-    {"port": 8000, "model": "bench-plain", "stream": false, "lanes": [["sess_…", …], …]}  →  {"turns": 120}
+    {"port": 8000, "dialect": "chat", "model": "bench-plain", "stream": false, "lanes": [["sess_…", …], …]}
+    →  {"turns": 120}
 
-A lane is one connection; its turns go one after the other, each to the session named. Any answer but 200, or a stream
-without its end, is an error: {"error": "…"}.
+A lane is one connection; its turns go one after the other, each to the session named, or to none if that is null. Any
+answer but 200, or a stream without its end, is an error: {"error": "…"}.
 """
 
 import asyncio
@@ -18,6 +19,8 @@ import orjson
 _WORDS: Final = "What a caller asks is about as long as this: two hundred bytes of plain text, no more, no less. " * 2
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _ANSWER_S: Final = 30.0
+_PATHS: Final = {"chat": b"/v1/chat/completions", "messages": b"/v1/messages"}
+_ENDS: Final = {"chat": b"data: [DONE]", "messages": b"event: message_stop"}
 
 
 class _Caller(asyncio.Protocol):
@@ -62,21 +65,27 @@ class _Caller(asyncio.Protocol):
             self._transport.close()
 
 
-def _request(order: dict[str, Any], session: str) -> bytes:
+def _request(order: dict[str, Any], session: str | None) -> bytes:
     message = {"role": "user", "content": _WORDS}
-    body = orjson.dumps(
-        {"model": order["model"], "messages": [message], "stream": order["stream"], "session_id": session}
-    )
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    body = {"model": order["model"], "max_tokens": 1000, "messages": [message], "stream": order["stream"]}
+    named = b""
+    if session is not None and order["dialect"] == "chat":
+        body["session_id"] = session
+    elif session is not None:
+        named = b"X-Session-Id: %s\r\n" % session.encode()
+    json = orjson.dumps(body)
+    head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % _PATHS[order["dialect"]]
+    return head + named + b"Content-Length: %d\r\n\r\n" % len(json) + json
 
 
-async def _lane(order: dict[str, Any], sessions: list[str]) -> int:
+async def _lane(order: dict[str, Any], sessions: list[str | None]) -> int:
     _, caller = await asyncio.get_running_loop().create_connection(_Caller, "127.0.0.1", order["port"])
     try:
         for session in sessions:
             answer = await caller.turn(_request(order, session), streamed=order["stream"])
-            if not answer.startswith(b"HTTP/1.1 200") or (order["stream"] and b"data: [DONE]" not in answer[-200:]):
+            if not answer.startswith(b"HTTP/1.1 200") or (
+                order["stream"] and _ENDS[order["dialect"]] not in answer[-200:]
+            ):
                 raise ConnectionError(f"not a whole answer: {answer[:300]!r} … {answer[-300:]!r}")
     finally:
         caller.close()

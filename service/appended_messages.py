@@ -97,6 +97,8 @@ def _attachment(block: dict[str, Any], kind: str, where: str) -> dict[str, Any]:
 
 def _source(source: Any, kind: str, where: str) -> dict[str, Any]:
     of = source.get("type") if isinstance(source, dict) else None
+    if not isinstance(of, str):
+        raise invalid_value(where, "must be an object with a type")
     if of == "url":
         _refuse_others(source, {"type", "url"}, where)
         if not media.is_web_address(source.get("url")):

@@ -13,7 +13,7 @@ from service import access, addressing, idempotency, prefix, resend, sse, tool_c
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.dialect import Asked, Dialect
-from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, unaliased
+from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
 from service.passage import Passage
 from service.stored import stored
@@ -67,6 +67,7 @@ class CountTokens:
         )
         ignored: list[str] = []
         if address is None:
+            session_input(scope)
             asked, said = unaliased(settings, raw, body), passed_headers(scope)
         else:
             await parts.watch.require()

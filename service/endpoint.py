@@ -13,7 +13,7 @@ from service import access, addressing, idempotency, sse
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.claude import Claude
-from service.conflict import ON_CONFLICT
+from service.conflict import ON_CONFLICT, OnConflict
 from service.delivery import Deliveries, connection_of
 from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
@@ -59,6 +59,22 @@ class _Prepared:
     exchange: Exchange
     stream: bool
     address: Address | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the headers of a request say of its turn.
+
+    Attributes:
+        expected: the turn that is taken for the session's last; "" for any.
+        on_conflict, on_disconnect: what is to be done then.
+        strict: whether the prefix must stay.
+    """
+
+    expected: str
+    on_conflict: OnConflict
+    on_disconnect: OnDisconnect
+    strict: bool
 
 
 class TurnEndpoint:
@@ -116,15 +132,8 @@ class TurnEndpoint:
 
     def _exchange(self, scope: Scope, asked: Asked, address: Address | None, body: Any, key: str | None) -> Exchange:
         parts = self._parts
-        expected = _expected(scope, address)
-        given = header(scope, b"x-session-on-conflict")
-        on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, parts.settings.on_conflict)
-        given = header(scope, b"x-session-on-disconnect")
-        # Who gives a request a key means to come back for its answer.
-        default: OnDisconnect = parts.settings.on_disconnect if key is None else "continue"
-        on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
-        given = header(scope, b"x-session-prefix")
-        strict = chosen("X-Session-Prefix", given, PREFIXES, parts.settings.prefix) == "strict"
+        told = _told(scope, address, key, parts.settings)
+        resent = is_resent(scope, asked)
         render = asked.render(address.public if address else None)
         if address is None:
             model = parts.rules.model_of(asked.ask.model)
@@ -148,18 +157,18 @@ class TurnEndpoint:
             wish=Wish(
                 address,
                 same,
-                on_conflict,
-                expected,
+                told.on_conflict,
+                told.expected,
                 connection_of(scope) if idempotency.comes_again(scope, key) else lambda: True,
-                strict,
+                told.strict,
             ),
             ask=asked.ask,
             dialect=self._dialect.name,
             framing=asked.framing if asked.stream else None,
             render=render,
             claude_headers=asked.claude_headers,
-            resent=is_resent(scope, asked),
-            on_disconnect=on_disconnect,
+            resent=resent,
+            on_disconnect=told.on_disconnect,
         )
 
     async def _stream(self, send: Send, exchange: Exchange) -> None:
@@ -191,7 +200,8 @@ class MessagesEndpoint(TurnEndpoint):
             return super()._prepare(scope, raw, body)
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")
-        _expected(scope, None)
+        _told(scope, None, key, self._parts.settings)
+        session_input(scope)
         stream = messages.is_streamed(body)
         exchange = Passage(
             self._parts.claude,
@@ -205,12 +215,24 @@ class MessagesEndpoint(TurnEndpoint):
         return _Prepared(exchange, stream, None)
 
 
-def _expected(scope: Scope, address: Address | None) -> str:
-    """The turn that the request takes for the session's last; "" for any."""
+def _told(scope: Scope, address: Address | None, key: str | None, settings: Settings) -> _Told:
+    """What the headers say; a request without a session, where most of it means nothing, may not say nonsense either.
+
+    Raises:
+        BatonError: invalid_value.
+    """
     expected = addressing.expected_turn(header(scope, b"x-expect-turn"))
     if expected and (address is None or address.mode == "create"):
         raise BatonError("invalid_value", "X-Expect-Turn needs a session that exists.", param="X-Expect-Turn")
-    return expected
+    given = header(scope, b"x-session-on-conflict")
+    on_conflict = chosen("X-Session-On-Conflict", given, ON_CONFLICT, settings.on_conflict)
+    given = header(scope, b"x-session-on-disconnect")
+    # Who gives a request a key means to come back for its answer.
+    default: OnDisconnect = settings.on_disconnect if key is None else "continue"
+    on_disconnect = chosen("X-Session-On-Disconnect", given, ON_DISCONNECT, default)
+    given = header(scope, b"x-session-prefix")
+    strict = chosen("X-Session-Prefix", given, PREFIXES, settings.prefix) == "strict"
+    return _Told(expected, on_conflict, on_disconnect, strict)
 
 
 def unaliased(settings: Settings, raw: bytes, body: dict[str, Any]) -> bytes:
@@ -246,16 +268,24 @@ def _tell_ignored(scope: Scope, exchange: Exchange, address: Address | None, ign
 
 def is_resent(scope: Scope, asked: Asked) -> bool:
     """Whether the request holds the whole conversation; without a word about it, if it holds an answer."""
-    in_header = header(scope, b"x-session-input")
+    in_header = session_input(scope)
     if in_header is not None and asked.session_input not in (None, in_header):
         raise BatonError("invalid_value", "The body's session_input and X-Session-Input differ.", param="session_input")
     match in_header or asked.session_input:
         case None:
             return any(message["role"] == "assistant" for message in asked.ask.messages)
-        case "full":
-            return True
         case "delta":
             if asked.ask.messages[-1]["role"] == "assistant":
                 raise ends_with_answer()
             return False
-    raise BatonError("invalid_value", "X-Session-Input is `delta` or `full`.", param="X-Session-Input")
+    return True
+
+
+def session_input(scope: Scope) -> str | None:
+    """What the header says of the messages; None without it.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    given = header(scope, b"x-session-input")
+    return None if given is None else chosen("X-Session-Input", given, ("delta", "full"), "full")

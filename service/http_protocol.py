@@ -17,6 +17,7 @@ import asyncio
 import select
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -24,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from service import telemetry
 from service.asgi import new_request_id
 from service.delivery import CONNECTION
-from service.dialects.errors import openai_error
+from service.dialects.errors import anthropic_error, is_anthropic, openai_error
 from service.errors import BatonError
 
 _LINGER_S: Final = 1.0  # a refused client has this long to read why
@@ -123,8 +124,8 @@ class HttpProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         """A part of the request's target."""
         if not self._resuming:
-            self._count(len(url))
             super().on_url(url)
+            self._count(len(url))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A whole header."""
@@ -199,9 +200,14 @@ class HttpProtocol(HttpToolsProtocol):
         request_id = new_request_id()
         with telemetry.request(request_id):
             telemetry.request_done({}, error.status, 0.0)
-        self.transport.write(_response(error, request_id))
+        self.transport.write(_response(error, request_id, self._speaks_anthropics()))
         self.transport.write_eof()
         self._time(_LINGER_S)
+
+    def _speaks_anthropics(self) -> bool:
+        """Whether the request whose head is coming is Anthropic's, as far as it has come."""
+        path = unquote(self.url.partition(b"?")[0].decode("latin-1")) if self._in_head else ""
+        return is_anthropic({"path": path, "headers": self.headers})
 
     # Writing.
 
@@ -244,12 +250,13 @@ def _invalid_http() -> BatonError:
     return BatonError("invalid_http", "This is not a valid HTTP/1.1 request.")
 
 
-def _response(error: BatonError, request_id: str) -> bytes:
-    body = openai_error(error)
+def _response(error: BatonError, request_id: str, anthropic: bool) -> bytes:
+    body = anthropic_error(error, request_id) if anthropic else openai_error(error)
     headers = {
         "content-type": "application/json",
         "content-length": str(len(body)),
         "x-request-id": request_id,
+        **({"request-id": request_id} if anthropic else {}),
         "connection": "close",
         **error.response_headers(),
     }

@@ -50,10 +50,10 @@ def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: 
     Raises:
         BatonError: 400 naming the field.
     """
-    fields = {name: value for name, value in _object(body).items() if value is not None}
-    for name in fields:
+    for name in _object(body):
         if name not in _CREATABLE:
             raise _unknown(name)
+    fields = {name: value for name, value in body.items() if value is not None}
     if "model" not in fields:
         raise BatonError("missing_value", "`model` is required.", param="model")
     name = fields.get("name", "")

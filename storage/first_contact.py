@@ -203,8 +203,8 @@ def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[st
 
 
 Health = Literal["up", "refusing", "away"]
-"""Of the store: it takes writes; it answers, but takes none (it is full, or a replica), or a part of it is silent; it does
-not answer."""
+"""Of the store. ``up``: it takes writes. ``refusing``: it answers and takes none (it is full, or a replica), or only a
+part of it answers. ``away``: it does not answer."""
 
 
 async def health(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> Health:

@@ -4,9 +4,11 @@ import json
 import re
 from typing import Any, Final
 
-from service import media, tool_calls
+from service import media
 from service.dialects import chat_content, chat_fields, chat_options, chat_tools
 from service.openapi.schemas import (
+    ADDRESS_OR_NEW,
+    CALL_ID,
     COUNT,
     METADATA,
     MODEL_NAME,
@@ -14,6 +16,7 @@ from service.openapi.schemas import (
     NOTHING,
     SESSION_NAME,
     TEXT,
+    TOOL_NAME,
     YES_OR_NO,
     Schema,
     asked,
@@ -88,10 +91,10 @@ _PARTS: Final[dict[str, Schema]] = {
 }
 _CALL: Final = asked(
     {
-        "id": TEXT,
+        "id": CALL_ID,
         "type": one_of("function"),
         "function": asked(
-            {"name": TEXT, "arguments": {**TEXT, "description": "a JSON object"}}, required=("name", "arguments")
+            {"name": TOOL_NAME, "arguments": {**TEXT, "description": "a JSON object"}}, required=("name", "arguments")
         ),
     },
     required=("id", "type", "function"),
@@ -103,14 +106,15 @@ def _content(role: str, **bounds: int) -> Schema:
     return listed({"anyOf": [_PARTS[kind] for kind in chat_content.PART_TYPES[role]]}, **bounds)
 
 
+_EMPTY: Final[Schema] = {
+    "enum": [None, [], {}],
+    "description": "an answer sent back may have empty fields of any other name",
+}
+
+
 def _message(role: Schema, required: tuple[str, ...], **fields: Schema) -> Schema:
-    return {
-        **asked({"role": role, **fields, **_told_within("messages")}, required=("role", *required)),
-        "additionalProperties": {
-            "enum": [None, [], {}],
-            "description": "an answer sent back may have empty fields of any other name",
-        },
-    }
+    told = {field: {"anyOf": [form, _EMPTY]} for field, form in _told_within("messages").items()}
+    return {**asked({"role": role, **fields, **told}, required=("role", *required)), "additionalProperties": _EMPTY}
 
 
 _SENT_BACK: Final[Schema] = {
@@ -139,13 +143,13 @@ _MESSAGE: Final[Schema] = {
             one_of("tool"),
             ("content", "tool_call_id"),
             content={"anyOf": [TEXT, _content("tool")]},
-            tool_call_id=TEXT,
+            tool_call_id=CALL_ID,
         ),
     ]
 }
 _FUNCTION: Final = asked(
     {
-        "name": {"type": "string", "pattern": tool_calls.TOOL_NAME.pattern},
+        "name": TOOL_NAME,
         "description": maybe(TEXT),
         "parameters": maybe({"type": "object", "additionalProperties": True}),
         "strict": maybe(YES_OR_NO),
@@ -154,7 +158,8 @@ _FUNCTION: Final = asked(
 )
 _TOOL: Final = asked({"type": one_of("function"), "function": _FUNCTION}, required=("type", "function"))
 _NAMED_CHOICE: Final = asked(
-    {"type": one_of("function"), "function": asked({"name": TEXT}, required=("name",))}, required=("type", "function")
+    {"type": one_of("function"), "function": asked({"name": TOOL_NAME}, required=("name",))},
+    required=("type", "function"),
 )
 _LENGTH: Final = {"type": "integer", "minimum": 1, "description": "of the answer at most, in tokens"}
 
@@ -200,7 +205,7 @@ MAPPED: Final[dict[str, Schema]] = {
     "safety_identifier": {**maybe(TEXT), "description": "goes to Claude hashed, as does `user`; this one goes first"},
     "service_tier": maybe(one_of(*chat_options.TIERS)),
     "session_id": {
-        **maybe(SESSION_NAME),
+        **maybe(ADDRESS_OR_NEW),
         "description": "`new`, an issued id, or a name of the caller's own; absent: nothing is stored",
     },
     "session_input": {
@@ -258,7 +263,8 @@ def _request() -> Schema:
     properties = {name: MAPPED[name] for name in chat_fields.inside(chat_fields.MAPPED, "")}
     properties |= _told_within("")
     properties |= {name: _refused(chat_fields.REFUSED[name]) for name in chat_fields.inside(chat_fields.REFUSED, "")}
-    return asked({name: properties[name] for name in sorted(properties)}, required=("messages",))
+    described = asked({name: properties[name] for name in sorted(properties)}, required=("messages",))
+    return {**described, "additionalProperties": {**NOTHING, "description": "null is absent, whatever its name"}}
 
 
 _CITED: Final = said(

@@ -7,7 +7,18 @@ reads nothing. Answers are Claude's own, with whatever fields it has.
 from typing import Any, Final
 
 from service.dialects import messages
-from service.openapi.schemas import COUNT, MODEL_NAME, NOT_BLANK, TEXT, YES_OR_NO, Schema, listed, maybe, one_of
+from service.openapi.schemas import (
+    CALL_ID,
+    COUNT,
+    MODEL_NAME,
+    NOT_BLANK,
+    TEXT,
+    YES_OR_NO,
+    Schema,
+    listed,
+    maybe,
+    one_of,
+)
 
 _ANY: Final[Schema] = {"type": "object", "additionalProperties": True}
 
@@ -18,14 +29,40 @@ def _open(properties: dict[str, Any], required: tuple[str, ...] = ()) -> Schema:
 
 
 _BLOCK: Final = _open({"type": NOT_BLANK}, ("type",))
-_CONTENT: Final[Schema] = {"anyOf": [TEXT, listed(_BLOCK, minItems=1)]}
+
+
+def _read_block(kind: str, properties: dict[str, Any], optional: tuple[str, ...] = ()) -> Schema:
+    required = tuple(name for name in properties if name not in optional)
+    return _open({"type": one_of(kind), **properties}, ("type", *required))
+
+
+def _other_block(*kinds: str) -> Schema:
+    """A block of none of these types, which Claude alone judges."""
+    return _open({"type": {**TEXT, "not": {"enum": list(kinds)}}}, ("type",))
+
+
+_TEXT_BLOCK: Final = _read_block("text", {"text": TEXT})
+_RESULT: Final[Schema] = {"anyOf": [TEXT, listed({"anyOf": [_TEXT_BLOCK, _other_block("text")]}), {"type": "null"}]}
+_NEW_BLOCK: Final[Schema] = {
+    "anyOf": [
+        _TEXT_BLOCK,
+        _read_block("thinking", {"thinking": TEXT, "signature": TEXT}),
+        _read_block("tool_use", {"id": CALL_ID, "name": TEXT, "input": _ANY}),
+        _read_block("tool_result", {"tool_use_id": CALL_ID, "content": _RESULT}, ("content",)),
+        _other_block("text", "thinking", "tool_use", "tool_result"),
+    ]
+}
+_CHOICE: Final[Schema] = {
+    "anyOf": [_read_block("tool", {"name": TEXT}), _other_block("tool"), {"type": "null"}],
+}
+_CONTENT: Final[Schema] = {"anyOf": [TEXT, listed(_NEW_BLOCK, minItems=1)]}
 _MESSAGE: Final = _open({"role": one_of("user", "assistant", "system"), "content": _CONTENT}, ("role", "content"))
 _ASKED: Final[dict[str, Schema]] = {
     "model": {**maybe(MODEL_NAME), "description": "in a session it may be absent: the session's, else the default"},
     "messages": {**listed(_MESSAGE, minItems=1), "description": "in a session only what is new, or all of it"},
-    "system": {"anyOf": [TEXT, listed(_BLOCK), {"type": "null"}], "description": "absent: the session's"},
+    "system": {"anyOf": [TEXT, listed(_TEXT_BLOCK), {"type": "null"}], "description": "absent: the session's"},
     "tools": {**maybe(listed(_ANY)), "description": "absent: the session's; an empty list: none this time"},
-    "tool_choice": maybe(_open({"type": TEXT}, ("type",))),
+    "tool_choice": _CHOICE,
     "thinking": {**maybe(_ANY), "description": "absent: the session's, as long as the model is the same"},
 }
 _SAMPLING: Final[Schema] = {

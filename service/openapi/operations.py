@@ -74,10 +74,13 @@ def _json(*schemas: str) -> Content:
     return {"application/json": one_or_another([ref(name) for name in schemas])}
 
 
-def _events(schema: str, end: str) -> Content:
+def _events(*kinds: Schema) -> Content:
     """A stream of server-sent events; ``x-events`` is what is in their data."""
-    events = {"oneOf": [ref(schema), ref("Error"), {"const": end}]}
-    return {"text/event-stream": {"type": "string", "x-events": events}}
+    return {"text/event-stream": {"type": "string", "x-events": {"oneOf": list(kinds)}}}
+
+
+_CHAT_EVENTS: Final = (ref("ChatCompletionChunk"), ref("Error"), {"const": "[DONE]"})
+_ANTHROPIC_EVENT: Final = ref("AnthropicEvent")
 
 
 ANYWHERE: Final = ("invalid_http", "headers_too_large", "body_timeout", "internal_error")
@@ -145,7 +148,7 @@ CHAT: Final = (
             Answer(
                 200,
                 "the answer; as chunks if `stream` is true",
-                {**_json("ChatCompletion"), **_events("ChatCompletionChunk", "[DONE]")},
+                {**_json("ChatCompletion"), **_events(*_CHAT_EVENTS)},
                 _TURN_HEADERS,
             ),
         ),
@@ -342,7 +345,7 @@ TURNS: Final = (
         "the events of a streamed turn as its caller is shown them",
         "from the first, or from where a connection broke; kept for five minutes after its end",
         headers=("Last-Event-ID",),
-        answers=(Answer(200, "its events", _events("ChatCompletionChunk", "[DONE]"), ("X-Session-Id", "X-Turn-Id")),),
+        answers=(Answer(200, "its events", _events(*_CHAT_EVENTS, _ANTHROPIC_EVENT), ("X-Session-Id", "X-Turn-Id")),),
         errors=(
             *(*_SESSION, "turn_not_found", "events_not_found", "invalid_value"),
             *("overloaded", "turn_interrupted"),

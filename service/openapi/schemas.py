@@ -7,7 +7,7 @@ What callers say is closed: a field that is not here is refused.
 from collections.abc import Collection
 from typing import Any, Final
 
-from service import addressing, media, model_name
+from service import addressing, media, model_name, tool_calls
 from service import session_fields as limits
 from service.addressing import MODES, RESERVED
 from service.appended_messages import APPENDED_MAX
@@ -75,18 +75,31 @@ AMOUNT: Final = {"type": "number", "minimum": 0}
 INSTANT: Final = {"type": "string", "format": "date-time"}
 NOTHING: Final = {"type": "null"}
 SESSION_NAME: Final = {"type": "string", "pattern": f"^{addressing.NAME.pattern}$"}
+
+
+def _but(names: Collection[str], prefix: str = "") -> Schema:
+    """A keyword that forbids these strings, and with ``prefix`` all that begin so."""
+    begun = f"{prefix}|" if prefix else ""
+    return {"not": {"type": "string", "pattern": f"^({begun}({'|'.join(sorted(names))})$)"}}
+
+
+ADDRESS: Final = SESSION_NAME | _but(RESERVED)
+"""A session that may be there."""
+ADDRESS_OR_NEW: Final = SESSION_NAME | _but(RESERVED - {"new"})
+TOOL_NAME: Final = {"type": "string", "pattern": f"^{tool_calls.TOOL_NAME.pattern}$"}
+CALL_ID: Final = {"type": "string", "pattern": f"^{tool_calls.CALL_ID.pattern}$"}
 MODEL_NAME: Final = {"type": "string", "pattern": "^[!-~]+$", "maxLength": model_name.CHARS_MAX}
 _ISSUED: Final = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
 _TURN_ID: Final = {"type": "string", "pattern": f"^{TURN_ID.pattern}$"}
 
 PATH_PARAMETERS: Final[dict[str, tuple[Schema, str]]] = {
-    "session": (SESSION_NAME, "a session: its issued id, or the caller's own name for it"),
+    "session": (ADDRESS, "a session: its issued id, or the caller's own name for it"),
     "turn": (TEXT, "a turn of the session: its number, or its id"),
     "model": (TEXT, "a model of Claude's, or an alias"),
 }
 
 REQUEST_HEADERS: Final[dict[str, Schema]] = {
-    "X-Session-Id": SESSION_NAME,
+    "X-Session-Id": ADDRESS_OR_NEW,
     "X-Session-Mode": one_of(*MODES),
     "X-Session-On-Conflict": one_of(*ON_CONFLICT),
     "X-Session-On-Disconnect": one_of(*ON_DISCONNECT),
@@ -126,55 +139,66 @@ _SETTABLE: Final[dict[str, Schema]] = {
     "metadata": maybe(METADATA),
 }
 _CREATED: Final = {
-    "name": {**maybe(SESSION_NAME), "not": {"pattern": f"^(sess_|({'|'.join(sorted(RESERVED))})$)"}},
+    "name": maybe(SESSION_NAME) | _but(RESERVED, "sess_"),
     **_SETTABLE,
     "model": MODEL_NAME,  # not null
     "ttl_seconds": maybe(_TTL),
     "absolute_expires_at": maybe(INSTANT),
 }
 
-_TEXT_PART: Final[Schema] = {
-    **asked({"type": one_of("text"), "text": NOT_BLANK}, required=("type", "text")),
-    "additionalProperties": {"enum": [None, [], {}], "description": "fields that say nothing are left out"},
-}
+_SAYING_NOTHING: Final[Schema] = {"enum": [None, [], {}], "description": "fields that say nothing are left out"}
+
+
+def _block(properties: Schema, *, optional: Collection[str] = ()) -> Schema:
+    """A block of content that callers say, or a part of one; it may have other fields that say nothing."""
+    required = [name for name in properties if name not in optional]
+    return {**asked(properties, required=required), "additionalProperties": _SAYING_NOTHING}
+
+
+_TEXT_PART: Final = _block({"type": one_of("text"), "text": NOT_BLANK})
+_CALL_INPUT: Final = {"type": "object", "additionalProperties": True}
 _CALL_PART: Final = asked(
-    {"type": one_of("tool_use"), "id": TEXT, "name": TEXT, "input": {"type": "object", "additionalProperties": True}},
+    {"type": one_of("tool_use"), "id": CALL_ID, "name": TOOL_NAME, "input": _CALL_INPUT},
     required=("type", "id", "name", "input"),
 )
 _RESULT_PART: Final = asked(
     {
         "type": one_of("tool_result"),
-        "tool_use_id": TEXT,
-        "content": {"anyOf": [TEXT, listed(_TEXT_PART)]},
+        "tool_use_id": CALL_ID,
+        "content": {"anyOf": [NOT_BLANK, listed(_TEXT_PART), {"enum": ["", None]}]},
         "is_error": YES_OR_NO,
     },
     required=("type", "tool_use_id"),
 )
-_BY_URL: Final = asked({"type": one_of("url"), "url": TEXT}, required=("type", "url"))
+_BY_URL: Final = _block({"type": one_of("url"), "url": {**TEXT, "maxLength": media.URL_CHARS_MAX}})
 
 
 def _inline(kind: str, *media_types: str) -> Schema:
-    data = {"type": one_of(kind), "media_type": one_of(*media_types), "data": NOT_BLANK}
-    return asked(data, required=("type", "media_type", "data"))
+    return _block({"type": one_of(kind), "media_type": one_of(*media_types), "data": NOT_BLANK})
 
 
-_IMAGE_PART: Final = asked(
-    {"type": one_of("image"), "source": {"anyOf": [_BY_URL, _inline("base64", *media.IMAGES)]}},
-    required=("type", "source"),
-)
-_DOCUMENT_PART: Final = asked(
+_IMAGE_PART: Final = _block({"type": one_of("image"), "source": {"anyOf": [_BY_URL, _inline("base64", *media.IMAGES)]}})
+_DOCUMENT_PART: Final = _block(
     {
         "type": one_of("document"),
         "source": {"anyOf": [_BY_URL, _inline("base64", media.PDF), _inline("text", media.TEXT)]},
-        "title": {**NOT_BLANK, "maxLength": media.TITLE_CHARS_MAX},
+        "title": maybe({**NOT_BLANK, "maxLength": media.TITLE_CHARS_MAX}),
     },
-    required=("type", "source"),
+    optional=("title",),
 )
-_NEW_PART: Final[Schema] = {"anyOf": [_TEXT_PART, _CALL_PART, _RESULT_PART, _IMAGE_PART, _DOCUMENT_PART]}
-_NEW_MESSAGE: Final = asked(
-    {"role": one_of("user", "assistant"), "content": {"anyOf": [NOT_BLANK, listed(_NEW_PART, minItems=1)]}},
-    required=("role", "content"),
-)
+
+
+def _new_message(role: str, *parts: Schema) -> Schema:
+    content = {"anyOf": [NOT_BLANK, listed({"anyOf": list(parts)}, minItems=1)]}
+    return asked({"role": one_of(role), "content": content}, required=("role", "content"))
+
+
+_NEW_MESSAGE: Final[Schema] = {
+    "anyOf": [
+        _new_message("user", _TEXT_PART, _RESULT_PART, _IMAGE_PART, _DOCUMENT_PART),
+        _new_message("assistant", _TEXT_PART, _CALL_PART),
+    ]
+}
 
 _MESSAGE: Final = said(
     {
@@ -235,7 +259,7 @@ _TURN: Final = {
     },
     "stop_reason": maybe({**TEXT, "description": "in Claude's words"}),
     "replica": TEXT,
-    "dialect": one_of("append", "chat"),
+    "dialect": one_of("append", "chat", "messages"),
     "streamed": YES_OR_NO,
     "delivered": {**YES_OR_NO, "description": "its whole answer was handed to an open connection"},
     "started_at": INSTANT,

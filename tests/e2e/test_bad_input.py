@@ -216,6 +216,18 @@ async def test_strange_bytes_in_other_headers(one: Caller) -> None:
         assert (status, code_of(body)) == (400, "invalid_value")
 
 
+async def test_headers_of_a_session_make_sense_without_one_too(one: Caller) -> None:
+    body = {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": HELLO}
+    for header in ("X-Session-Input", "X-Session-Prefix", "X-Session-On-Conflict", "X-Session-On-Disconnect"):
+        refused = await one.request("POST", CHAT, json=body, headers={header: "nonsense"})
+        assert (refused.status, refused.code, refused.json["error"]["param"]) == (400, "invalid_value", header)
+        refused = await one.request("POST", "/v1/messages", json=body, headers={header: "nonsense"})
+        assert (refused.status, refused.json["error"]["details"]) == (400, {"error_code": "invalid_value"})
+    del body["max_tokens"]
+    counted = await one.request("POST", "/v1/messages/count_tokens", json=body, headers={"X-Session-Input": "nonsense"})
+    assert (counted.status, counted.json["error"]["details"]) == (400, {"error_code": "invalid_value"})
+
+
 async def test_a_page_for_people_trusts_no_header(one: Caller) -> None:
     status, _, body = await raw(one.url, b'GET / HTTP/1.1\r\nHost: x"><script>\r\n\r\n')
     assert status == 200

@@ -69,6 +69,16 @@ async def test_headers_have_a_limit(one: Caller, head: bytes) -> None:
     assert (status, code_of(body), headers["connection"]) == (431, "headers_too_large", "close")
 
 
+@pytest.mark.parametrize("line", [b"X: " + b"x" * 65536, b"X\x00: y"], ids=["too large", "not HTTP"])
+async def test_a_bad_head_is_told_in_the_dialect_of_its_path(one: Caller, line: bytes) -> None:
+    head = b"POST /v1/%%6dessages?beta=true HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % line
+    status, headers, body = await raw(one.url, head)
+    told = json.loads(body)
+    assert told["error"].keys() == {"type", "message", "details"}
+    assert status == (400 if b"\x00" in line else 431)
+    assert told["request_id"] == headers["request-id"] == headers["x-request-id"]
+
+
 async def test_headers_below_the_limit_are_read(one: Caller) -> None:
     assert (await raw(one.url, b"GET /livez HTTP/1.1\r\nX: " + b"x" * 65000 + b"\r\n\r\n"))[0] == 200
 

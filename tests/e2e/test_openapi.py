@@ -47,6 +47,13 @@ class Strict(Caller):
         async with self.stream(said, session, **fields) as stream:
             return await self._checked("POST", CHAT, stream)
 
+    async def frames_of_messages(self, said: str, session: str) -> list[bytes]:
+        """The frames of a streamed turn of Anthropic's."""
+        path, headers = "/v1/messages", {"x-session-id": session}
+        body = {"model": MODEL, "max_tokens": 100, "stream": True, "messages": [user(said)]}
+        async with self.http.post(self.url + path, json=body, headers=headers) as response:
+            return await self._checked("POST", path, Stream(response))
+
     async def followed(self, path: str) -> list[bytes]:
         """The frames of a turn that is followed."""
         async with self.http.get(self.url + path, headers={"Last-Event-ID": "0"}) as response:
@@ -54,7 +61,7 @@ class Strict(Caller):
 
     async def _checked(self, method: str, path: str, stream: Stream) -> list[bytes]:
         frames = await stream.rest()
-        events = [frame.removeprefix(b"data: ") for frame in frames if frame.startswith(b"data: ")]
+        events = [line.removeprefix(b"data: ") for f in frames for line in f.split(b"\n") if line.startswith(b"data: ")]
         parsed = [json.loads(data) if data.startswith(b"{") else data.decode() for data in events]
         assert self.interface.problems_of_stream(method, path, stream.headers, parsed) == []
         return frames
@@ -145,6 +152,19 @@ async def test_a_request_that_is_sent_twice_is_answered_as_described(strict: Str
     assert (await append(strict, name, user("a"), headers={"x-expect-turn": turn})).code == "history_moved"
     assert (await strict.chat("Hello.", name, headers={"x-expect-turn": turn})).code == "history_moved"
     assert (await strict.get(f"/v1/sessions/{name}/turns/{turn}/events")).code == "events_not_found"
+
+
+async def test_a_turn_of_messages_is_described_wherever_it_is_shown(strict: Strict, name: str) -> None:
+    frames = await strict.frames_of_messages("count to 5", name)
+    (turn,) = (await strict.get(f"/v1/sessions/{name}/turns")).json["turns"]
+    assert turn["dialect"] == "messages"
+    assert await strict.followed(f"/v1/sessions/{name}/turns/1/events") == frames
+
+
+async def test_what_cannot_be_a_sessions_name_is_not_described(strict: Strict) -> None:
+    for name in ("new", "stats", "import"):
+        assert (await strict.get(f"/v1/sessions/{name}/turns")).code == "invalid_session_id"
+        assert strict.interface.problems_of_request("GET", f"/v1/sessions/{name}/turns", None, {})
 
 
 async def test_turns_in_every_state_are_as_described(

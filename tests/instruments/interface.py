@@ -7,7 +7,7 @@ fields that we know, and nothing else.
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from tests.instruments.json_schema import Checker, Schema
 
@@ -122,8 +122,8 @@ class Interface:
         """What the document has against a request that a replica has accepted."""
         template, operation = self.operation(method, target)
         named = {name.lower(): value for name, value in headers.items()}
-        found = []
-        for parameter in self._parameters(operation):
+        found = self._problems_of_query(operation, urlsplit(target).query)
+        for parameter in self.parameters(operation):
             given = named.get(parameter["name"].lower()) if parameter["in"] == "header" else None
             if parameter["in"] == "path":
                 given = _in_path(template, parameter["name"], urlsplit(target).path)
@@ -133,6 +133,16 @@ class Interface:
             found += self._asked.problems(body, operation["requestBody"]["content"]["application/json"]["schema"])
         elif body is not None:
             found.append("no body is described")
+        return found
+
+    def _problems_of_query(self, operation: dict[str, Any], query: str) -> list[str]:
+        """Only of what the operation reads: plain parameters, whose numbers are digits."""
+        schemas = {one["name"]: one["schema"] for one in self.parameters(operation) if one["in"] == "query"}
+        found = []
+        for name, value in dict(parse_qsl(query, keep_blank_values=True)).items():  # of two the last counts
+            if schemas.get(name, {}).get("type") == "integer":
+                is_number = value.isascii() and value.isdecimal()
+                found += self._asked.problems(int(value[:20]) if is_number else value, schemas[name], name)
         return found
 
     def problems_of_answer(
@@ -148,6 +158,10 @@ class Interface:
         return (
             found if schema is None else found + [p for e in events for p in self._said.problems(e, schema["x-events"])]
         )
+
+    def problems_of_head(self, method: str, target: str, status: int, headers: Mapping[str, str]) -> list[str]:
+        """The same of an answer without its body, as HEAD gets it."""
+        return self._head(method, target, status, headers)[1]
 
     def _head(
         self, method: str, target: str, status: int, headers: Mapping[str, str]
@@ -177,7 +191,8 @@ class Interface:
                 found.append(f"the header {name} is absent")
         return found + [f"the header {name} is not described" for name in given]
 
-    def _parameters(self, operation: dict[str, Any]) -> list[dict[str, Any]]:
+    def parameters(self, operation: dict[str, Any]) -> list[dict[str, Any]]:
+        """What an operation reads of path, query and headers."""
         components = self.document["components"]["parameters"]
         return [components[one["$ref"].rpartition("/")[2]] if "$ref" in one else one for one in operation["parameters"]]
 

@@ -170,6 +170,7 @@ def test_images_and_documents_of_a_user_are_kept_as_they_are() -> None:
     [
         ({"type": "image"}, "invalid_value", ".source"),
         ({"type": "image", "source": TEXT}, "invalid_value", ".source"),
+        ({"type": "image", "source": {**WEB, "type": []}}, "invalid_value", ".source"),
         ({"type": "image", "source": PDF}, "invalid_value", ".source.media_type"),
         ({"type": "image", "source": {**PICTURE, "data": "abc"}}, "invalid_value", ".source.data"),
         ({"type": "image", "source": {**PICTURE, "data": ""}}, "invalid_value", ".source.data"),

@@ -192,6 +192,8 @@ def schema(**described: Any) -> dict[str, Any]:
 
 CHATS: list[dict[str, Any]] = [
     {},
+    {"colour": None},
+    {"messages": [{**USER, "name": [], "annotations": {}}]},
     {"model": None, "stop": None, "stream": None, "temperature": None, "n": None, "session_id": None},
     {"model": "claude-opus-5-5", "max_tokens": 1, "max_completion_tokens": 2, "stop": ["a", "b"], "stream": True},
     {"stream": True, "stream_options": {"include_usage": True, "include_obfuscation": False}},
@@ -373,6 +375,7 @@ FIELDS: list[tuple[dict[str, Any], bool, bool]] = [
     ({"metadata": {str(n): "v" * 512 for n in range(16)}, "system_prompt": "s"}, True, True),
     ({"model": None}, False, True),
     ({"ttl_seconds": None}, True, False),
+    ({"name": None, "absolute_expires_at": None}, True, False),
     ({"name": "n", "absolute_expires_at": "2999-01-31T12:00:00Z"}, True, False),
     ({"model": "a b"}, False, False),
     ({"title": "t" * 513}, False, False),
@@ -393,6 +396,7 @@ FIELDS: list[tuple[dict[str, Any], bool, bool]] = [
     ({"name": 5}, False, False),
     ({"id": "x"}, False, False),
     ({"colour": "red"}, False, False),
+    ({"colour": None}, False, False),
 ]
 
 
