@@ -27,7 +27,8 @@ class Certificates:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         for authority in ("ca", "other-ca"):
-            self._openssl("req", "-x509", *self._fresh(authority), "-days", "2", "-out", f"{authority}.crt")
+            usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")  # Python 3.13 checks that it is said
+            self._openssl("req", "-x509", *self._fresh(authority), *usage, "-days", "2", "-out", f"{authority}.crt")
         names = {"server": "IP:127.0.0.1,DNS:localhost", "client": "DNS:client", "elsewhere": "DNS:elsewhere.example"}
         for name, of in names.items():
             (directory / "names").write_text(f"subjectAltName={of}\n")
