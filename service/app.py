@@ -150,7 +150,7 @@ def _watch(
     allowed = settings.redis_eviction_allowed
     return StoreWatch(
         partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(health, redis, keyspace, deadline_s=Deadlines().command_s),
+        partial(health, redis, keyspace, deadline_s=Deadlines().command_s + Deadlines().connect_s),
         on_refused,
     )
 

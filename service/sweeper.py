@@ -7,7 +7,7 @@ chance, so they do not all come at once. One that dies in the middle leaves the 
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from service import telemetry
 from storage.capacity import Capacity
@@ -45,15 +45,25 @@ class Sweeper:
             wait_s = self._interval_s * random.uniform(1.01, 1.1)  # noqa: S311 - jitter
 
     async def _sweep(self) -> None:
+        for bucket in range(self._buckets):
+            await self._tried(self._sweep_bucket(bucket))  # of a cluster one part may be away
+        await self._tried(self._count())
+
+    async def _sweep_bucket(self, bucket: int) -> None:
+        swept = await self._capacity.sweep_bucket(bucket, interval_ms=int(self._interval_s * 1000))
+        if swept is not None:
+            telemetry.BUCKETS_SWEPT.inc()
+        if swept:
+            telemetry.log.info("swept", bucket=bucket, sessions=swept)
+
+    async def _count(self) -> None:
+        telemetry.SESSIONS_INDEXED.set((await self._index.counts(None)).total)
+
+    @staticmethod
+    async def _tried(step: Awaitable[None]) -> None:
         try:
-            for bucket in range(self._buckets):
-                swept = await self._capacity.sweep_bucket(bucket, interval_ms=int(self._interval_s * 1000))
-                if swept is not None:
-                    telemetry.BUCKETS_SWEPT.inc()
-                if swept:
-                    telemetry.log.info("swept", bucket=bucket, sessions=swept)
-            telemetry.SESSIONS_INDEXED.set((await self._index.counts(None)).total)
+            await step
         except StoreUnavailable as error:
             telemetry.log.warning("sweep_cut_short", cause=str(error))
-        except Exception as error:  # the sweep must go on next time, whatever happened to this one
+        except Exception as error:  # the sweep must go on, whatever happened to a part of it
             telemetry.log.error("sweep_failed", exc_info=error)

@@ -5,7 +5,9 @@ refusal leaves no doubt, and may be followed by the same call again whatever it 
 within seconds: a primary steps down, slots move, data is loaded.
 """
 
+import ast
 import builtins
+import contextlib
 
 from redis.exceptions import (
     AskError,
@@ -27,6 +29,7 @@ from redis.exceptions import (
 from storage.pool import NoConnection
 
 _NO_REPLICAS = "NOREPLICAS"
+_QUOTED = " of pipeline caused error: "
 _DISK_IS_FULL = "MISCONF"
 
 
@@ -49,6 +52,16 @@ def never_sent(error: RedisError) -> bool:
 def pool_is_full(error: RedisError) -> bool:
     """Whether it was a place in our own pool that was missing; it says nothing about the server."""
     return isinstance(error, NoConnection) and error.pool_is_full
+
+
+def without_command(error: RedisError) -> RedisError:
+    """The error of a pipeline as the server told it: redis-py quotes the command in it, with its arguments."""
+    _, quoted, told = str(error).rpartition(_QUOTED)
+    if quoted:
+        with contextlib.suppress(ValueError, SyntaxError):
+            told = str(ast.literal_eval(told)[0])  # it writes what was told as a tuple of Python's
+        error.args = (told,)
+    return error
 
 
 def moving(error: RedisError) -> bool:

@@ -212,19 +212,32 @@ async def health(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> Heal
 
     A connection that turns out to be broken is told from a store that is away by asking once more, on another one. A
     cluster is away when none of its primaries answers: one that is lost takes its own sessions with it, and no others.
+
+    Args:
+        redis: a client of its own.
+        keyspace: where is written.
+        deadline_s: of all of it; longer than one command may take, whose end tells that a primary is silent.
     """
+    if not isinstance(redis, Routed):
+        return await _written(redis, keyspace, deadline_s)
+    written, answering = await asyncio.gather(_written(redis, keyspace, deadline_s), _answering(redis, deadline_s))
+    primaries, answer = answering
+    if written == "up" and answer == primaries:
+        return "up"
+    return "refusing" if written != "away" or answer else "away"
+
+
+async def _written(redis: Redis, keyspace: Keyspace, deadline_s: float) -> Health:
     try:
         async with asyncio.timeout(deadline_s):
             try:
                 await _write(redis, keyspace)
             except ConnectionError:
                 await _write(redis, keyspace)
-            if isinstance(redis, Routed):
-                await asyncio.gather(*(primary.time() for primary in await redis.primaries()))
     except (ResponseError, BusyLoadingError, AuthenticationError):
         return "refusing"
     except (RedisError, TimeoutError):
-        return "refusing" if isinstance(redis, Routed) and await _a_part_answers(redis, deadline_s) else "away"
+        return "away"
     return "up"
 
 
@@ -232,11 +245,11 @@ async def _write(redis: Redis, keyspace: Keyspace) -> None:
     await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
 
 
-async def _a_part_answers(redis: Routed, deadline_s: float) -> bool:
-    """Whether any primary of a cluster does."""
+async def _answering(redis: Routed, deadline_s: float) -> tuple[int, int]:
+    """How many primaries there are, and how many of them answer."""
     try:
         async with asyncio.timeout(deadline_s):
-            answers = await asyncio.gather(*(one.time() for one in await redis.primaries()), return_exceptions=True)
+            primaries = len(await redis.primaries())
     except (RedisError, TimeoutError):
-        return False
-    return any(not isinstance(answer, BaseException) for answer in answers)
+        return 1, 0
+    return primaries, await redis.answering(deadline_s)

@@ -21,7 +21,7 @@ from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, TimeoutError
 
-from storage.failures import never_sent, pool_is_full, refused_for_now
+from storage.failures import never_sent, pool_is_full, refused_for_now, without_command
 from storage.topology import Topology
 
 _T = TypeVar("_T")
@@ -81,6 +81,20 @@ class Routed(Redis):
     async def primaries(self) -> list[Redis]:
         """A client for each primary."""
         return await self.topology.primaries()
+
+    async def answering(self, wait_s: float) -> int:
+        """How many primaries answer within that time; who does not is doubted, so that it is looked up anew."""
+        nodes = await self.topology.primaries()
+        asked = {asyncio.ensure_future(node.time()): node for node in nodes}
+        done, silent = await asyncio.wait(asked, timeout=wait_s)
+        for one in silent:
+            one.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
+        answered = {one for one in done if one.exception() is None}
+        for one, node in asked.items():
+            if one not in answered:
+                self.topology.doubt(node)
+        return len(answered)
 
     async def routed(
         self,
@@ -200,7 +214,10 @@ class RoutedPipeline(Pipeline):
     async def _sent(self, commands: list[Any], node: Redis) -> list[Any]:
         async with node.pipeline(self.is_transaction) as batch:
             batch.command_stack = commands
-            return await batch.execute()
+            try:
+                return await batch.execute()
+            except RedisError as error:
+                raise without_command(error) from None
 
 
 async def _sent_asking(commands: list[Any], node: Redis) -> list[Any]:
@@ -208,7 +225,10 @@ async def _sent_asking(commands: list[Any], node: Redis) -> list[Any]:
     async with node.pipeline(transaction=False) as batch:
         asking: Any = (("ASKING",), {})
         batch.command_stack = [one for command in commands for one in (asking, command)]
-        return (await batch.execute())[1::2]
+        try:
+            return (await batch.execute())[1::2]
+        except RedisError as error:
+            raise without_command(error) from None
 
 
 async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:

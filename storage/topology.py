@@ -1,10 +1,10 @@
 """Who the primaries are, as Sentinels or the nodes of a cluster tell.
 
 What is known is used until a call finds that it does not hold for some primary. Then everybody is asked at once, by one
-caller for all that need this primary, and at most every 50 ms; calls to other primaries go on meanwhile. A tenth of a
+look-up for all who need this primary, and at most every 50 ms; calls to other primaries go on meanwhile. A tenth of a
 second after the first answer, or when the deadline is over, who has not answered is done without: some of the addresses
 that were given may be dead, and some may hang. Addresses that were given are asked as well as those that were learned:
-either may all have changed.
+either may all have changed. If nobody can tell, the last primary known is asked all the same.
 
 Of several answers, that of the latest failover counts (Sentinel's epoch), or what most nodes of a cluster say. Whoever
 is named must then show that it is a primary: to Sentinel's clients by ROLE, on every new connection, to a cluster's by
@@ -12,6 +12,7 @@ not saying MOVED.
 """
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Final
@@ -45,7 +46,7 @@ class Topology(ABC):
         self._nodes: dict[Host, Redis] = {}
         self._doubted: set[Redis] = set()
         self._asked_at = float("-inf")
-        self._asking = asyncio.Lock()
+        self._asking: asyncio.Task[None] | None = None
 
     def node(self, host: str, port: int) -> Redis:
         """The client of a node."""
@@ -56,15 +57,18 @@ class Topology(ABC):
     async def primary(self, slot: int) -> Redis:
         """Who answers for a slot; looked up if that is not known, or in doubt.
 
+        If nobody can tell, the last one known is as good as any: it must show that it is a primary, like all others.
+
         Raises:
-            Unreached: nobody could tell.
+            Unreached: nobody could tell, and none is known.
         """
         known = self._known(slot)
         if known is None or known in self._doubted:
-            async with self._asking:
-                known = self._known(slot)
-                if known is None or known in self._doubted:
-                    await self._ask()
+            try:
+                await self._looked_up()
+            except Unreached:
+                if known is None:
+                    raise
             known = self._known(slot)
             if known is None:
                 raise Unreached(f"No node answers for slot {slot}.")
@@ -83,6 +87,13 @@ class Topology(ABC):
     def moved(self, slot: int, host: str, port: int) -> None:
         """A node says that another one answers for a slot now."""
 
+    async def _looked_up(self) -> None:
+        """Waits for the look-up that is under way, or for a new one, whatever comes of it: one serves all who wait."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
+        await asyncio.shield(self._asking)
+
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self._asked_at + _ASK_AGAIN_S - loop.time())
@@ -93,7 +104,8 @@ class Topology(ABC):
         kept = self._all_known()
         for node in self._nodes.values():
             if node not in kept:
-                await node.connection_pool.disconnect(inuse_connections=False)
+                with contextlib.suppress(RedisError, OSError, TimeoutError):  # it may be as dead as it is old
+                    await node.connection_pool.disconnect(inuse_connections=False)
 
     @abstractmethod
     def _known(self, slot: int) -> Redis | None: ...
@@ -106,6 +118,9 @@ class Topology(ABC):
 
     async def aclose(self) -> None:
         """Closes every connection."""
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.wait([self._asking])
         for node in self._nodes.values():
             await node.aclose()
 

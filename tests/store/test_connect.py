@@ -156,17 +156,19 @@ async def test_every_primary_is_looked_at(six_nodes: Cluster) -> None:
 
 async def test_a_primary_that_hangs_is_a_part_of_a_cluster_and_no_more(six_nodes: Cluster) -> None:
     """Also one that does not answer for the namespace's record."""
-    redis = real_redis(six_nodes.url, Deadlines(command_s=0.3))
+    deadlines = Deadlines()
+    redis = real_redis(six_nodes.url, deadlines)
     keyspace = Keyspace("hanging", 64, SECRET)
-    assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "up"
+    look_s = deadlines.command_s + deadlines.connect_s
+    assert await health(redis, keyspace, deadline_s=look_s) == "up"
     record = six_nodes.primary_of(keyspace.config())
     other = next(node for node in six_nodes.nodes[:3] if node is not record)
     other.freeze()
     try:
-        assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "refusing"
+        assert await health(redis, keyspace, deadline_s=look_s) == "refusing"
     finally:
         other.thaw()
-    assert await health(redis, keyspace, deadline_s=DEADLINE_S) == "up"
+    assert await health(redis, keyspace, deadline_s=look_s) == "up"
     await redis.aclose()
 
 

@@ -10,8 +10,8 @@ from redis.asyncio import Redis
 
 from storage.connect import Credential, Deadlines, connect
 from storage.failures import Unreached
-from storage.first_contact import first_contact
-from storage.keys import SessionRef, new_turn_id
+from storage.first_contact import first_contact, health
+from storage.keys import Keyspace, SessionRef, new_turn_id
 from storage.results import Begun, Settled, StoreUnavailable
 from storage.topology import require_primary
 from tests.instruments.ports import reserved_port
@@ -153,6 +153,39 @@ async def test_no_connection_is_made_to_a_primary_that_has_stepped_down(sentinel
     with pytest.raises(Unreached):
         await redis.get("x")
     await redis.aclose()
+
+
+async def test_a_primary_is_used_though_no_sentinel_is_there_to_name_it(sentinels: SentinelSet) -> None:
+    """Not for long: a Sentinel that has stood still for two seconds does nothing for half a minute."""
+    async with opened(url(sentinels), connect_s=0.3) as store:
+        ref = await store.created()
+        for sentinel in sentinels.sentinels:
+            sentinel.freeze()
+        try:
+            store.redis.topology.doubt(await store.redis.topology.primary(0))
+            assert (await store.turns.history(ref, 0)).elements == []
+        finally:
+            for sentinel in sentinels.sentinels:
+                sentinel.thaw()
+
+
+async def test_a_look_notices_that_a_frozen_primary_was_replaced(sentinels: SentinelSet) -> None:
+    """With the deadlines as shipped: a look must not end before the command that tells it."""
+    await asyncio.to_thread(until, lambda: all_are_in_step(sentinels), "replicas in step")
+    deadlines = Deadlines()
+    look_s = deadlines.command_s + deadlines.connect_s
+    redis = connect(url(sentinels), connections_max=1, deadlines=deadlines, sentinel=OF_SENTINELS)
+    keyspace = Keyspace("look", 1, b"sixteen bytes or more")
+    assert await health(redis, keyspace, deadline_s=look_s) == "up"
+    frozen = primary(sentinels)
+    frozen.freeze()
+    try:
+        deadline = time.monotonic() + FAILOVER_S
+        while await health(redis, keyspace, deadline_s=look_s) != "up":
+            assert time.monotonic() < deadline, "the breaker would never close"
+    finally:
+        frozen.thaw()
+        await redis.aclose()
 
 
 async def test_a_killed_primary_is_followed_and_nothing_is_lost(sentinels: SentinelSet) -> None:

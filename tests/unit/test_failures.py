@@ -17,7 +17,15 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from storage.failures import Unreached, in_words, never_sent, pool_is_full, refused_for_now, surely_not_executed
+from storage.failures import (
+    Unreached,
+    in_words,
+    never_sent,
+    pool_is_full,
+    refused_for_now,
+    surely_not_executed,
+    without_command,
+)
 from storage.pool import NoConnection
 
 POOL = NoConnection("No connection available.", pool_is_full=True)
@@ -37,6 +45,16 @@ def test_what_passes_by_itself_was_not_executed(error: RedisError) -> None:
 def test_what_was_never_sent(error: RedisError) -> None:
     assert never_sent(error) and surely_not_executed(error) and not refused_for_now(error)
     assert pool_is_full(error) is (error is POOL)
+
+
+def test_the_error_of_a_pipeline_is_told_without_the_command_that_it_quotes() -> None:
+    told = ResponseError("NOREPLICAS Not enough 'good' replicas to write.")
+    quoted = f"Command # 1 (HSET k f SECRET) of pipeline caused error: {told.args}"
+    error = without_command(ResponseError(quoted))
+    assert str(error) == str(told) and refused_for_now(error)
+    assert str(without_command(ResponseError("ERR odd"))) == "ERR odd"
+    odd = without_command(ResponseError("Command # 2 (GET k) of pipeline caused error: no tuple"))
+    assert str(odd) == "no tuple"
 
 
 @pytest.mark.parametrize("error", [BROKEN, SILENT])
