@@ -1,8 +1,8 @@
 """A storm: many clients on few sessions, while replicas are killed and frozen and the store loses replies or moves.
 
-What is said, and what is done to whom in which order, comes from one seed, which is printed; the timing is the
-machine's own. The storm only causes and records; whether promises were kept is judged by `tests.instruments.history`
-from what clients saw, what the simulator received and what the store holds.
+What is said, and what is done in which order, comes from one seed, which is printed; the timing, and so whom it meets,
+is the machine's own. The storm only causes and records; whether promises were kept is judged by
+`tests.instruments.history` from what clients saw, what the simulator received and what the store holds.
 """
 
 import asyncio
@@ -88,8 +88,8 @@ class Storm:
         self.sessions = [f"storm-{number}" for number in range(plan.sessions)]
         self._upsets = upsets
         # One for each who does something: else what comes of a seed would hang on who came first.
-        self._random, *chances = (random.Random(f"{plan.seed}/{number}") for number in range(4))
-        self._of_replicas, self._of_connections, self._of_store = chances
+        self._random, *chances = (random.Random(f"{plan.seed}/{number}") for number in range(5))
+        self._of_routes, self._of_replicas, self._of_connections, self._of_store = chances
         self._numbers = itertools.count()
         self._standing: list[Replica] = list(fleet.replicas)
         self._over = asyncio.Event()
@@ -100,13 +100,14 @@ class Storm:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http,
             Balancer(lambda: [port_of(replica) for replica in self._standing]) as balancer,
+            asyncio.TaskGroup() as trouble,
         ):
-            trouble = [asyncio.create_task(self._kill_and_freeze())]
+            trouble.create_task(self._kill_and_freeze())
             if self._upsets is None:
-                trouble.append(asyncio.create_task(self._lose_replies()))
+                trouble.create_task(self._lose_replies())
             else:
-                trouble.append(asyncio.create_task(self._cut_connections(self._upsets)))
-                trouble.append(asyncio.create_task(self._upset(self._upsets)))
+                trouble.create_task(self._cut_connections(self._upsets))
+                trouble.create_task(self._upset(self._upsets))
             self._ends_at = time.monotonic() + self.plan.minutes * 60
             if self.plan.sdk:
                 url = f"http://127.0.0.1:{balancer.port}"
@@ -116,7 +117,6 @@ class Storm:
             else:
                 await asyncio.gather(*(self._client(name, http) for name in names))
             self._over.set()
-            await asyncio.gather(*trouble)
         await self._calm()
 
     # Clients.
@@ -141,7 +141,7 @@ class Storm:
             turn = Turn(name, session, mark, text, stream=stream)
             turn.hangs_up = turn.stream and self._random.random() < self.plan.hang_up_share
             for _ in range(3000):
-                if await turn.send(http, self._random.choice(self._standing).url):
+                if await turn.send(http, self._of_routes.choice(self._standing).url):
                     break
                 await asyncio.sleep(0.02)  # nobody listens there: nothing was sent
             self.log.turns.append(turn.seen())

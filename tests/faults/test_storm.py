@@ -75,7 +75,8 @@ async def test_storm_of_killed_and_frozen_replicas_loses_and_doubles_nothing(
     plan = Plan(turns, SEED, least(topology, turns), MINUTES)
     storm, _, records = await blown(tmp_path, topology, plan)
     assert storm.log.outcomes()["complete"] > len(storm.log.turns) / 2
-    assert any(record.state == "dead" for session in records.values() for record in session)
+    if topology == "standalone":  # where a primary is just moving when a replica is killed, no turn may run
+        assert any(record.state == "dead" for session in records.values() for record in session)
 
 
 # What `make test` has no time for.
