@@ -169,7 +169,7 @@ class Storm:
         """One trouble at a time; a killed replica is replaced while the next trouble goes on."""
         replacing: list[asyncio.Task[None]] = []
         chance = self._of_replicas
-        for kind in _rounds(chance, "kills", "freezes", "freezes"):
+        for kind in _rounds(chance, "kills", "freezes"):
             if not await self._pause(chance, 0.2, 0.8):
                 break
             if len(self._standing) < 2:
