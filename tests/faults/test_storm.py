@@ -74,7 +74,9 @@ async def test_storm_of_killed_and_frozen_replicas_loses_and_doubles_nothing(
     turns = TURNS or (200 if topology == "standalone" else 60)
     plan = Plan(turns, SEED, least(topology, turns), MINUTES)
     storm, _, records = await blown(tmp_path, topology, plan)
-    assert storm.log.outcomes()["complete"] > len(storm.log.turns) / 2
+    # For a second of each failover Sentinels name the old primary: how many are refused then is how often they ask.
+    taken = len(storm.log.turns) - storm.log.codes["store_unavailable"]
+    assert storm.log.outcomes()["complete"] > taken / 2
     if topology == "standalone":  # where a primary is just moving when a replica is killed, no turn may run
         assert any(record.state == "dead" for session in records.values() for record in session)
 
