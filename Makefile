@@ -62,9 +62,9 @@ fuzz: $(INSTALLED) ## many more requests made from /openapi.json, sound and bent
 golden: $(INSTALLED) ## play what goes over the wires anew into tests/golden, to be read as a diff (ARGS=tool to choose)
 	$(BIN)/python -m tests.golden $(ARGS)
 
-storm: $(INSTALLED) ## many more turns under killed and frozen replicas (STORM_TURNS=5000 STORM_SEED=1)
-	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) $(BIN)/python -m pytest -m storm --timeout 3600 \
-	  -o faulthandler_timeout=0 -s tests/faults
+storm: $(INSTALLED) ## many more turns while replicas, connections and primaries go (STORM_TURNS=5000 STORM_TOPOLOGY=cluster)
+	STORM_TURNS=$(or $(STORM_TURNS),5000) STORM_SEED=$(STORM_SEED) STORM_TOPOLOGY=$(STORM_TOPOLOGY) \
+	  STORM_MINUTES=$(STORM_MINUTES) $(BIN)/python -m pytest -m storm -o faulthandler_timeout=0 -s tests/faults $(ARGS)
 
 test-clients: $(INSTALLED) ## the clients people use already, against Baton; installs them into .clients (ARGS='-k claude')
 	$(BIN)/python -m pytest -m clients -o faulthandler_timeout=0 tests/clients $(ARGS)

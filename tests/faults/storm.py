@@ -1,52 +1,51 @@
-"""A storm: many clients on few sessions, while replicas are killed and frozen and replies of the store are lost.
+"""A storm: many clients on few sessions, while replicas are killed and frozen and the store loses replies or moves.
 
-Everything random comes from one seed, which is printed; the timing is the machine's own. The storm only causes and
-records; whether promises were kept is judged by `tests.instruments.history` from what clients saw, what the simulator
-received and what Valkey holds.
+What is said, and what is done in which order, comes from one seed, which is printed; the timing, and so whom it meets,
+is the machine's own. The storm only causes and records; whether promises were kept is judged by
+`tests.instruments.history` from what clients saw, what the simulator received and what the store holds.
 """
 
 import asyncio
 import itertools
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 import orjson
 
-from service.resend import was_rewound
-from storage.elements import HEADER_BYTES
-from storage.keys import Keyspace, SessionRef
 from storage.scripts import SCRIPTS
-from storage.turns import Cut
 from tests.faults.sdk_client import AnthropicClient, OpenAiClient, SdkClient
+from tests.faults.store_view import store_view
+from tests.faults.stores import Upsets
 from tests.instruments.balancer import Balancer
-from tests.instruments.history import ClientTurn, Message, Outcome, TurnRecord, marked, text_of
-from tests.instruments.processes import SECRET, Fleet, Replica
+from tests.instruments.history import ClientTurn, Outcome, marked
+from tests.instruments.processes import Fleet, Replica
 
 LEASE_MS = 900
 MODEL = "claude-sonnet-5-5"
 _CLIENT_PATIENCE_S = 30.0
-_VERDICT_STATES = {b"C": "committed", b"A": "aborted", b"D": "dead"}
+_REFUSED_WAIT_S = 0.2
 _UNKNOWN_CODES = {"session_save_unknown", "internal_error"}
 
 
 @dataclass
 class Plan:
-    """How hard it blows: at least this many turns, kills and freezes; it goes on until it had them all.
+    """How hard it blows: at least this many turns, and of each trouble so many; it goes on until it had them all.
 
-    With ``sdk`` the clients are stock SDKs, openai's and anthropic's by turns, behind a balancer, impatient, with their
-    own retries; without, they ask a replica themselves, once.
+    With ``minutes`` it blows for just so long instead. With ``sdk`` the clients are stock SDKs, openai's and
+    anthropic's by turns, behind a balancer, impatient, with their own retries; without, they ask a replica themselves,
+    once.
     """
 
     turns: int
     seed: int
-    kills: int = 2
-    freezes: int = 4
+    least: Mapping[str, int] = field(default_factory=dict)
+    minutes: float = 0.0
     clients: int = 16
     sessions: int = 6
     hang_up_share: float = 0.05
@@ -57,29 +56,40 @@ class Plan:
 
 @dataclass
 class Log:
-    """What the storm saw and did."""
+    """What the storm saw.
+
+    Attributes:
+        turns: as their clients saw them.
+        done: how often it did what: kills, freezes, lost_replies, cuts, failovers, migrations.
+        codes: of errors, as those clients were told who are no SDKs.
+    """
 
     turns: list[ClientTurn] = field(default_factory=list)
-    kills: int = 0
-    freezes: int = 0
-    lost_replies: int = 0
+    done: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str | None] = field(default_factory=Counter)
 
-    def outcomes(self) -> dict[str, int]:
-        counts: dict[str, int] = {}
-        for turn in self.turns:
-            counts[turn.outcome] = counts.get(turn.outcome, 0) + 1
-        return counts
+    def outcomes(self) -> Counter[str]:
+        return Counter(turn.outcome for turn in self.turns)
 
 
 class Storm:
-    """One storm over one fleet."""
+    """One storm over one fleet.
 
-    def __init__(self, fleet: Fleet, plan: Plan) -> None:
+    Args:
+        fleet: whose replicas are killed and frozen.
+        plan: how hard.
+        upsets: of its store; None if replicas reach it through proxies, which lose replies.
+    """
+
+    def __init__(self, fleet: Fleet, plan: Plan, upsets: Upsets | None = None) -> None:
         self.fleet = fleet
         self.plan = plan
         self.log = Log()
         self.sessions = [f"storm-{number}" for number in range(plan.sessions)]
-        self._random = random.Random(plan.seed)
+        self._upsets = upsets
+        # One for each who does something: else what comes of a seed would hang on who came first.
+        self._random, *chances = (random.Random(f"{plan.seed}/{number}") for number in range(5))
+        self._of_routes, self._of_replicas, self._of_connections, self._of_store = chances
         self._numbers = itertools.count()
         self._standing: list[Replica] = list(fleet.replicas)
         self._over = asyncio.Event()
@@ -90,8 +100,15 @@ class Storm:
         async with (
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http,
             Balancer(lambda: [port_of(replica) for replica in self._standing]) as balancer,
+            asyncio.TaskGroup() as trouble,
         ):
-            trouble = [asyncio.create_task(self._kill_and_freeze()), asyncio.create_task(self._lose_replies())]
+            trouble.create_task(self._kill_and_freeze())
+            if self._upsets is None:
+                trouble.create_task(self._lose_replies())
+            else:
+                trouble.create_task(self._cut_connections(self._upsets))
+                trouble.create_task(self._upset(self._upsets))
+            self._ends_at = time.monotonic() + self.plan.minutes * 60
             if self.plan.sdk:
                 url = f"http://127.0.0.1:{balancer.port}"
                 kinds = itertools.cycle((OpenAiClient, AnthropicClient))
@@ -100,7 +117,6 @@ class Storm:
             else:
                 await asyncio.gather(*(self._client(name, http) for name in names))
             self._over.set()
-            await asyncio.gather(*trouble)
         await self._calm()
 
     # Clients.
@@ -125,149 +141,99 @@ class Storm:
             turn = Turn(name, session, mark, text, stream=stream)
             turn.hangs_up = turn.stream and self._random.random() < self.plan.hang_up_share
             for _ in range(3000):
-                if await turn.send(http, self._random.choice(self._standing).url):
+                if await turn.send(http, self._of_routes.choice(self._standing).url):
                     break
                 await asyncio.sleep(0.02)  # nobody listens there: nothing was sent
             self.log.turns.append(turn.seen())
+            self.log.codes[turn.code] += turn.code is not None
+            if turn.code == "store_unavailable":
+                await asyncio.sleep(_REFUSED_WAIT_S)
 
     def _enough(self) -> bool:
         log, plan = self.log, self.plan
-        had = len(log.turns) >= plan.turns and log.kills >= plan.kills and log.freezes >= plan.freezes
+        if plan.minutes:
+            return time.monotonic() >= self._ends_at
+        had = len(log.turns) >= plan.turns and log.done >= Counter(plan.least)
         return had or len(log.turns) >= 20 * plan.turns
 
     # Trouble.
 
-    async def _pause(self, low_s: float, high_s: float) -> bool:
+    async def _pause(self, chance: random.Random, low_s: float, high_s: float) -> bool:
         """Waits a while; False once the storm is over."""
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._random.uniform(low_s, high_s)):
+            async with asyncio.timeout(chance.uniform(low_s, high_s)):
                 await self._over.wait()
         return not self._over.is_set()
 
     async def _kill_and_freeze(self) -> None:
         """One trouble at a time; a killed replica is replaced while the next trouble goes on."""
         replacing: list[asyncio.Task[None]] = []
-        while await self._pause(0.2, 0.8):
+        chance = self._of_replicas
+        for kind in _rounds(chance, "kills", "freezes"):
+            if not await self._pause(chance, 0.2, 0.8):
+                break
             if len(self._standing) < 2:
                 continue
-            victim = self._random.choice(self._standing)
+            victim = chance.choice(self._standing)
             self._standing.remove(victim)
-            if self._random.random() < 0.4:
+            if kind == "kills":
                 victim.kill9()
-                self.log.kills += 1
                 replacing.append(asyncio.create_task(self._replace()))
             else:
                 victim.freeze()
-                self.log.freezes += 1
-                await self._pause(LEASE_MS / 1000 * 0.5, LEASE_MS / 1000 * 2.5)
+                await self._pause(chance, LEASE_MS / 1000 * 0.5, LEASE_MS / 1000 * 2.5)
                 victim.thaw()
                 self._standing.append(victim)
+            self.log.done[kind] += 1
         await asyncio.gather(*replacing)
 
     async def _replace(self) -> None:
-        self._standing.append(await self.fleet.add_replica(redis_stall=True))
+        self._standing.append(await self.fleet.add_replica(redis_stall=self._upsets is None))
 
     async def _lose_replies(self) -> None:
         """Cuts connections to the store after a script ran and before its reply arrived: it will be sent again."""
         shas = {SCRIPTS[verb].sha.encode() for verb in ("begin", "renew", "commit", "abort", "create", "delivered")}
-        while await self._pause(0.05, 0.3):
-            victim = self._random.choice(self._standing)
-            if victim.redis_stall is not None and self._random.random() < self.plan.lost_replies_share * 10:
+        chance = self._of_connections
+        while await self._pause(chance, 0.05, 0.3):
+            victim = chance.choice(self._standing)
+            if victim.redis_stall is not None and chance.random() < self.plan.lost_replies_share * 10:
                 victim.redis_stall.arm(
                     match=lambda argv: argv[0].upper() == b"EVALSHA" and argv[1] in shas, at="reply", action="cut"
                 )
-                self.log.lost_replies += 1
+                self.log.done["lost_replies"] += 1
+
+    async def _cut_connections(self, upsets: Upsets) -> None:
+        """The same from the store's side, whatever is on its way."""
+        while await self._pause(self._of_connections, 0.3, 1.5):
+            await asyncio.to_thread(upsets.cut, self._of_connections)
+            self.log.done["cuts"] += 1
+
+    async def _upset(self, upsets: Upsets) -> None:
+        """One upset of the store at a time."""
+        async with store_view(upsets.url) as view:
+            keys = [view.ref(session).keys[0] for session in self.sessions]
+        for kind in _rounds(self._of_store, *upsets.kinds):
+            if not await self._pause(self._of_store, 0.3, 1.5):
+                return
+            await asyncio.to_thread(upsets.upset, kind, self._of_store, keys)
+            self.log.done[kind] += 1
 
     async def _calm(self) -> None:
         """Until Claude is silent and no lease is left."""
         for _ in range(300):
             running = (await self.fleet.simulator.stats())["running"]
-            async with self.store() as store:
+            async with store_view(self.fleet.store_url) as store:
                 live = [await store.lease_ms(session) for session in self.sessions]
             if running == 0 and not any(live):
                 return
             await asyncio.sleep(0.1)
         raise AssertionError("the storm did not calm down: something still runs or holds a lease")
 
-    # What is left.
 
-    @asynccontextmanager
-    async def store(self) -> AsyncIterator["StoreView"]:
-        """A look at what Valkey holds, past every replica."""
-        import redis.asyncio
-
-        client = redis.asyncio.Redis.from_url(self.fleet.valkey.url)
-        try:
-            yield StoreView(client, Keyspace("baton", 1, SECRET.encode()))
-        finally:
-            await client.aclose()
-
-
-@dataclass
-class StoreView:
-    """Sessions as they lie in Valkey."""
-
-    client: Any
-    keyspace: Keyspace
-    owner: str = "open"
-
-    def ref(self, name: str) -> SessionRef:
-        return self.keyspace.session(self.keyspace.named(self.owner, name), self.owner)
-
-    async def lease_ms(self, name: str) -> int:
-        """What is left of the session's lease by the server's clock."""
-        seconds, micros = await self.client.time()
-        turn, ends = await self.client.hmget(self.ref(name).keys[0], "lt", "lx")
-        return max(0, int(ends or 0) - seconds * 1000 - micros // 1000) if turn else 0
-
-    async def messages(self, name: str) -> list[Message]:
-        raw = await self.client.lrange(self.ref(name).keys[1], 0, -1)
-        parsed = [orjson.loads(element[HEADER_BYTES:]) for element in raw]
-        return [Message(one["role"], text_of(one["content"])) for one in parsed]
-
-    async def records(self, name: str) -> list[TurnRecord]:
-        """Turn records with the verdict that the store holds for each; a turn id never begun has no record.
-
-        A turn that a later one took the place of is ``rewound`` and holds no messages any more.
-        """
-        keys = self.ref(name).keys
-        raw = [orjson.loads(record) for record in await self.client.lrange(keys[2], 0, -1)]
-        verdicts = await self.client.hgetall(keys[3])
-        cuts = [Cut(*map(int, cut.split())) for cut in await self.client.lrange(keys[5], 0, -1)]
-        records = []
-        for number, record in enumerate(raw, start=1):
-            verdict = verdicts.get(record["id"].encode(), b"")
-            state = _VERDICT_STATES.get(verdict[:1], "pending")
-            if verdict:
-                assert int(verdict[1:].removesuffix(b"d")) == number, f"verdict {verdict!r} of turn {number}"
-            start, end = record.get("from", 0), record.get("to", 0)
-            if state == "committed" and was_rewound(number, end, cuts):
-                state, start, end = "rewound", 0, 0
-            records.append(TurnRecord(record["id"], number, state, start, end))
-        return records
-
-    async def invariants(self, name: str) -> list[str]:
-        """What must hold of any session at rest, whatever happened to it."""
-        keys = self.ref(name).keys
-        session = await self.client.hgetall(keys[0])
-        listed = await self.client.llen(keys[1])
-        broken = []
-        if int(session[b"n"]) != listed:
-            broken.append(f"{name}: n={session[b'n']!r}, {listed} messages listed")
-        size = (await self.client.hget(keys[13], self.ref(name).id)).split()
-        parts = await self.client.lrange(keys[1], 0, -1) + await self.client.hvals(keys[7])
-        stored_bytes = sum(map(len, parts))
-        if [int(size[1]), int(size[2])] != [stored_bytes, listed] or int(session[b"b"]) != stored_bytes:
-            broken.append(f"{name}: size record {size}, really {stored_bytes} bytes in {listed} messages")
-        expires = {await self.client.pexpiretime(key) for key in keys[:8]} - {-2}
-        scores = {int(await self.client.zscore(key, self.ref(name).id)) for key in (keys[9], keys[12])}
-        if expires != scores or len(expires) != 1:
-            broken.append(f"{name}: native expiry {expires}, indexes {scores}")
-        committed = [one for one in await self.records(name) if one.state in ("committed", "rewound")]
-        head = committed[-1].turn_id if committed else session[b"nonce"].decode()
-        if session[b"head"].decode() != head:
-            broken.append(f"{name}: head {session[b'head']!r}, last committed {head}")
-        return broken
+def _rounds(chance: random.Random, *kinds: str) -> Iterator[str]:
+    """Each kind as often as it is named, in an order of chance; and again."""
+    while True:
+        yield from chance.sample(kinds, len(kinds))
 
 
 def port_of(replica: Replica) -> int:

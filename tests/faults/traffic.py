@@ -1,8 +1,8 @@
 """Traffic for the failure matrix: clients that take turns in a few sessions, and the verdict on what became of them.
 
 The clients only ask and write down; what must hold is judged by `tests.instruments.history` from what they saw, what
-the simulator received and what Valkey holds. ``FAULTS_TURNS`` says how many turns a row of the matrix takes at least;
-the default is for every run, ``make test-faults`` asks for many more.
+the simulator received and what the store holds. ``FAULTS_TURNS`` says how many turns a row of the matrix takes at
+least; the default is for every run, ``make test-faults`` asks for many more.
 """
 
 import asyncio
@@ -11,15 +11,13 @@ import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import aiohttp
-import redis.asyncio
 
-from storage.keys import Keyspace
-from tests.faults.storm import StoreView, Turn
+from tests.faults.store_view import StoreView, store_view
+from tests.faults.storm import Turn
 from tests.instruments.history import ClientTurn, Message, Received, TurnRecord, check, marked
-from tests.instruments.processes import SECRET, Fleet, Replica
+from tests.instruments.processes import Fleet, Replica
 
 TURNS = int(os.environ.get("FAULTS_TURNS") or 24)
 LEASE_MS = 900
@@ -133,20 +131,16 @@ class Traffic:
 
     async def stored(self) -> Stored:
         """What is stored, once nothing runs any more."""
-        client: Any = redis.asyncio.from_url(self.fleet.valkey.url)
-        try:
-            view = StoreView(client, Keyspace("baton", 1, SECRET.encode()))
+        async with store_view(self.fleet.store_url) as view:
             async with asyncio.timeout(_CALM_S):
                 while await self._busy(view):  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_S)
-            there = [name for name in self.sessions if await client.exists(view.ref(name).keys[0])]
+            there = [name for name in self.sessions if await view.client.exists(view.ref(name).keys[0])]
             return Stored(
                 {name: await view.messages(name) for name in there},
                 {name: await view.records(name) for name in there},
                 [line for name in there for line in await view.invariants(name)],
             )
-        finally:
-            await client.aclose()
 
     async def _busy(self, view: StoreView) -> bool:
         running = (await self.fleet.simulator.stats())["running"]

@@ -255,6 +255,11 @@ class Fleet:
     ) -> None:
         await self._stack.__aexit__(kind, error, traceback)
 
+    @property
+    def store_url(self) -> str:
+        """Of the store that its replicas use: its own Valkey, unless their settings name another."""
+        return self._env.get("BATON_REDIS_URL") or self.valkey.url
+
     async def add_replica(
         self, *, redis_stall: bool = False, http_stall: bool = False, env: Mapping[str, str] | None = None
     ) -> Replica:

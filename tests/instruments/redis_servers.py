@@ -26,6 +26,7 @@ from tests.instruments.tls import Certificates, TlsFront
 START_S = 30.0
 SERVICE = "conversations"
 _NODE_TIMEOUT_MS = 1_500
+_SENTINEL_INFO_MS = 500
 _SLOTS = 16_384
 
 
@@ -261,17 +262,48 @@ class Cluster(_Set):
         def found() -> bool:
             for node in self.nodes:
                 try:
-                    slot = node.command("CLUSTER KEYSLOT", key)
-                    ranges = node.command("CLUSTER SLOTS")
+                    owner[:] = [self._owner(node, key)]
                 except RedisError:
                     continue
-                port = next(head[1] for first, last, head, *_ in ranges if first <= slot <= last)
-                owner[:] = [one for one in self.nodes if one.announced_port == port]
                 return True
             return False
 
         until(found, "a node that answers")
         return owner[0]
+
+    def _owner(self, node: Server, key: str) -> Server:
+        slot = node.command("CLUSTER KEYSLOT", key)
+        ranges = node.command("CLUSTER SLOTS")
+        port = next(head[1] for first, last, head, *_ in ranges if first <= slot <= last)
+        return next(one for one in self.nodes if one.announced_port == port)
+
+    def primaries(self) -> list[Server]:
+        """Who they are now, by their own word."""
+        return [node for node in self.nodes if node.command("ROLE")[0] == b"master"]
+
+    def failover(self, replica: Server) -> None:
+        """Promotes a replica with its primary's help, so that nothing is lost; returns when all are in step again."""
+
+        def promoted() -> bool:
+            return bool(replica.command("ROLE")[0] == b"master")
+
+        replica.command("CLUSTER FAILOVER")
+        until(promoted, f"{replica.name} a primary")
+        for node in self.nodes:
+            until(partial(self._complete, node), f"{node.name} in the cluster")
+
+    def migrate(self, key: str, target: Server) -> None:
+        """Moves the slot of a key to another primary, whole; returns when every node knows of it."""
+        source = self.primary_of(key)
+        slot = source.command("CLUSTER KEYSLOT", key)
+        target_id = target.command("CLUSTER MYID").decode()
+        source.command("CLUSTER MIGRATESLOTS", "SLOTSRANGE", slot, slot, "NODE", target_id)
+
+        def told(node: Server) -> bool:
+            return self._owner(node, key) is target
+
+        for node in self.nodes:
+            until(partial(told, node), f"{node.name} told of slot {slot}")
 
 
 class SentinelSet(_Set):
@@ -344,6 +376,8 @@ class SentinelSet(_Set):
     def wait_for_quorum(self, **credential: Any) -> None:
         """Until every Sentinel knows the others and the replicas, so that a failover can be asked for."""
         for sentinel in self.sentinels:
+            with sentinel.client(**credential) as client:  # it asks who there is every 10 s, if nobody says otherwise
+                client.execute_command("SENTINEL DEBUG", "INFO-PERIOD", _SENTINEL_INFO_MS)
 
             def ready(sentinel: Server = sentinel) -> bool:
                 with sentinel.client(**credential) as client:
@@ -361,3 +395,15 @@ class SentinelSet(_Set):
                 return bool(client.execute_command("SENTINEL FAILOVER", SERVICE, "COORDINATED"))
 
         until(accepted, "failover")
+
+    def primary(self, **credential: Any) -> Server:
+        """Whom the Sentinel that is asked for failovers names."""
+        with self.sentinels[0].client(**credential) as client:
+            port = int(client.execute_command("SENTINEL MASTER", SERVICE)["port"])
+        return next(server for server in self.servers if server.announced_port == port)
+
+    def in_step(self) -> bool:
+        """Whether every other server follows the primary."""
+        primary = self.primary()
+        roles = [server.command("ROLE") for server in self.servers if server is not primary]
+        return all(role[0] == b"slave" and (role[2], role[3]) == (primary.port, b"connected") for role in roles)
