@@ -8,9 +8,11 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# As many tests at once as there are cores, up to four; a module's tests together and in order, since they share
-# processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout, ends the run.
-SPREAD := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+# One test more at once than there are cores, up to four, for many of them wait; a module's tests together and in order,
+# since they share processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout,
+# ends the run.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null | awk '{ print ($$1 < 3) ? $$1 + 1 : 4 }')
+SPREAD := -n $(or $(WORKERS),4) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients bench bench-streams soak lock \
 	clean
