@@ -2,9 +2,9 @@
 
 Claude's Models API lists limits and capabilities. Four things show only in what a model refuses, or does by itself, and
 they stand here, from Anthropic's documentation. A model is found by its id, with or without a date behind it
-(``claude-opus-5-5-20261020`` is ``claude-opus-5-5``). One that is not listed is taken for the newest kind: the strict
-side of each, so that what works today works with it too. Nothing else of an id counts: ``claude-opus-5-6`` will not be
-a kind of ``claude-opus-5``.
+(``claude-opus-5-5-20261020`` is ``claude-opus-5-5``). Of one that is not listed as little as possible is assumed: no
+forced calls, no system messages, thinking bound to its prefix; whether it always thinks it tells by its refusal.
+Nothing else of an id counts: ``claude-opus-5-6`` will not be a kind of ``claude-opus-5``.
 """
 
 import re
