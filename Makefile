@@ -74,14 +74,13 @@ test-clients: $(INSTALLED) ## the clients people use already, against Baton; ins
 bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, what translation adds, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
-lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
 bench-streams: $(INSTALLED) ## a thousand paced streams at once on one core: how late events come (ARGS='--streams 500')
 	$(BIN)/python -m bench.streams $(ARGS)
 
 soak: $(INSTALLED) ## turns for minutes, then what they leave: memory, descriptors, connections, keys (MINUTES=5)
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),5) $(ARGS)
 
-lock: ## renew requirements/*.txt from pyproject.toml (needs uv)
+lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clients (needs uv and npm)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \

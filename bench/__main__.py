@@ -31,7 +31,7 @@ from bench import capacity
 from bench.fake import BURST_DELTAS, PACED_DELTAS
 from bench.processes import Load, Process, load, running
 from bench.store import Store
-from service.access import principal
+from service.access import OPEN_PRINCIPAL
 from storage.embedded import EmbeddedValkey
 
 _NAMESPACE: Final = "bench"
@@ -137,7 +137,16 @@ async def processes(valkey_url: str, secret: str, folder: Path) -> AsyncIterator
     """The fake, the floor, Baton and the load generator."""
     async with contextlib.AsyncExitStack() as stack:
         fake = await stack.enter_async_context(running([sys.executable, "-m", "bench.fake"], folder / "fake.log"))
-        floor_argv = [sys.executable, "-m", "bench.floor", valkey_url, _NAMESPACE, secret, str(fake.port), principal()]
+        floor_argv = [
+            sys.executable,
+            "-m",
+            "bench.floor",
+            valkey_url,
+            _NAMESPACE,
+            secret,
+            str(fake.port),
+            OPEN_PRINCIPAL,
+        ]
         floor = await stack.enter_async_context(running(floor_argv, folder / "floor.log"))
         baton = await stack.enter_async_context(baton_serve(valkey_url, secret, fake.port, folder / "baton.log"))
         generator = await stack.enter_async_context(load([sys.executable, "-m", "bench.load"]))
@@ -162,7 +171,7 @@ def baton_serve(
 async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
     """Everything, printed as it comes."""
     secret = secrets.token_hex(16)
-    store = Store(valkey_url, _NAMESPACE, secret, principal())
+    store = Store(valkey_url, _NAMESPACE, secret, OPEN_PRINCIPAL)
     await store.open()
     async with contextlib.aclosing(store), processes(valkey_url, secret, folder) as (generator, targets):
         bench = Bench(store, generator, targets)
@@ -203,7 +212,7 @@ async def _print_translation(bench: Bench, repeats: int) -> None:
 
 
 async def _print_server_times(valkey_url: str, secret: str, *, quick: bool) -> None:
-    store = Store(valkey_url, _NAMESPACE, secret, principal())
+    store = Store(valkey_url, _NAMESPACE, secret, OPEN_PRINCIPAL)
     async with contextlib.aclosing(store):
         times = await store.server_times(_LENGTHS, sessions=4 if quick else 10, rounds=10 if quick else 25)
     short, long = (times[length] for length in _LENGTHS)

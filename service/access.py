@@ -5,9 +5,11 @@ That is why settings.py lets such a replica listen on loopback only, unless told
 
 from typing import Final
 
+from starlette.types import Scope
+
 OPEN_PRINCIPAL: Final = "open"
 
 
-def principal() -> str:
+def principal(scope: Scope) -> str:
     """The principal of a request; owns the sessions that it creates."""
     return OPEN_PRINCIPAL

@@ -59,7 +59,7 @@ class CountTokens:
             raise BatonError("invalid_value", "The body must be a JSON object.")
         address = addressing.of_request(
             parts.store.sessions.keyspace,
-            access.principal(),
+            access.principal(scope),
             in_body=None,
             in_header=header(scope, b"x-session-id"),
             mode=header(scope, b"x-session-mode"),

@@ -123,7 +123,7 @@ class TurnEndpoint:
     def _address(self, scope: Scope, in_body: str | None, key: str | None) -> Address | None:
         return addressing.of_request(
             self._parts.store.sessions.keyspace,
-            access.principal(),
+            access.principal(scope),
             in_body=in_body,
             in_header=header(scope, b"x-session-id"),
             mode=header(scope, b"x-session-mode"),
@@ -148,7 +148,12 @@ class TurnEndpoint:
                 deadline_s=parts.rules.deadline_s,
             )
         same = idempotency.request_of(
-            scope, key, principal=access.principal(), dialect=self._dialect.name, session_id=address.ref.id, body=body
+            scope,
+            key,
+            principal=access.principal(scope),
+            dialect=self._dialect.name,
+            session_id=address.ref.id,
+            body=body,
         )
         return Turn(
             parts.claude,

@@ -59,7 +59,7 @@ class SessionRoutes:
             ttl_default_s=self.settings.session_ttl_s,
             now_ms=int(time.time() * 1000),
         )
-        owner, keyspace = access.principal(), self.sessions.keyspace
+        owner, keyspace = access.principal(request.scope), self.sessions.keyspace
         if asked.name:
             ref = addressing.named(keyspace, owner, asked.name, param="name")
         else:
@@ -90,7 +90,7 @@ class SessionRoutes:
 
     async def listed(self, request: Request) -> Response:
         """``GET /v1/sessions?limit&cursor&title_prefix&metadata[key]``: the caller's, last accessed first."""
-        asked, owner, now_s = listing.query(request), access.principal(), int(time.time())
+        asked, owner, now_s = listing.query(request), access.principal(request.scope), int(time.time())
         after = None
         if asked.cursor is not None:
             after = self.cursors.read(asked.cursor, owner, asked.filters, now_s=now_s)
@@ -111,7 +111,7 @@ class SessionRoutes:
         Ends are counted once, when they happen: a session that expired counts as expired from that moment, and in
         ``total_sessions`` until it is swept.
         """
-        counts = await stored(self.index.counts(access.principal()))
+        counts = await stored(self.index.counts(access.principal(request.scope)))
         body = {
             "total_sessions": counts.total,
             "active_sessions": counts.total - counts.expired_unswept,
@@ -185,7 +185,7 @@ class SessionRoutes:
         same = idempotency.request_of(
             request.scope,
             idempotency.key_of(request.scope),
-            principal=access.principal(),
+            principal=access.principal(request.scope),
             dialect="append",
             session_id=ref.id,
             body=raw,

@@ -16,7 +16,7 @@ def named_by(request: Request, sessions: Sessions) -> SessionRef:
     Raises:
         BatonError: invalid_session_id or session_not_found.
     """
-    return addressing.resolve(sessions.keyspace, access.principal(), request.path_params["session"]).ref
+    return addressing.resolve(sessions.keyspace, access.principal(request.scope), request.path_params["session"]).ref
 
 
 async def looked_at(request: Request, sessions: Sessions) -> tuple[SessionRef, Snapshot]:
