@@ -91,6 +91,7 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
+        telemetry.BODIES_REFUSED["late"].inc()
         late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
         raise BodyUnread("body_timeout", late) from None
 
@@ -103,6 +104,7 @@ class BodyUnread(BatonError):
 
 
 def _too_large(bytes_max: int) -> BatonError:
+    telemetry.BODIES_REFUSED["too_large"].inc()
     return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
 
 
@@ -203,6 +205,11 @@ class Bodies:
         self._arriving: set[asyncio.Timeout] = set()
         self._draining = False
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies at this moment."""
+        return self._held_bytes
+
     def drain(self) -> None:
         """From now on a body is either there or refused."""
         self._draining = True
@@ -225,6 +232,7 @@ class Bodies:
             whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             if self._held_bytes + size > self._bytes_max:
+                telemetry.BODIES_REFUSED["full"].inc()
                 full = "This replica holds all the request bodies it may; try again."
                 raise BodyUnread("overloaded", full, retry_after_s=1)
             held_bytes += size
@@ -297,7 +305,7 @@ class Edge:
 
         started = time.perf_counter()
         unread = False
-        with telemetry.request(request_id):
+        with telemetry.request(request_id), telemetry.REQUESTS_RUNNING.track_inprogress():
             try:
                 with self._bodies.counted(receive) as hear:
                     await self._app(scope, hear, tell)
@@ -306,9 +314,11 @@ class Edge:
             except asyncio.CancelledError:  # by uvicorn, which has no more time for it
                 if status:
                     raise
+                telemetry.error_told(scope, "draining")
                 await _answer(scope, tell, draining(), request_id)
             except Exception as error:
                 told = _told(error)
+                telemetry.error_told(scope, told.code)
                 if status == 0:
                     unread = isinstance(told, BodyUnread)
                     await _answer(scope, tell, told, request_id, is_end=not unread)

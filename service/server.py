@@ -18,7 +18,7 @@ from secrets import token_hex
 
 import uvicorn
 
-from service import telemetry
+from service import logs, telemetry
 from service.app import Application, build
 from service.http_protocol import Limits, http_protocol
 from service.settings import EX_CONFIG, Settings
@@ -75,7 +75,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Runs one replica until it is told to stop; returns the exit code. Call it from the main thread."""
-    telemetry.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         listening = _bound(settings.host.strip("[]"), settings.port)
     except OSError as error:
