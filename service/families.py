@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.metrics import MetricWrapperBase
 
 _Value = TypeVar("_Value", bound=str)
@@ -45,6 +45,7 @@ class Metric:
         return [self.name]
 
 
+disable_created_metrics()  # type: ignore[no-untyped-call]  # when each series began: as many series again
 REGISTRY = CollectorRegistry()
 METRICS: Final[dict[str, Metric]] = {}
 _NO_LABELS: Final[_Labels] = {}
