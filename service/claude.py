@@ -16,6 +16,7 @@ stands for a status, and is sent again where that status would be.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
@@ -37,6 +38,7 @@ _RETRY_WAIT_S_MAX: Final = 5.0
 _LAST: Final = ("message_stop", "error")
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_CLAUDES_ID: Final = re.compile(r"req_[A-Za-z0-9]{1,64}")
 _Part = TypeVar("_Part")
 
 
@@ -263,7 +265,9 @@ def _failure(error: anthropic.AnthropicError) -> _Failure:
         return _Failure(BatonError("upstream_unavailable", "Claude could not be reached."), retry=True)
     status = error.status_code
     headers = error.response.headers
-    telemetry.log.info("claude_refused", status=status, claude_request_id=headers.get("request-id"))
+    said_id = headers.get("request-id", "")
+    known = said_id if _CLAUDES_ID.fullmatch(said_id) else None  # another may be anything, of the request too
+    telemetry.log.info("claude_refused", status=status, claude_request_id=known)
     told = claude_errors.told(status, error.response.content)
     told.retry_after_s = _retry_after_s(headers)
     return _Failure(told, retry=_may_succeed(status, told))

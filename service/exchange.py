@@ -12,6 +12,7 @@ bounded size: a slow reader slows Claude down, not us.
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from service.transcript import Answer
 from storage.keys import new_turn_id
 
 _HANDOVER_BYTES_MAX: Final = 256 * 1024
+_CLAUDES_NAME: Final = re.compile(r"claude-[a-z0-9.-]{1,60}")
 _SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
 
 OnDisconnect = Literal["cancel", "continue"]
@@ -263,8 +265,7 @@ class Exchange:
             "turn",
             turn=self.id,
             outcome=error.code if error is not None else "complete",
-            # As Claude named it: what a caller asked for may be any text.
-            model=self.answer.message.get("model"),
+            model=_model_of(self.answer),
             streamed=self._streamed,
             duration_ms=_ms(duration_s),
             first_event_ms=_ms(self.first_event_s),
@@ -352,6 +353,12 @@ class Exchange:
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         """Whatever must be certain before the caller is told; returns what it is told."""
         return failure
+
+
+def _model_of(answer: Answer) -> str | None:
+    """The model as Claude named it; any other name may be a text of the caller's that a gateway tells again."""
+    named = answer.message.get("model")
+    return named if named is None or _CLAUDES_NAME.fullmatch(named) else "other"
 
 
 def _ms(duration_s: float | None) -> float | None:

@@ -103,10 +103,12 @@ def _declared(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMappin
         for name in unknown:
             del event[name]
         event["undeclared"] = " ".join(sorted(unknown))
-    for name, value in event.items():
-        if type(value) is str and name != "exception":
+    for name, value in list(event.items()):
+        if value is None:
+            del event[name]
+        elif type(value) is str and name != "exception":
             event[name] = safe(value)
-        elif value is not None and type(value) not in (str, int, float, bool):
+        elif type(value) not in (str, int, float, bool):
             event[name] = safe(str(value))
     return event
 
