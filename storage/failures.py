@@ -26,7 +26,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from storage.pool import NoConnection
+from storage.pool import NoConnection, Unwanted
 
 _NO_REPLICAS = "NOREPLICAS"
 _QUOTED = " of pipeline caused error: "
@@ -45,13 +45,13 @@ def surely_not_executed(error: RedisError) -> bool:
 
 
 def never_sent(error: RedisError) -> bool:
-    """Whether no connection was there to send anything on."""
-    return isinstance(error, Unreached | NoConnection)
+    """Whether no connection was there to send anything on, or nobody who still wanted it."""
+    return isinstance(error, Unreached | NoConnection | Unwanted)
 
 
-def pool_is_full(error: RedisError) -> bool:
-    """Whether it was a place in our own pool that was missing; it says nothing about the server."""
-    return isinstance(error, NoConnection) and error.pool_is_full
+def of_our_own(error: RedisError) -> bool:
+    """Whether it was our own pool that was full, or our own caller who has gone: it says nothing about the server."""
+    return isinstance(error, Unwanted) or (isinstance(error, NoConnection) and error.pool_is_full)
 
 
 def without_command(error: RedisError) -> RedisError:

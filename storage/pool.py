@@ -3,13 +3,17 @@
 A call that finds all of them in use waits for one. If it waits in vain, the others tell why: where the server answered
 one of them meanwhile, there are too few connections for the work; where it answered none, it is the store that is away.
 
+A call may have to wait for its connection until nobody wants it any more: it is asked for once more before it is given
+one, and what is given a connection is written at once (`WANTED`).
+
 A connection that was reset while it was idle is told as what it is. redis-py writes to it all the same, and event loops
 answer that with errors of their own: RuntimeError (uvloop), TypeError, AttributeError (redis-py issue 4287).
 """
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from contextvars import ContextVar
+from typing import Any, Final, cast
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection
@@ -17,6 +21,15 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionEr
 
 _ANSWERS = (AuthenticationError, BusyLoadingError)  # which redis-py counts among errors of connections
 _WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
+
+
+WANTED: Final[ContextVar[Callable[[], bool]]] = ContextVar("wanted", default=lambda: True)
+"""Whether what is done here is still wanted. In a context variable, since redis-py lies between those who know it
+(scripts.py) and the place where it has to be asked: behind every wait, before the first byte."""
+
+
+class Unwanted(ConnectionError):
+    """By the time it could be sent nobody wanted it any more; so it was not."""
 
 
 class NoConnection(ConnectionError):
@@ -68,7 +81,15 @@ class Pool(BlockingConnectionPool):
 
         Raises:
             NoConnection: none within the pool's wait, or none can be made.
+            Unwanted: there is one, and nobody who wants to use it.
         """
+        connection = await self._made(*args, **options)
+        if not WANTED.get()():
+            await super().release(connection)
+            raise Unwanted("nobody wants it any more")
+        return connection
+
+    async def _made(self, *args: Any, **options: Any) -> AbstractConnection:
         asked_at = time.monotonic()
         try:
             try:

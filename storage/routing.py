@@ -21,7 +21,7 @@ from redis.asyncio.connection import Connection
 from redis.crc import key_slot
 from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, TimeoutError
 
-from storage.failures import never_sent, pool_is_full, refused_for_now, without_command
+from storage.failures import never_sent, of_our_own, refused_for_now, without_command
 from storage.topology import Topology
 
 _T = TypeVar("_T")
@@ -121,7 +121,7 @@ class Routed(Redis):
                 return await self._at(node, slot, send, send_asking)
             except (ConnectionError, TimeoutError) as error:
                 # What was never sent goes to whoever has taken over, if that is known by now.
-                if again or pool_is_full(error) or not never_sent(error):
+                if again or of_our_own(error) or not never_sent(error):
                     raise
             except RedisError as error:
                 if not refused_for_now(error) or (again and loop.time() >= until):
@@ -155,7 +155,7 @@ class Routed(Redis):
 
     def note(self, node: Redis, error: RedisError) -> None:
         """Doubts a node that does not answer as a primary."""
-        lost = isinstance(error, ConnectionError | TimeoutError) and not pool_is_full(error)
+        lost = isinstance(error, ConnectionError | TimeoutError) and not of_our_own(error)
         if lost or refused_for_now(error):
             self.topology.doubt(node)
 
@@ -199,7 +199,7 @@ class RoutedPipeline(Pipeline):
             return await self._sent(commands, node)
         except RedisError as error:
             self._routed.note(node, error)
-            if pool_is_full(error) or not (refused_for_now(error) or never_sent(error)):
+            if of_our_own(error) or not (refused_for_now(error) or never_sent(error)):
                 raise
         by_slot = [[at for at, one in enumerate(slots) if one == slot] for slot in dict.fromkeys(slots)]
         answers = await _all(

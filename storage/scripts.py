@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
-from storage.pool import NoConnection
+from storage.pool import WANTED, NoConnection
 from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
@@ -85,13 +85,15 @@ async def answered(
         budget_s: for everything together.
         wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
             that is reported at once. While slots move it is asked again in any case.
-        wanted: asked before it is asked again; what nobody wants any more is not.
+        wanted: asked each time before anything is sent, behind every wait for a connection or for who is the primary;
+            what nobody wants any more is not sent.
 
     Raises:
         StoreBusy: all connections were in use for as long as they are waited for.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
+    asked_for = WANTED.set(wanted)
     try:
         async with asyncio.timeout(budget_s) as budget:
             for attempt in range(10_000):
@@ -111,6 +113,8 @@ async def answered(
     except (RedisError, builtins.TimeoutError) as error:
         busy = isinstance(error, NoConnection) and error.server_answers
         raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+    finally:
+        WANTED.reset(asked_for)
     raise AssertionError("the budget ends before the attempts do")
 
 

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -90,7 +91,8 @@ class Topology(ABC):
     async def _looked_up(self) -> None:
         """Waits for the look-up that is under way, or for a new one, whatever comes of it: one serves all who wait."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            # In a context of its own: it goes on, whatever becomes of who asked for it (pool.WANTED).
+            self._asking = asyncio.create_task(self._ask(), context=Context())
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
         await asyncio.shield(self._asking)
 

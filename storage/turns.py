@@ -223,7 +223,7 @@ class Turns:
             request: which one it is.
             streamed: whether its answer will be logged as it comes.
             expected: the head that the session must have; ``unused`` for one that was created by a turn and holds none.
-            wanted: asked before it is sent again, where its reply was lost.
+            wanted: asked each time before it is sent, see `scripts.answered`.
         """
         of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
         args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
