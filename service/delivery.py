@@ -3,8 +3,9 @@
 A client library that lost the connection sends its request again. Was the answer delivered, that is a new turn; was it
 not, it is the same one (scripts/begin.lua). Bytes that were written to an open connection may still never be read: a
 client that gave up a moment ago closes its end, and that is seen a moment later: as late as its machine lets it run
-again. So an answer counts as delivered if its connection is still open five seconds after the last byte. Where that is doubtful (the client closed it, because it
-was done or because it had given up) nothing is noted: a retry then gets the same answer again, which is never wrong.
+again. So an answer counts as delivered if its connection is still open five seconds after the last byte. Where that is
+doubtful (the client closed it, because it was done or because it had given up) nothing is noted: a retry then gets the
+same answer again, which is never wrong.
 
 Off the path of the answer; what is not noted when the replica ends stays undelivered.
 """

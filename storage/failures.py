@@ -54,6 +54,11 @@ def of_our_own(error: RedisError) -> bool:
     return isinstance(error, Unwanted) or (isinstance(error, NoConnection) and error.pool_is_full)
 
 
+def silent(error: RedisError) -> bool:
+    """Whether a server let us wait in vain, for an answer or for a connection."""
+    return isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
+
+
 def without_command(error: RedisError) -> RedisError:
     """The error of a pipeline as the server told it: redis-py quotes the command in it, with its arguments."""
     _, quoted, told = str(error).rpartition(_QUOTED)
@@ -65,13 +70,13 @@ def without_command(error: RedisError) -> RedisError:
 
 
 def moving(error: RedisError) -> bool:
-    """Whether the slot is on its way to another node, or to a new primary; that is over within seconds."""
-    return isinstance(error, AskError | ClusterDownError | TryAgainError)
+    """Whether the slot is on its way to another node; that is over within seconds."""
+    return isinstance(error, AskError | TryAgainError)
 
 
 def refused_for_now(error: RedisError) -> bool:
     """Whether a running server will not do this just now: a failover, a move of slots, too few replicas."""
-    if moving(error) or isinstance(error, ReadOnlyError):
+    if moving(error) or isinstance(error, ReadOnlyError | ClusterDownError):
         return True
     return isinstance(error, ResponseError) and str(error).startswith(_NO_REPLICAS)
 

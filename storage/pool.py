@@ -4,7 +4,7 @@ A call that finds all of them in use waits for one. If it waits in vain, the oth
 one of them meanwhile, there are too few connections for the work; where it answered none, it is the store that is away.
 
 A call may have to wait for its connection until nobody wants it any more: it is asked for once more before it is given
-one, and what is given a connection is written at once (`WANTED`).
+one, and what is given a connection is written at once (`CALL`).
 
 A connection that was reset while it was idle is told as what it is. redis-py writes to it all the same, and event loops
 answer that with errors of their own: RuntimeError (uvloop), TypeError, AttributeError (redis-py issue 4287).
@@ -23,9 +23,30 @@ _ANSWERS = (AuthenticationError, BusyLoadingError)  # which redis-py counts amon
 _WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
 
 
-WANTED: Final[ContextVar[Callable[[], bool]]] = ContextVar("wanted", default=lambda: True)
-"""Whether what is done here is still wanted. In a context variable, since redis-py lies between those who know it
-(scripts.py) and the place where it has to be asked: behind every wait, before the first byte."""
+class Call:
+    """A call on its way to its connection.
+
+    Args:
+        wanted: whether somebody still wants it.
+
+    Attributes:
+        sent: it may have been, and was not refused since.
+    """
+
+    def __init__(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        self.wanted = wanted
+        self.sent = False
+
+
+CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
+"""The call that is made here. In a context variable, since redis-py lies between those who make it (scripts.py) and the
+place where it counts: behind every wait, before the first byte."""
+
+
+def refused_call() -> None:
+    """Notes that what was sent was refused: until it is sent again it has surely not been executed."""
+    if (call := CALL.get()) is not None:
+        call.sent = False
 
 
 class Unwanted(ConnectionError):
@@ -84,9 +105,11 @@ class Pool(BlockingConnectionPool):
             Unwanted: there is one, and nobody who wants to use it.
         """
         connection = await self._made(*args, **options)
-        if not WANTED.get()():
-            await super().release(connection)
-            raise Unwanted("nobody wants it any more")
+        if (call := CALL.get()) is not None:
+            if not call.wanted():
+                await super().release(connection)
+                raise Unwanted("nobody wants it any more")
+            call.sent = True
         return connection
 
     async def _made(self, *args: Any, **options: Any) -> AbstractConnection:
