@@ -3,8 +3,8 @@
 A call that finds all of them in use waits for one. If it waits in vain, the others tell why: where the server answered
 one of them meanwhile, there are too few connections for the work; where it answered none, it is the store that is away.
 
-A call may have to wait for its connection until nobody wants it any more: it is asked for once more before it is given
-one, and what is given a connection is written at once (`CALL`).
+A call may have to wait for its connection until nobody wants it any more. Who wants it is asked when there is one, and
+once more before the first byte (`CALL`): redis-py writes in a task of its own, and a process may be stopped before it.
 
 A connection that was reset while it was idle is told as what it is. redis-py writes to it all the same, and event loops
 answer that with errors of their own: RuntimeError (uvloop), TypeError, AttributeError (redis-py issue 4287).
@@ -68,9 +68,13 @@ class NoConnection(ConnectionError):
 
 
 class _LooksFirst(AbstractConnection):
-    """Looks whether the connection is still there; between that and the write nothing else can happen."""
+    """Looks whether it is still there, and who wants it used; between that and the write nothing else can happen."""
 
     async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        if (call := CALL.get()) is not None:
+            if not call.wanted():
+                raise Unwanted("nobody wants it any more")
+            call.sent = True
         if self._writer is None or self._writer.transport.is_closing():
             raise ConnectionError("the connection was closed while it was idle")
         await super()._send_packed_command(command)
@@ -106,10 +110,10 @@ class Pool(BlockingConnectionPool):
         """
         connection = await self._made(*args, **options)
         if (call := CALL.get()) is not None:
-            if not call.wanted():
+            call.sent = False  # but for what made the connection
+            if not call.wanted():  # as below, but there it costs the connection
                 await super().release(connection)
                 raise Unwanted("nobody wants it any more")
-            call.sent = True
         return connection
 
     async def _made(self, *args: Any, **options: Any) -> AbstractConnection:

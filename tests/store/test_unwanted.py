@@ -23,7 +23,7 @@ BUCKETS = 64
 
 
 class Caller:
-    """Wants it the first ``times`` that it is asked, or until it leaves."""
+    """Wants it the first ``times`` that it is asked, or until it leaves; it is asked twice for what is sent once."""
 
     def __init__(self, times: int = 1_000) -> None:
         self._times = times
@@ -82,7 +82,9 @@ async def test_a_begin_is_not_sent_on_to_where_its_slot_has_moved(six_nodes: Clu
     home = await topology.primary(slot)
     other = next(one for one in await store.primaries() if one is not home)
     topology.moved(slot, *(other.connection_pool.connection_kwargs[name] for name in ("host", "port")))
-    caller = Caller(times=1)
+    for primary in await store.primaries():
+        await primary.ping()  # making a connection asks, too
+    caller = Caller(times=2)
     with pytest.raises(StoreUnavailable, match="Unwanted") as caught:
         await store.begin(ref, new_turn_id(), wanted=caller)
     assert caught.value.outcome_unknown is False
@@ -116,13 +118,24 @@ async def test_a_begin_is_not_sent_if_its_caller_left_while_it_waited_for_a_conn
     await store.redis.aclose()
 
 
+async def test_a_begin_is_not_sent_if_its_caller_left_just_before_the_first_byte(few: Callable[[str], Store]) -> None:
+    """The connection is there, and the task that writes has not run yet."""
+    store = few("byte")
+    ref = await store.created()
+    with pytest.raises(StoreUnavailable, match="Unwanted") as caught:
+        await store.begin(ref, new_turn_id(), wanted=Caller(times=1))
+    assert caught.value.outcome_unknown is False
+    assert await store.turns.count(ref) == 0
+    await store.redis.aclose()
+
+
 async def test_a_begin_is_not_sent_again_with_its_source(few: Callable[[str], Store]) -> None:
     """A server that was restarted, or has become the primary, does not know the script."""
     store = few("source")
     ref = await store.created()
     await store.redis.script_flush()
     with pytest.raises(StoreUnavailable, match="Unwanted") as caught:
-        await store.begin(ref, new_turn_id(), wanted=Caller(times=1))
+        await store.begin(ref, new_turn_id(), wanted=Caller(times=2))
     assert caught.value.outcome_unknown is False
     assert await store.turns.count(ref) == 0
     await store.redis.aclose()
