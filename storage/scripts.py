@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
-from storage.pool import NoConnection
+from storage.pool import CALL, Call, NoConnection, refused_call
 from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
@@ -86,6 +86,7 @@ async def answered(
     *,
     budget_s: float,
     wait_for_server: bool = False,
+    wait_for_writes: bool = False,
     wanted: Callable[[], bool] = lambda: True,
 ) -> _T:
     """What the store answers; it is asked again while it may have been asked in vain and ``budget_s`` is not used up.
@@ -95,23 +96,31 @@ async def answered(
         budget_s: for everything together.
         wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
             that is reported at once. While slots move it is asked again in any case.
-        wanted: asked before it is asked again; what nobody wants any more is not.
+        wait_for_writes: ask again while Redis cannot take writes for now.
+        wanted: asked each time before anything is sent, behind every wait for a connection or for who is the primary;
+            what nobody wants any more is not sent.
 
     Raises:
         StoreBusy: all connections were in use for as long as they are waited for.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
+    waits = wait_for_server or wait_for_writes
+    call = Call(wanted)
+    outer = CALL.set(call)
     try:
         async with asyncio.timeout(budget_s) as budget:
             for attempt in range(10_000):
-                before, unknown = unknown, True  # until this attempt tells
+                before, call.sent = unknown, False
                 try:
                     return await ask()
+                except asyncio.CancelledError:  # that is how the budget ends
+                    unknown = before or call.sent
+                    raise
                 except RedisError as error:
                     unknown = before or not surely_not_executed(error)
                     lost = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
-                    if not lost and not moving(error) and not (wait_for_server and takes_no_writes(error)):
+                    if not lost and not moving(error) and not (waits and takes_no_writes(error)):
                         raise
                     if budget.expired():  # asyncio.wait_for of Python 3.11, which redis-py uses, may swallow that
                         raise
@@ -121,6 +130,8 @@ async def answered(
     except (RedisError, builtins.TimeoutError) as error:
         busy = isinstance(error, NoConnection) and error.server_answers
         raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+    finally:
+        CALL.reset(outer)
     raise AssertionError("the budget ends before the attempts do")
 
 
@@ -149,6 +160,7 @@ class ScriptRunner:
         *,
         budget_s: float,
         wait_for_server: bool = False,
+        wait_for_writes: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Reply:
         """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
@@ -160,6 +172,7 @@ class ScriptRunner:
                 lambda: self._send(script, keys, args),
                 budget_s=budget_s,
                 wait_for_server=wait_for_server,
+                wait_for_writes=wait_for_writes,
                 wanted=wanted,
             ),
         )
@@ -183,5 +196,6 @@ class ScriptRunner:
         try:
             reply = await self._redis.evalsha(script.sha, len(keys), *keys, *args)
         except NoScriptError:
+            refused_call()
             reply = await self._redis.eval(script.source, len(keys), *keys, *args)
         return cast(Reply, reply)

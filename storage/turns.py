@@ -226,7 +226,7 @@ class Turns:
             request: which one it is.
             streamed: whether its answer will be logged as it comes.
             expected: the head that the session must have; ``unused`` for one that was created by a turn and holds none.
-            wanted: asked before it is sent again, where its reply was lost.
+            wanted: asked each time before it is sent, see `scripts.answered`.
         """
         of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
         args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
@@ -402,12 +402,14 @@ class Turns:
             mode: who asks.
             end: the last frames of a streamed answer: what the caller is told.
             budget_s: how long it is tried while no server can be reached, too; by default as a commit's outcome is
-                looked for, and only while a server can be reached.
+                looked for, and only while a server can be reached. One that takes no writes for now is waited for.
         """
         args = (ref.id, turn_id, mode, *end.args())
         patient = budget_s is not None
         budget_s = self._settle_budget_s if budget_s is None else budget_s
-        reply = await self._scripts.run("abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient)
+        reply = await self._scripts.run(
+            "abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient, wait_for_writes=True
+        )
         return read_abort(reply)
 
 
