@@ -28,6 +28,7 @@ pytestmark = pytest.mark.anyio
 
 AT_ONCE = {"BATON_DRAIN_NOTICE_S": "0"}
 AT_ONCE_S = 1.0
+STORE_S = 5.0  # an embedded store has this long to end
 HURRIED_S = 4.5  # and half a second for a busy machine
 CONTINUE = {"X-Session-On-Disconnect": "continue"}
 TURN = b'{"messages":[{"role":"user","content":"Count to 2"}]}'
@@ -311,7 +312,7 @@ async def test_an_embedded_store_ends_after_everything_is_stored(
         await stream.words(2)
         replica.terminate()
         assert ended_in_error(await stream.rest())["code"] == "turn_interrupted"
-    assert await replica.wait() == 0
+    assert await replica.wait(MARGIN_S + STORE_S) == 0
     again = Caller(http, (await fleet.add_replica(env=env)).url)
     assert (await again.messages(name))[1]["content"][0]["text"] == text_of(stream.frames)
     assert (await again.chat("How many messages?", name, headers=REJECT)).text.endswith("holds 3 messages.")
