@@ -127,7 +127,7 @@ class Appending:
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
-                    telemetry.TURNS.labels("appended").inc()
+                    telemetry.TURNS["appended"].inc()
                     return Appended(snapshot, snapshot.messages + len(packed), turn_id)
                 case Answered(earlier, number):
                     return Appended(snapshot, await self._end_of_turn(ref, number), earlier)

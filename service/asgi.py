@@ -92,6 +92,7 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
+        telemetry.BODIES_REFUSED["late"].inc()
         late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
         raise BodyUnread("body_timeout", late) from None
 
@@ -104,6 +105,7 @@ class BodyUnread(BatonError):
 
 
 def _too_large(bytes_max: int) -> BatonError:
+    telemetry.BODIES_REFUSED["too_large"].inc()
     return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
 
 
@@ -204,6 +206,11 @@ class Bodies:
         self._arriving: set[asyncio.Timeout] = set()
         self._draining = False
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies at this moment."""
+        return self._held_bytes
+
     def drain(self) -> None:
         """From now on a body is either there or refused."""
         self._draining = True
@@ -226,6 +233,7 @@ class Bodies:
             BatonError: overloaded.
         """
         if self._held_bytes + size_bytes > self._bytes_max:
+            telemetry.BODIES_REFUSED["full"].inc()
             raise BodyUnread(
                 "overloaded", "This replica holds all the request bodies it may; try again.", retry_after_s=1
             )
@@ -326,7 +334,8 @@ class Edge:
 
         started = time.perf_counter()
         unread = False
-        with telemetry.request(request_id), self._bodies.counted(receive) as body:
+        running = telemetry.REQUESTS_RUNNING.track_inprogress()
+        with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
             try:
                 await self._app(scope, body.receive, tell)
             except ClientGone:
@@ -334,9 +343,12 @@ class Edge:
             except asyncio.CancelledError:  # by the server, which has no more time for it
                 if status:
                     raise
-                await _answer(scope, tell, _cut_short(scope), request_id)
+                cut_short = _cut_short(scope)
+                telemetry.error_told(scope, cut_short.code)
+                await _answer(scope, tell, cut_short, request_id)
             except Exception as error:
                 told = _told(error)
+                telemetry.error_told(scope, told.code)
                 if status == 0:
                     unread = not body.whole and (self._leaving() or isinstance(told, BodyUnread))
                     await _answer(scope, tell, told, request_id, is_end=not unread)

@@ -60,6 +60,11 @@ class Deliveries:
         if self._timer is None:
             self._timer = loop.call_later(_GRACE_S, self._look)
 
+    @property
+    def waiting(self) -> int:
+        """How many answers are not noted yet."""
+        return len(self._waiting)
+
     def _look(self) -> None:
         self._timer = None
         if self._noting is None or self._noting.done():

@@ -12,6 +12,7 @@ bounded size: a slow reader slows Claude down, not us.
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +28,7 @@ from service.transcript import Answer
 from storage.keys import new_turn_id
 
 _HANDOVER_BYTES_MAX: Final = 256 * 1024
+_CLAUDES_NAME: Final = re.compile(r"claude-[a-z0-9.-]{1,60}")
 
 OnDisconnect = Literal["cancel", "continue"]
 ON_DISCONNECT: Final[tuple[OnDisconnect, ...]] = get_args(OnDisconnect)
@@ -196,6 +198,7 @@ class Exchange:
         self.headers: dict[str, str] = {}
         self.error: BatonError | None = None
         self.first_event_s: float | None = None
+        self._answer_s: float | None = None
         if not streamed:
             self._hand_over.abandon()
 
@@ -244,6 +247,7 @@ class Exchange:
 
     async def run(self) -> None:
         """The task. Never raises; what went wrong is in ``error``."""
+        started = time.perf_counter()
         with telemetry.TURNS_RUNNING.track_inprogress():
             failure = await self._interruptible()
             self.opened.set()
@@ -252,12 +256,37 @@ class Exchange:
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
             self._settled = True
+            self._tell_end(time.perf_counter() - started)
             if self.error is None and self._streamed:
                 await self._hand_over_or_gone(self._last_frames())
             elif self.error is not None:
                 self.error.headers = self.headers | self.error.headers
             self._hand_over.end()
             self._ended.set()
+
+    def _tell_end(self, duration_s: float) -> None:
+        """Counts the exchange, and one line of the log tells it: how it ended, and what it took."""
+        telemetry.PHASE_SECONDS["turn"].observe(duration_s)
+        usage, error = self.answer.tokens(), self.error
+        telemetry.log.info(
+            "turn",
+            turn=self.id,
+            outcome=error.code if error is not None else "complete",
+            model=_model_of(self.answer),
+            streamed=self._streamed,
+            duration_ms=_ms(duration_s),
+            first_event_ms=_ms(self.first_event_s),
+            answer_ms=_ms(self._answer_s),
+            input_tokens=usage.input,
+            output_tokens=usage.output,
+            cache_read_tokens=usage.cache_read,
+            cache_written_tokens=usage.cache_written,
+            **self._facts(),
+        )
+
+    def _facts(self) -> dict[str, str | int | float | None]:
+        """What else the log tells of this kind of exchange."""
+        return {}
 
     @property
     def rendering(self) -> Rendering:
@@ -309,14 +338,19 @@ class Exchange:
 
     async def _relay(self, body: bytes) -> None:
         asked_at = time.perf_counter()
-        async with aclosing(self._claude.stream(body, self._claude_headers)) as batches:
-            async for batch in batches:
-                if self.first_event_s is None:
-                    self.first_event_s = time.perf_counter() - asked_at
-                    telemetry.FIRST_EVENT_SECONDS.observe(self.first_event_s)
-                shown = self.answer.feed(batch)
-                if self._streamed:
-                    await self._show(shown)
+        try:
+            async with aclosing(self._claude.stream(body, self._claude_headers)) as batches:
+                async for batch in batches:
+                    if self.first_event_s is None:
+                        self.first_event_s = time.perf_counter() - asked_at
+                        telemetry.PHASE_SECONDS["first_event"].observe(self.first_event_s)
+                    shown = self.answer.feed(batch)
+                    if self._streamed:
+                        await self._show(shown)
+            self._answer_s = time.perf_counter() - asked_at
+            telemetry.PHASE_SECONDS["answer"].observe(self._answer_s)
+        finally:
+            telemetry.count_tokens(self.answer.tokens())
 
     async def _show(self, events: list[Event]) -> None:
         """Events that may be shown at once, of a streamed exchange."""
@@ -326,6 +360,16 @@ class Exchange:
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         """Whatever must be certain before the caller is told; returns what it is told."""
         return failure
+
+
+def _model_of(answer: Answer) -> str | None:
+    """The model as Claude named it; any other name may be a text of the caller's that a gateway tells again."""
+    named = answer.message.get("model")
+    return named if named is None or _CLAUDES_NAME.fullmatch(named) else "other"
+
+
+def _ms(duration_s: float | None) -> float | None:
+    return None if duration_s is None else round(duration_s * 1000, 1)
 
 
 def _fault(error: Exception) -> BatonError:
@@ -358,8 +402,10 @@ class Exchanges:
             BatonError: draining or overloaded.
         """
         if self._draining:
+            telemetry.REFUSALS["draining"].inc()
             raise draining()
         if len(self._running) >= self._running_max:
+            telemetry.REFUSALS["turns"].inc()
             raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
 
     def start(self, exchange: Exchange) -> None:
@@ -376,6 +422,7 @@ class Exchanges:
     def drain(self) -> None:
         """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""
         self._draining = True
+        telemetry.DRAINING.set(1)
         for exchange in list(self._running.values()):
             if not exchange.opened.is_set():
                 exchange.interrupt(Interrupt.DRAINING)

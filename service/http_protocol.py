@@ -199,6 +199,7 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         request_id = new_request_id()
         with telemetry.request(request_id):
+            telemetry.error_told({}, error.code)
             telemetry.request_done({}, error.status, 0.0)
         self.transport.write(_response(error, request_id, self._speaks_anthropics()))
         self.transport.write_eof()
@@ -242,6 +243,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < self._unwritten_bytes:
             self._watch_writing()
         else:
+            telemetry.CLIENTS_STALLED.inc()
             telemetry.log.info("client_stalled", unwritten_bytes=self._unwritten_bytes)
             self.transport.abort()
 

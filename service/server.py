@@ -18,7 +18,7 @@ from typing import cast
 
 import uvicorn
 
-from service import telemetry
+from service import logs, telemetry
 from service.app import Application, build
 from service.http_protocol import HttpProtocol, Limits, http_protocol
 from service.life import CLOSE_HURRIED_S, CLOSE_S, REST_S, SETTLE_HURRIED_S, SETTLE_S
@@ -114,7 +114,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Runs one replica until it is told to stop; returns the exit code. Call it from the main thread."""
-    telemetry.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         listening = _bound(settings.host.strip("[]"), settings.port)
     except OSError as error:

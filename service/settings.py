@@ -260,6 +260,10 @@ class Settings(BaseSettings):
         """How many buckets the namespace has, on the store of this URL."""
         return self.buckets or address.BUCKETS["standalone" if url == "embedded" else address.read(url).kind]
 
+    def topology(self, url: str) -> Literal["embedded", "standalone", "sentinel", "cluster"]:
+        """The kind of the store that this replica was given, which is at this URL by now."""
+        return "embedded" if self.store_url() == "embedded" else address.read(url).kind
+
     def _claude_problems(self) -> list[str]:
         """Of what was given to reach Claude; the SDK would tell them at the first request, or not at all."""
         problems = []

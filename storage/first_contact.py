@@ -14,7 +14,6 @@ What works and is not durable is warned about: no append-only file, replicas tha
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -35,6 +34,7 @@ from storage.results import StoreUnavailable
 from storage.routing import Routed
 from storage.scripts import SCRIPTS, load
 from storage.topology import ClusterTopology
+from storage.vitals import clock_ahead_s, primaries, replicas_of
 
 SERVER_VERSION_MIN: Final = (7, 0)
 CLOCKS_APART_MAX_S: Final = 5.0
@@ -84,9 +84,9 @@ async def first_contact(
     """
     try:
         async with asyncio.timeout(deadline_s):
-            primaries = await _primaries(redis)
-            alone = len(primaries) == 1
-            servers = await asyncio.gather(*(_look(one, keyspace, alone=alone) for one in primaries))
+            found = await primaries(redis)
+            alone = len(found) == 1
+            servers = await asyncio.gather(*(_look(one, keyspace, alone=alone) for one in found))
             problems = [problem for look in servers for problem in _server_problems(redis, look, eviction_allowed)]
             if any(look.denied for look in servers):
                 raise StoreRefused(list(dict.fromkeys(problems)))
@@ -111,10 +111,6 @@ async def first_contact(
     return list(dict.fromkeys(warning for look in servers for warning in _warnings(look)))
 
 
-async def _primaries(redis: Redis) -> list[Redis]:
-    return await redis.primaries() if isinstance(redis, Routed) else [redis]
-
-
 @dataclass(frozen=True, slots=True)
 class _Look:
     """What one primary told.
@@ -134,9 +130,7 @@ class _Look:
 
 async def _look(server: Redis, keyspace: Keyspace, *, alone: bool) -> _Look:
     info = await server.info()
-    before = time.time()
-    seconds, micros = await server.time()
-    clock_s = seconds + micros / 1_000_000 - (before + time.time()) / 2
+    clock_s = await clock_ahead_s(server)
     names = sorted(READ_COMMANDS | TRANSACTION | script_commands())
     # Both ways to run a script are tried; the key stands for all.
     key = keyspace.session(keyspace.issue(), "").keys[0]
@@ -175,7 +169,7 @@ def _warnings(look: _Look) -> list[str]:
     info = look.info
     if int(info.get("aof_enabled", 0)) == 0:
         warnings.append("Redis has no append-only file: what it acknowledges is lost if it restarts.")
-    replicas = [value for key, value in info.items() if re.fullmatch(r"slave\d+", key)]
+    replicas = replicas_of(info)
     if behind := [f"{one['ip']}:{one['port']} ({one['state']})" for one in replicas if one["state"] != "online"]:
         warnings.append(
             f"A replica has not finished its first copy: {', '.join(behind)}. Promoted now, it would be empty."

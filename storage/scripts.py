@@ -13,6 +13,7 @@ the time that this takes.
 import asyncio
 import builtins
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -69,6 +70,15 @@ VERBS = (
     "touch",
 )
 SCRIPTS = {verb: load(verb) for verb in VERBS}
+READ = "read"
+"""Stands for the verb of what takes no script."""
+
+OnCall = Callable[[str, float, StoreUnavailable | None], object]
+"""Is told of each call: its verb, how long it took in seconds with all that was sent again, why it failed."""
+
+
+def nobody(verb: str, duration_s: float, failure: StoreUnavailable | None) -> None:
+    """Is told of calls and keeps nothing."""
 
 
 async def answered(
@@ -124,10 +134,12 @@ class ScriptRunner:
 
     Args:
         redis: a client whose every call has a deadline and which does not retry by itself (see connect.py).
+        on_call: is told of every call.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, on_call: OnCall = nobody) -> None:
         self._redis = redis
+        self._on_call = on_call
 
     async def run(
         self,
@@ -142,9 +154,30 @@ class ScriptRunner:
         """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
         assert _same_slot(keys), f"{verb}: keys of several slots"
         script = SCRIPTS[verb]
-        return await answered(
-            lambda: self._send(script, keys, args), budget_s=budget_s, wait_for_server=wait_for_server, wanted=wanted
+        return await self._told(
+            verb,
+            answered(
+                lambda: self._send(script, keys, args),
+                budget_s=budget_s,
+                wait_for_server=wait_for_server,
+                wanted=wanted,
+            ),
         )
+
+    async def read(self, ask: Callable[[], Awaitable[_T]], *, budget_s: float) -> _T:
+        """What takes no script; as `answered`."""
+        return await self._told(READ, answered(ask, budget_s=budget_s))
+
+    async def _told(self, verb: str, call: Awaitable[_T]) -> _T:
+        started = time.perf_counter()
+        failure: StoreUnavailable | None = None
+        try:
+            return await call
+        except StoreUnavailable as error:
+            failure = error
+            raise
+        finally:
+            self._on_call(verb, time.perf_counter() - started, failure)
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:

@@ -46,7 +46,7 @@ from storage.results import (
     read_fate,
     read_renew,
 )
-from storage.scripts import ScriptRunner, answered
+from storage.scripts import OnCall, ScriptRunner, nobody
 
 _T = TypeVar("_T")
 HISTORY_BYTES_MAX: Final = 64 * 1_048_576
@@ -189,11 +189,14 @@ class Turns:
         begin_budget_s: how long a begin, renew or read may take in all; its caller has been promised nothing yet.
         settle_budget_s: how long a commit or abort is sent again while its outcome is unknown. A commit also waits
             that long for a server that restarts: the caller has already read the answer.
+        on_call: see scripts.py.
     """
 
-    def __init__(self, redis: Redis, *, begin_budget_s: float, settle_budget_s: float) -> None:
+    def __init__(
+        self, redis: Redis, *, begin_budget_s: float, settle_budget_s: float, on_call: OnCall = nobody
+    ) -> None:
         self._redis = redis
-        self._scripts = ScriptRunner(redis)
+        self._scripts = ScriptRunner(redis, on_call=on_call)
         self._begin_budget_s = begin_budget_s
         self._settle_budget_s = settle_budget_s
 
@@ -354,7 +357,7 @@ class Turns:
         return [Cut(*map(int, cut.split())) for cut in await self._read(ask)]
 
     async def _read(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        return await answered(ask, budget_s=self._begin_budget_s)
+        return await self._scripts.read(ask, budget_s=self._begin_budget_s)
 
     async def append(
         self,

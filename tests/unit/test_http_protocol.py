@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from service import telemetry
+from service import logs
 from service.asgi import Bodies, Edge
 from service.http_protocol import Limits, http_protocol
 
@@ -83,7 +83,7 @@ def test_what_libraries_log_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None
         def log(self, level: int, event: str, **fields: object) -> None:
             heard.append((level, event, fields))
 
-    monkeypatch.setattr(telemetry, "log", Log())
-    handler = telemetry._Libraries()
-    handler.handle(logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "It is %s.", ("late",), None))
-    assert heard == [(logging.ERROR, "library", {"logger": "uvicorn.error", "message": "It is late."})]
+    monkeypatch.setattr(logs, "log", Log())
+    handler = logs.Libraries()
+    handler.handle(logging.LogRecord("uvicorn.error", logging.ERROR, "h.py", 7, "It is %s.", ("late",), None))
+    assert heard == [(logging.ERROR, "library", {"logger": "uvicorn.error", "where": "h.py:7"})]
