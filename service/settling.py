@@ -129,6 +129,11 @@ class Settlement:
             telemetry.log.info("aborted_late", session=self._ref.id, turn=self._turn_id)
 
 
+def unanswered_aborts() -> int:
+    """How many aborts are still tried behind their callers' backs."""
+    return len(_ABORTING)
+
+
 def count(outcome: telemetry.Outcome) -> None:
     """Counts a settled turn."""
     telemetry.TURNS[outcome].inc()
