@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from service import settings
+from service.life import MARGIN_S
 from service.settings import Settings, variable
 from tests.deployment.compose import compose_absent, environment
 from tests.instruments.child import clean_environment
@@ -21,8 +22,6 @@ COMPOSE = ROOT / "docker-compose.yml"
 HAPROXY = ROOT / "deploy" / "haproxy.cfg"
 PROMETHEUS = ROOT / "deploy" / "prometheus" / "prometheus.yml"
 REPLICAS = ("baton-1", "baton-2", "baton-3")
-SETTLE_S, CLOSE_S = 10, 5  # what a replica takes after its drain; docs/operations.md, "Compose"
-MARGIN_S = 5
 DEMO = {"simulator"}  # the name that answers while the profile demo is on
 
 _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^}]*))?\}")
@@ -265,7 +264,7 @@ def test_half_a_configuration_is_refused_in_words(
 def test_a_stop_waits_for_the_whole_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     services = shipped()
     replica = replica_settings(monkeypatch, {})
-    needed_s = replica.drain_s + SETTLE_S + CLOSE_S + MARGIN_S
+    needed_s = replica.drain_notice_s + replica.drain_s + MARGIN_S
     assert seconds(services["baton-1"]["stop_grace_period"]) >= needed_s
     assert seconds(services["balancer"]["stop_grace_period"]) >= needed_s, "it is stopped before the replicas"
 
@@ -328,6 +327,14 @@ def test_the_balancer_looks_at_readiness_of_the_replicas_there_are() -> None:
     assert value("frontend operators", "bind") == [":8405"]
     assert "/127.0.0.1/8405" in balancer["healthcheck"]["test"][-1]
     assert value("frontend operators", "monitor-uri") == ["/ready"]
+
+
+def test_the_balancer_sees_within_the_notice_that_a_replica_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = value("backend replicas", "default-server")
+    said = {name: words[words.index(name) + 1] for name in ("inter", "fastinter", "fall")}
+    seen_s = seconds(said["inter"]) + (int(said["fall"]) - 1) * seconds(said["fastinter"])
+    slow_s = 1.0  # for the checks themselves, on a busy machine
+    assert seen_s + slow_s < replica_settings(monkeypatch, {}).drain_notice_s
 
 
 def replica_port() -> str:
