@@ -41,7 +41,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 USER 10001:10001
 EXPOSE 8000
 # Liveness, and not readiness: who acts on this restarts the container, which mends no store. http.client asks no proxy.
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=2); c.request('GET', '/livez'); raise SystemExit(c.getresponse().status != 200)"]
 ENTRYPOINT ["baton"]
 CMD ["serve"]

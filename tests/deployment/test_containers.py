@@ -18,7 +18,7 @@ from tests.e2e.caller import Caller, eventually
 pytestmark = [pytest.mark.anyio, pytest.mark.compose, pytest.mark.timeout(420)]
 
 REPLICAS = ("baton-1", "baton-2", "baton-3")
-BUILD_S, UP_S, REPLACED_S, COMMAND_S = 300.0, 120.0, 90.0, 30.0
+BUILD_S, UP_S, REPLACED_S, COMMAND_S = 300.0, 180.0, 120.0, 30.0
 STREAMS = 6
 USERS = 8
 TURNS_BETWEEN = 20
