@@ -245,6 +245,13 @@ class HttpProtocol(HttpToolsProtocol):
             telemetry.log.info("client_stalled", unwritten_bytes=self._unwritten_bytes)
             self.transport.abort()
 
+    def let_go(self) -> None:
+        """No other request should come here: closes a silent connection now, another after its answer."""
+        if not self._idle():
+            self.cycle.keep_alive = False
+        elif not self._in_head and not self._refused:
+            self.transport.close()
+
     def cut_off(self) -> None:
         """The server ends: whatever of an answer was not taken is lost, and the application sees its caller gone."""
         if self.cycle is not None and self.cycle.response_started:

@@ -11,7 +11,8 @@ A balancer learns of this from ``/readyz``, red from the first signal on, by ask
 sends work here, and one that prefers idle replicas sends everything here. So *leaving* serves as before. And no
 connection is closed before its balancer has had time to see it: one that is closed while idle may be closed at the
 moment at which a POST is sent on it, and whoever sent that cannot know whether it was read. An answer that says
-``Connection: close`` cannot be misunderstood.
+``Connection: close`` cannot be misunderstood. Once balancers send nothing any more, idle connections are closed: their
+clients then connect anew, elsewhere, instead of being sent there by a 503.
 
     /livez, /readyz       200 and 503 until the listener closes
     any answer            says ``Connection: close`` if it begins after the signal
@@ -24,7 +25,7 @@ moment at which a POST is sent on it, and whoever sent that cannot know whether 
                           resumed at another replica
     a body that comes     leaving: read. From draining on 503 ``draining``, and the rest is dropped for a moment
     anything else         is answered; what takes longer than draining and hurrying is cut short in closing
-    an idle connection    stays until closing
+    an idle connection    stays in leaving. With draining it is closed, and every other one after its answer
     one that is read      stays until the end of closing, whatever has not been taken by then
     slowly
 

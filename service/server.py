@@ -75,6 +75,8 @@ class _Server(uvicorn.Server):
         telemetry.log.info("draining", notice_s=self._notice_s, drain_s=self._drain_s)
         await life.wait(self._notice_s)
         self._application.drain()
+        for connection in self._connections():
+            connection.let_go()
         await life.wait(self._drain_s, self._is_quiet)
         exchanges.interrupt()
         await life.wait(SETTLE_S, lambda: exchanges.running == 0, hurried_s=SETTLE_HURRIED_S)
@@ -84,21 +86,24 @@ class _Server(uvicorn.Server):
             await asyncio.wait_for(self.lifespan.shutdown(), 2 * REST_S)
         telemetry.log.info("stopped")
 
+    def _connections(self) -> list[HttpProtocol]:
+        return cast("list[HttpProtocol]", list(self.server_state.connections))
+
     def _is_quiet(self) -> bool:
         """Nothing runs, nothing is being answered, and no verdict is outstanding."""
         return not (self._application.exchanges.running or self.server_state.tasks or unanswered_aborts())
 
     async def _close(self, listening: list[socket.socket]) -> None:
-        """No more connections: idle ones at once, others when their answer is through; what takes longer is cut off."""
+        """Takes no more connections; those that are left may take their last bytes, and then are cut off."""
         state = self.server_state
         for server in self.servers:
             server.close()
         for listener in listening:
             listener.close()
-        for connection in list(state.connections):
+        for connection in self._connections():
             connection.shutdown()
         await self._life.wait(CLOSE_S, lambda: not (state.connections or state.tasks), hurried_s=CLOSE_HURRIED_S)
-        for connection in cast("list[HttpProtocol]", list(state.connections)):
+        for connection in self._connections():
             connection.cut_off()
         await asyncio.sleep(0)  # what waited for one of these ends by itself
         for task in list(state.tasks):
