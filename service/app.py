@@ -1,7 +1,7 @@
 """The composition root: from settings to an application, and its life.
 
 Start: the store is contacted first, but a store that is away does not keep the listener from opening (store_watch.py).
-Drain: server.py.
+End: life.py.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.life import Life
 from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
@@ -57,8 +58,14 @@ class Application:
     """One replica: what uvicorn serves, and what draining it needs."""
 
     asgi: ASGIApp
+    life: Life
     exchanges: Exchanges
     bodies: Bodies
+
+    def drain(self) -> None:
+        """Begins nothing any more, and refuses what waits."""
+        self.exchanges.drain()
+        self.bodies.drain()
 
 
 def build(
@@ -81,6 +88,7 @@ def build(
     models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
+    life = Life()
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, beside, keyspace, on_refused)
     parts = Parts(
@@ -95,7 +103,7 @@ def build(
     )
     ops = OpsRoutes(
         watch,
-        exchanges,
+        life,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -109,7 +117,7 @@ def build(
     )
 
     @contextlib.asynccontextmanager
-    async def life(_: Router) -> AsyncIterator[None]:
+    async def lifespan(_: Router) -> AsyncIterator[None]:
         tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
         models.refresh()
         await watch.looked(_FIRST_CONTACT_S)
@@ -126,9 +134,9 @@ def build(
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
     routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
-    router = Router(routes, redirect_slashes=False, lifespan=life)
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
     bodies = Bodies(settings.bodies_bytes_max)
-    return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
+    return Application(Edge(router, lambda: life.leaving, bodies), life, exchanges, bodies)
 
 
 def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
@@ -210,6 +218,7 @@ def _session_routes(
         replica=replica,
         turns_max=settings.turns_per_session_max,
         queue_wait_s=settings.queue_wait_s,
+        draining=lambda: exchanges.draining,
     )
     routes = SessionRoutes(settings, store.sessions, store.index, appending, Cursors(secret.encode()))
     turns = TurnRoutes(

@@ -27,7 +27,6 @@ from service.transcript import Answer
 from storage.keys import new_turn_id
 
 _HANDOVER_BYTES_MAX: Final = 256 * 1024
-_SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
 
 OnDisconnect = Literal["cancel", "continue"]
 ON_DISCONNECT: Final[tuple[OnDisconnect, ...]] = get_args(OnDisconnect)
@@ -70,7 +69,6 @@ def draining() -> BatonError:
         "draining",
         "This replica is shutting down; send the request again.",
         retry_after_s=1,
-        headers={"connection": "close"},  # so that it is sent to another one
     )
 
 
@@ -187,7 +185,7 @@ class Exchange:
         self._deadline_s = deadline_s
         self._scope: asyncio.Timeout | None = None
         self._interrupt: Interrupt | None = None
-        self._settling = False
+        self._settling = self._settled = False
         self._hand_over = HandOver()
         self._ended = asyncio.Event()
         self._rendering: Rendering | None = None
@@ -234,6 +232,14 @@ class Exchange:
         if self._scope is not None:  # else the task has not had its first step; it will find the reason
             self._scope.reschedule(asyncio.get_running_loop().time())
 
+    def leave(self) -> None:
+        """The replica ends first: nothing more is handed over, and a caller who was to be told a verdict is told so."""
+        if not self._settled:
+            unknown = f"This replica had to end; whether turn {self.id} was stored is not known."
+            self.error = BatonError("session_save_unknown", unknown, headers=self.headers)
+        self._hand_over.end()
+        self._ended.set()
+
     # What the exchange does.
 
     async def run(self) -> None:
@@ -245,6 +251,7 @@ class Exchange:
                 self.error = await self._settle(failure)
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
+            self._settled = True
             if self.error is None and self._streamed:
                 await self._hand_over_or_gone(self._last_frames())
             elif self.error is not None:
@@ -327,7 +334,7 @@ def _fault(error: Exception) -> BatonError:
 
 
 class Exchanges:
-    """All exchanges of this replica: how many there may be, and how they end when it drains."""
+    """All exchanges of this replica: how many there may be, and how they end with it (life.py)."""
 
     def __init__(self, running_max: int) -> None:
         self._running_max = running_max
@@ -338,6 +345,11 @@ class Exchanges:
     def draining(self) -> bool:
         """Whether new exchanges are refused."""
         return self._draining
+
+    @property
+    def running(self) -> int:
+        """How many there are."""
+        return len(self._running)
 
     def admit(self) -> None:
         """Refuses early, before anything was read or paid for.
@@ -361,21 +373,20 @@ class Exchanges:
         self._running[task] = exchange
         task.add_done_callback(lambda done: self._running.pop(done, None))
 
-    async def drain(self, wait_s: float, hurry: asyncio.Event) -> None:
-        """Lets running exchanges finish for ``wait_s`` or until ``hurry``; then stops them, keeping what they can."""
+    def drain(self) -> None:
+        """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""
         self._draining = True
         for exchange in list(self._running.values()):
             if not exchange.opened.is_set():
                 exchange.interrupt(Interrupt.DRAINING)
-        hurried = asyncio.create_task(hurry.wait())
-        deadline = asyncio.get_running_loop().time() + wait_s
-        while self._running and not hurry.is_set():
-            left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
-                break
-            await asyncio.wait([hurried, *self._running], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+
+    def interrupt(self) -> None:
+        """Stops all that run; each is settled, keeping what it can."""
         for exchange in list(self._running.values()):
             exchange.interrupt(Interrupt.DRAINING)
-        if self._running:
-            await asyncio.wait(list(self._running), timeout=_SETTLE_WAIT_S)
+
+    def leave(self) -> None:
+        """Settles no more: callers who still wait are told so, and what has no verdict is as after a crash."""
+        for task, exchange in list(self._running.items()):
+            exchange.leave()
+            task.cancel()

@@ -245,6 +245,11 @@ class HttpProtocol(HttpToolsProtocol):
             telemetry.log.info("client_stalled", unwritten_bytes=self._unwritten_bytes)
             self.transport.abort()
 
+    def cut_off(self) -> None:
+        """The server ends: whatever of an answer was not taken is lost, and the application sees its caller gone."""
+        if self.cycle is not None and self.cycle.response_started:
+            self.transport.abort()
+
 
 def _invalid_http() -> BatonError:
     return BatonError("invalid_http", "This is not a valid HTTP/1.1 request.")

@@ -142,7 +142,15 @@ class Settings(BaseSettings):
     status_wait_s: float = Field(
         10.0, gt=0, le=60, description="A stream's status line waits this long for Claude; then keep-alives as often."
     )
-    drain_s: float = Field(30.0, ge=0, le=3600, description="Running turns may take this long after SIGTERM, seconds.")
+    drain_notice_s: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="After SIGTERM it serves on with a red readiness, so that balancers see it first, seconds.",
+    )
+    drain_s: float = Field(
+        30.0, ge=0, le=3600, description="Running turns may take this long after the notice, seconds."
+    )
     keepalive_s: int = Field(75, ge=1, le=3600, description="Idle connections; longer than the balancer's, seconds.")
     replica: str = Field("", pattern=r"^[\x21-\x7e]{0,100}$", description="This replica's name; made if empty.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")

@@ -135,6 +135,11 @@ class Settlement:
             counter.inc(getattr(usage, kind))
 
 
+def unanswered_aborts() -> int:
+    """How many aborts are still tried behind their callers' backs."""
+    return len(_ABORTING)
+
+
 def count(outcome: str) -> None:
     """Counts a settled turn."""
     telemetry.TURNS.labels(outcome).inc()
