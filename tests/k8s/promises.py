@@ -11,14 +11,14 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from service import exchange, server, settings, telemetry
+from service import settings, telemetry
 from service.app import build
+from service.life import MARGIN_S
 from tests.k8s.manifests import Document, Manifests, ports
 from tests.k8s.shape import ingress_paths, named
 
 RESIDENT_BYTES = 140_000_000  # of a replica after many turns, as the soak run finds it
-BODY_COPIES = 5
-AFTER_DRAIN_S = exchange._SETTLE_WAIT_S + server._CLOSE_S
+BODY_COPIES = 20  # of what bodies may be held at once
 Network = IPv4Network | IPv6Network
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _NOT_PUBLIC = (
@@ -91,7 +91,7 @@ def listening(manifests: Manifests) -> list[str]:
 def shutdown(manifests: Manifests) -> list[str]:
     """The grace period holds the native preStop sleep, the drain and what comes after it, with 10 s left."""
     sleep_s = manifests.replica().get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
-    needed_s = sleep_s + drain_s(manifests) + AFTER_DRAIN_S + 10
+    needed_s = sleep_s + drain_s(manifests) + MARGIN_S + 10
     grace_s = manifests.pod().get("terminationGracePeriodSeconds", 30)
     found = [] if sleep_s >= 5 else [f"preStop sleeps {sleep_s} s: balancers need 5"]
     return found if grace_s >= needed_s else [*found, f"the grace period is {grace_s} s, and {needed_s:g} s are needed"]

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from service import settings
+from service.life import MARGIN_S
 from tests.k8s import promises, shape
 from tests.k8s.manifests import ADD_ONS, K8S, Manifests, copied, kubectl, kustomizations, rendered, sources
 
@@ -143,10 +144,10 @@ def test_the_grace_period_is_the_sum_that_is_written_beside_it() -> None:
     manifests = sources()
     assert sum(int(part) for part, _ in parts) == int(total) == manifests.pod()["terminationGracePeriodSeconds"]
     assert int(parts[0][0]) == manifests.replica()["lifecycle"]["preStop"]["sleep"]["seconds"]
-    written = {word.rstrip(","): float(part) for part, word in parts}
+    written = {word.rstrip(",:"): float(part) for part, word in parts}
     drains = [settings.variable(name) for name in settings.Settings.model_fields if name.startswith("drain_")]
     assert {name: written.get(name) for name in drains} == {name: manifests.seconds(name) for name in drains}
-    assert sum(written[word] for word in ("in", "for")) == promises.AFTER_DRAIN_S
+    assert written["end"] == MARGIN_S
     for part, word in [*parts, (total, "")]:
         assert re.search(rf"^\| .*\| {part} \|", README, re.MULTILINE), f"README.md lacks {part} s {word}"
 
