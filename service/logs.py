@@ -27,7 +27,7 @@ FIELDS: Final = frozenset(
     {
         *("event", "level", "timestamp", "request_id", "session", "turn", "replica", "version"),
         *("method", "route", "status", "dialect", "model", "streamed", "replayed", "outcome"),
-        *("duration_ms", "queue_ms", "first_event_ms", "answer_ms"),
+        *("duration_ms", "queue_ms", "first_event_ms", "answer_ms", "notice_s", "drain_s"),
         *("input_tokens", "output_tokens", "cache_read_tokens", "cache_written_tokens"),
         *("attempt", "code", "claude_request_id", "unknown", "cause", "warning", "problem", "health"),
         *("bucket", "sessions", "unwritten_bytes", "url", "logger", "where", "exception", "left_out", "undeclared"),
