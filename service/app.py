@@ -26,6 +26,7 @@ from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.forking import Forking
 from service.life import Life
 from service.model_table import ModelTable
 from service.models import Models
@@ -34,6 +35,7 @@ from service.opening import Rules
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
+from service.routes.transfer import TransferRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
@@ -48,6 +50,7 @@ from storage.keys import Keyspace
 from storage.log import Log
 from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
+from storage.transfer import Transfer
 from storage.turns import Turns
 from storage.vitals import vitals
 
@@ -201,6 +204,7 @@ class _Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    transfer: Transfer
 
 
 def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
@@ -217,7 +221,8 @@ def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     )
     sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s, on_call=told)
     turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s, on_call=told)
-    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s))
+    transfer = Transfer(redis, capacity, budget_s=budget_s, on_call=told)
+    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s), transfer)
 
 
 def _session_routes(
@@ -227,7 +232,7 @@ def _session_routes(
     replica: str,
     exchanges: Exchanges,
     dialects: dict[str, Dialect],
-) -> tuple[SessionRoutes, TurnRoutes]:
+) -> tuple[SessionRoutes, TurnRoutes, TransferRoutes]:
     appending = Appending(
         store.sessions,
         store.turns,
@@ -246,7 +251,8 @@ def _session_routes(
         followers_max=settings.turns_running_max,
         status_wait_s=settings.status_wait_s,
     )
-    return routes, turns
+    forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
+    return routes, turns, TransferRoutes(settings, store.sessions, store.transfer, forking, replica)
 
 
 def _routes(
@@ -256,6 +262,7 @@ def _routes(
     models: ModelRoutes,
     sessions: SessionRoutes,
     turns: TurnRoutes,
+    transfer: TransferRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
     return [
@@ -264,7 +271,10 @@ def _routes(
         Route("/v1/messages", MessagesEndpoint(parts, dialects["messages"]), methods=["POST"]),
         *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
         *resource("/v1/sessions/stats", admit, GET=sessions.stats),
+        *resource("/v1/sessions/import", admit, POST=transfer.imported),
         *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),
+        *resource("/v1/sessions/{session}/fork", admit, POST=transfer.fork),
+        *resource("/v1/sessions/{session}/export", admit, GET=transfer.export),
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
         *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import telemetry, tool_calls
+from service import telemetry, tool_calls, turn_record
 from service.conflict import OnConflict, Patience
 from service.errors import (
     CLAUDE_BYTES_MAX,
@@ -124,7 +124,8 @@ class Appending:
             size_bytes = snapshot.size_bytes + sum(map(len, packed))
             if size_bytes > CLAUDE_BYTES_MAX:
                 raise conversation_too_large(size_bytes)
-            record = self._record(turn_id, started, snapshot.messages, len(packed))
+            span = (snapshot.messages, snapshot.messages + len(packed))
+            record = turn_record.without_claude(turn_id, "append", self._replica, span, started=started)
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
                     telemetry.TURNS["appended"].inc()
@@ -192,23 +193,6 @@ class Appending:
         except StoreUnavailable as error:
             raise BatonError("session_save_unknown", f"Whether turn {turn_id} was stored is not known.") from error
         return settled if isinstance(settled, Settled) else Gone()
-
-    def _record(self, turn_id: str, started: datetime, first: int, count: int) -> bytes:
-        return orjson.dumps(
-            {
-                "id": turn_id,
-                "state": "complete",
-                "started_at": started.isoformat(timespec="milliseconds"),
-                "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "dialect": "append",
-                "replica": self._replica,
-                "model": None,
-                "stop_reason": None,
-                "usage": {},
-                "from": first,
-                "to": first + count,
-            }
-        )
 
 
 def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone, snapshot: Snapshot) -> BatonError:

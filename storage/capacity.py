@@ -13,19 +13,21 @@ undone when it dies is found by the next.
 """
 
 import time
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeVar
 
 from storage.index import Index, Listed
 from storage.keys import Keyspace, SessionRef
-from storage.results import Full, read_evict, read_sweep, read_sweep_lock
+from storage.results import Full, Stale, StoreUnavailable, read_evict, read_sweep, read_sweep_lock
 from storage.scripts import ScriptRunner
 
 SWEEP_BATCH: Final = 50
 _SUMS_FRESH_S: Final = 1.0
+_ATTEMPTS: Final = 8  # to place one session
 _CANDIDATES: Final = (4, 64)  # asked for first, and if every one of those is busy
 
 End = Literal["expired", "evicted"]
+_T = TypeVar("_T")
 
 
 class Capacity:
@@ -68,6 +70,32 @@ class Capacity:
         bucket = int(ref.id[5:7], 16)
         own, everybody = await self._counted(ref.owner), await self._counted(None)
         return self._per_owner_max - sum(own) + own[bucket], self._total_max - sum(everybody) + everybody[bucket]
+
+    async def placed(
+        self, ref: SessionRef, attempt: Callable[[tuple[int, int]], Awaitable[_T | Stale | Full]]
+    ) -> _T | Full:
+        """Places a new session, sweeping an expired one of the same id first and making room.
+
+        Args:
+            ref: of the new session.
+            attempt: to create it, given what the bucket may hold (see `allowance`); may be called several times.
+
+        Returns:
+            Full: a cap is reached and nothing could be removed.
+        """
+        result: _T | Stale | Full = Stale()
+        for _ in range(_ATTEMPTS):
+            result = await attempt(await self.allowance(ref))
+            if isinstance(result, Stale):
+                await self.sweep(ref)
+            elif isinstance(result, Full):
+                if not await self.make_room(ref, result):
+                    return result
+            else:
+                return result
+        if isinstance(result, Full):
+            return result
+        raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)
 
     async def _counted(self, owner: str | None, *, anew: bool = False) -> list[int]:
         """Sessions in each bucket, of one owner or everybody's; up to a second old unless asked for ``anew``."""

@@ -94,27 +94,30 @@ class Keyspace:
             digest.update(len(encoded).to_bytes(4, "big") + encoded)
         return digest.digest()
 
-    def issue(self) -> str:
-        """A new random session id, in a random bucket."""
-        return f"sess_{secrets.randbelow(self.buckets):02x}{_base32(secrets.token_bytes(16))}"
+    def issue(self, bucket: int | None = None) -> str:
+        """A new random session id, in this bucket or a random one."""
+        bucket = secrets.randbelow(self.buckets) if bucket is None else bucket
+        return f"sess_{bucket:02x}{_base32(secrets.token_bytes(16))}"
 
     def named(self, owner: str, name: str) -> str:
         """The session id of the owner's own name for a session."""
         return self._derived(b"baton-name", owner, name)
 
-    def keyed(self, owner: str, use: str, key: str) -> str:
+    def keyed(self, owner: str, use: str, key: str, bucket: int | None = None) -> str:
         """The session id that a creation under an idempotency key gets, so that its repetition finds the session.
 
         Args:
             owner: who creates.
             use: what kind of request; the same key of two kinds makes two sessions.
             key: the owner's own.
+            bucket: where the session must be, if that is fixed.
         """
-        return self._derived(b"baton-key", owner, use, key)
+        return self._derived(b"baton-key", owner, use, key, bucket=bucket)
 
-    def _derived(self, use: bytes, *parts: str) -> str:
+    def _derived(self, use: bytes, *parts: str, bucket: int | None = None) -> str:
         digest = self._hash(use, *parts, size=24)
-        return f"sess_{int.from_bytes(digest[:8], 'big') % self.buckets:02x}{_base32(digest[8:])}"
+        bucket = int.from_bytes(digest[:8], "big") % self.buckets if bucket is None else bucket
+        return f"sess_{bucket:02x}{_base32(digest[8:])}"
 
     def owner_tag(self, owner: str) -> str:
         """16 characters that stand for an owner in key names, so that no key shows who owns it."""
@@ -128,6 +131,11 @@ class Keyspace:
         """Whether the text has the form of an issued id, in a bucket that exists."""
         return SESSION_ID.fullmatch(text) is not None and int(text[5:7], 16) < self.buckets
 
+    @staticmethod
+    def bucket_of(session_id: str) -> int:
+        """The bucket of a session."""
+        return int(session_id[5:7], 16)
+
     def session(self, session_id: str, owner: str) -> SessionRef:
         """A session as its owner addresses it."""
         return self.of_tag(session_id, owner, self.owner_tag(owner))
@@ -140,9 +148,10 @@ class Keyspace:
         owner's expiry index; sz size records, cnt counters, oc owner's counters. The first eight live and die with the
         session, the log has a life of its own. All are in one slot.
         """
-        tag = self._tag(int(session_id[5:7], 16))
+        bucket = self.bucket_of(session_id)
+        tag = self._tag(bucket)
         own = [f"{tag}{kind}:{session_id}" for kind in ("s", "m", "t", "v", "j", "x", "i", "b", "e")]
-        index = self.index(int(session_id[5:7], 16), owner_tag)
+        index = self.index(bucket, owner_tag)
         return SessionRef(session_id, owner, owner_tag, (*own, *index.keys))
 
     def index(self, bucket: int, owner_tag: str) -> IndexRef:

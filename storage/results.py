@@ -249,7 +249,7 @@ def _settled(value: bytes) -> Settled:
 
 
 def read_create(reply: Reply) -> Created | Exists | Stale | Full:
-    """Reply of create.lua."""
+    """Reply of create.lua and restore.lua."""
     match reply:
         case [b"FULL", b"owner"]:
             return Full("owner")
@@ -264,6 +264,20 @@ def read_create(reply: Reply) -> Created | Exists | Stale | Full:
         case [b"STALE"]:
             return Stale()
     raise UnknownReply(reply)
+
+
+def read_fork(reply: Reply) -> Created | Exists | Stale | Full | Gone | Moved | TurnsFull | Corrupt:
+    """Reply of fork.lua."""
+    match reply:
+        case [b"MOVED", head]:
+            return Moved(head.decode())
+        case [b"TURNS_FULL"]:
+            return TurnsFull()
+        case [b"GONE"]:
+            return Gone()
+        case [b"CORRUPT"]:
+            return Corrupt()
+    return read_create(reply)
 
 
 BeginResult = Begun | Running | Answered | KeyReused | Busy | Moved | Settled | TurnsFull | Gone | Corrupt

@@ -22,7 +22,6 @@ from storage.results import (
     RevisionConflict,
     SessionTorn,
     Stale,
-    StoreUnavailable,
     UnknownReply,
     read_create,
     read_delete,
@@ -31,7 +30,6 @@ from storage.results import (
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 
-_CREATE_ATTEMPTS = 8
 _TEXTS = ("system", "title", "metadata")  # of a snapshot; the preamble, which may be large, is for turns only
 
 
@@ -86,7 +84,15 @@ def _pairs(flat: list[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _snapshot(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
+def read_fields(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
+    """The snapshot that the fields of a session and its texts make.
+
+    Args:
+        expires: end of life, ms.
+        remaining: of the lease, ms; 0 if no turn runs.
+        s: the fields, key 1 of storage/README.md.
+        j: the texts, key 5.
+    """
     return Snapshot(
         name=s["nm"].decode(),
         owner=s["own"].decode(),
@@ -162,21 +168,12 @@ class Sessions:
             new.title,
             new.metadata_json,
         )
-        result: Created | Exists | Stale | Full = Stale()
-        for _ in range(_CREATE_ATTEMPTS):
-            allowed = await self._capacity.allowance(ref)
+
+        async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
             reply = await self._scripts.run("create", ref.keys, (*args, *allowed), budget_s=self._budget_s)
-            result = read_create(reply)
-            if isinstance(result, Stale):
-                await self._capacity.sweep(ref)
-            elif isinstance(result, Full):
-                if not await self._capacity.make_room(ref, result):
-                    return result
-            else:
-                return result
-        if isinstance(result, Full):
-            return result
-        raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)
+            return read_create(reply)
+
+        return await self._capacity.placed(ref, attempt)
 
     async def delete(self, ref: SessionRef) -> bool:
         """Removes a session with all that it holds; False if it is not there for this owner."""
@@ -207,7 +204,7 @@ class Sessions:
                 texts = _pairs(flat)
                 if not texts.keys() >= set(_TEXTS):
                     raise SessionTorn("texts")
-                return _snapshot(int(expires), int(remaining), _pairs(fields), texts)
+                return read_fields(int(expires), int(remaining), _pairs(fields), texts)
             case [b"GONE"]:
                 return Gone()
         raise UnknownReply(reply)
@@ -234,7 +231,7 @@ class Sessions:
             fields, texts, expires = replies[3 * at : 3 * at + 3]
             s, j = {key.decode(): value for key, value in fields.items()}, dict(zip(_TEXTS, texts, strict=True))
             there = s and None not in texts and expires > 0 and s["own"] == ref.owner.encode()
-            found.append(_snapshot(expires, _lease_remaining_ms(s, now_ms), s, j) if there else None)
+            found.append(read_fields(expires, _lease_remaining_ms(s, now_ms), s, j) if there else None)
         return found
 
     async def labels(self, refs: list[SessionRef]) -> list[tuple[str, bytes]]:

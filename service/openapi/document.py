@@ -82,7 +82,10 @@ def _operation(operation: Operation, tag: str) -> dict[str, Any]:
     if operation.details:
         told["description"] = operation.details
     if operation.body:
-        told["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(operation.body)}}}
+        content: dict[str, Any] = {"application/json": {"schema": ref(operation.body)}}
+        if operation.lines:
+            content[operation.lines] = {"schema": {"type": "string"}}
+        told["requestBody"] = {"required": True, "content": content}
     told["responses"] = {str(answer.status): _answer(answer) for answer in operation.answers} | _errors(operation)
     return told
 

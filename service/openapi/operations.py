@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from service import archive
 from service.openapi.schemas import METADATA, TEXT, Schema, one_or_another, ref, whole
 
 Content = Mapping[str, Schema]
@@ -49,6 +50,7 @@ class Operation:
         answers: at least one.
         errors: codes of `errors.CODES`.
         body: name of the schema of the request's body, "" if it has none.
+        lines: media type of JSON lines that the body may be instead, "" if it may not.
         headers: of ours, in a request.
         query: parameters of the query string.
         error_headers: of ours, where they apply, in an error.
@@ -63,6 +65,7 @@ class Operation:
     answers: tuple[Answer, ...] = ()
     errors: tuple[str, ...] = ()
     body: str = ""
+    lines: str = ""
     headers: tuple[str, ...] = ()
     query: tuple[Query, ...] = ()
     error_headers: tuple[str, ...] = ()
@@ -305,6 +308,63 @@ SESSIONS: Final = (
     ),
 )
 
+TRANSFERS: Final = (
+    Operation(
+        "forkSession",
+        "POST",
+        "/v1/sessions/{session}/fork",
+        "makes a new session that goes on from a message of this one",
+        "a copy of all messages, unless `message_count` or `turn_id` say where it ends; it has no name",
+        body="Fork",
+        headers=("X-Expect-Turn", "Idempotency-Key"),
+        answers=(
+            Answer(201, "the new session", _json("Session"), _AS_SEEN),
+            Answer(200, "the new session, which the same request has made before", _json("Session"), _AS_SEEN),
+        ),
+        errors=(
+            *(*_BODY, *_SESSION, "history_moved", "max_turns_reached", "session_corrupt", "session_exists"),
+            *("sessions_full", "turn_in_progress", "turn_not_found", "turn_rewound"),
+        ),
+        error_headers=("X-Turn-Id",),
+    ),
+    Operation(
+        "exportSession",
+        "GET",
+        "/v1/sessions/{session}/export",
+        "the whole session as JSON lines",
+        "its last line is `end`; without that it is not whole",
+        answers=(
+            Answer(200, "session, turns and messages", {archive.MEDIA_TYPE: {"type": "string"}}, ("X-Session-Id",)),
+        ),
+        errors=(*_SESSION, "session_corrupt"),
+    ),
+    Operation(
+        "importSession",
+        "POST",
+        "/v1/sessions/import",
+        "makes a session out of an exported one, or out of a list of messages",
+        "JSON lines as they were exported, or a JSON object with messages as chat completions (`dialect`: `chat`) or "
+        "Anthropic's API (`messages`) have them; it gets a new id, and its name unless the query says another",
+        body="Import",
+        lines=archive.MEDIA_TYPE,
+        headers=("Idempotency-Key",),
+        query=(Query("name", {"type": "string"}, "the session's name; empty for none"),),
+        answers=(
+            Answer(201, "the session", _json("Session"), (*_AS_SEEN, "X-Baton-Ignored")),
+            Answer(
+                200,
+                "the session, which the same request has made before",
+                _json("Session"),
+                (*_AS_SEEN, "X-Baton-Ignored"),
+            ),
+        ),
+        errors=(
+            *(*_BODY, "missing_value", "unsupported", *_STORE, "tool_call_closed"),
+            *("idempotency_key_reused", "invalid_session_id", "session_exists", "sessions_full"),
+        ),
+    ),
+)
+
 TURNS: Final = (
     Operation(
         "listTurns",
@@ -443,7 +503,7 @@ OPERATION: Final = (
 OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
     "chat": CHAT,
     "messages": MESSAGES,
-    "sessions": SESSIONS,
+    "sessions": (*SESSIONS, *TRANSFERS),
     "turns": TURNS,
     "models": MODELS,
     "operation": OPERATION,

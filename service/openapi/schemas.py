@@ -259,7 +259,7 @@ _TURN: Final = {
     },
     "stop_reason": maybe({**TEXT, "description": "in Claude's words"}),
     "replica": TEXT,
-    "dialect": one_of("append", "chat", "messages"),
+    "dialect": one_of("append", "chat", "fork", "import", "messages"),
     "streamed": YES_OR_NO,
     "delivered": {**YES_OR_NO, "description": "its whole answer was handed to an open connection"},
     "started_at": INSTANT,
@@ -282,6 +282,23 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "NewSession": asked(_CREATED, required=("model",)),
     "SessionChanges": asked({**_SETTABLE, "ttl_seconds": _TTL}),
     "NewMessages": asked({"messages": listed(_NEW_MESSAGE, maxItems=APPENDED_MAX)}, required=("messages",)),
+    "Fork": asked(
+        {
+            "message_count": {**maybe(COUNT), "description": "how many messages it keeps"},
+            "turn_id": {**maybe(_TURN_ID), "description": "or the last turn that it keeps"},
+            "title": _SETTABLE["title"],
+            "metadata": _SETTABLE["metadata"],
+            "ttl_seconds": maybe(_TTL),
+        }
+    ),
+    "Import": asked(
+        {
+            **_CREATED,
+            "messages": listed({"type": "object", "additionalProperties": True}, maxItems=APPENDED_MAX),
+            "dialect": {**maybe(one_of("chat", "messages")), "description": "whose form the messages have"},
+        },
+        required=("model", "messages"),
+    ),
     "Session": _SESSION,
     "SessionList": said(
         {

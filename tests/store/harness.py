@@ -31,6 +31,7 @@ from storage.results import (
 from storage.routing import Routed
 from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
+from storage.transfer import Transfer
 from storage.turns import NOTHING_SHOWN, Commit, Request, Shown, Turns, Usage
 
 OWNER = "alice"
@@ -81,6 +82,7 @@ class Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    transfer: Transfer
     ends: list[str]
 
     @classmethod
@@ -109,7 +111,8 @@ class Store:
         )
         sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
         turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=budget_s)
-        return cls(redis, keyspace, index, capacity, sessions, turns, Log(redis, budget_s=budget_s), ends)
+        transfer = Transfer(redis, capacity, budget_s=budget_s)
+        return cls(redis, keyspace, index, capacity, sessions, turns, Log(redis, budget_s=budget_s), transfer, ends)
 
     def capped(self, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> "Store":
         """The same namespace as a replica with caps sees it."""

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 import pytest
 
 from storage.keys import SessionRef, new_nonce, new_turn_id
-from storage.results import Answered, Cancelling, Removed, Renewed, Running, Settled
+from storage.results import Answered, Cancelling, Created, Removed, Renewed, Running, Settled
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
 from storage.turns import Request, Rewind
-from tests.store.harness import Store, attached, elements, shown
+from tests.store.harness import OWNER, PLAIN, Store, attached, elements, shown
+from tests.store.test_transfer import fork_of, restored_from
 
 pytestmark = pytest.mark.anyio
 
 KEYED = Request("print", "key")
 VERB_OF = {script.sha: verb for verb, script in SCRIPTS.items()}
 NO_KEYS = ("TIME",)
-KEYS_ONLY = ("UNLINK",)  # all others that scripts use take one key, first
+KEYS_ONLY = ("UNLINK", "DEL")
+TWO_KEYS = ("COPY",)  # all others that scripts use take one key, first
 
 
 @dataclass
@@ -32,7 +34,8 @@ class Run:
         found: set[str] = set()
         for name, *arguments in self.commands:
             if name.upper() not in NO_KEYS:
-                found.update(arguments if name.upper() in KEYS_ONLY else arguments[:1])
+                count = len(arguments) if name.upper() in KEYS_ONLY else 2 if name.upper() in TWO_KEYS else 1
+                found.update(arguments[:count])
         return found
 
 
@@ -99,6 +102,16 @@ async def a_life(store: Store) -> SessionRef:
     return ref
 
 
+async def moves(store: Store) -> None:
+    """A session forked, and put back under an id of its own."""
+    source = await store.created()
+    await store.settled(source, "committed", PLAIN, [*elements(2), attached("x" * 70_000)])
+    forked = store.keyspace.session(store.keyspace.issue(0), OWNER)
+    assert await store.transfer.fork(source, forked, await fork_of(store, source, messages=1)) == Created()
+    restored = store.ref()
+    assert await store.transfer.restore(restored, await restored_from(store, source)) == Created()
+
+
 async def early_ends(store: Store) -> None:
     """Sessions that end by an abort, by hand and for want of room, with a log each."""
     creating = new_turn_id()
@@ -118,6 +131,7 @@ async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
     async with recorded(store) as runs:
         ref = await a_life(store)
         await early_ends(store)
+        await moves(store)
     assert {run.verb for run in runs} == set(VERBS), "every script was executed"
     for run in runs:
         assert run.commands, f"{run.verb} executed something"
