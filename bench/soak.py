@@ -76,12 +76,12 @@ class Soak:
 
     async def sample(self) -> Sample:
         """How everything is now."""
-        ours = [client for client in await self._store.client_list() if client["lib-name"]]
+        of_replicas = [client for client in await self._store.client_list() if not client["lib-name"]]  # but our own
         return Sample(
             self.outcomes.total(),
             [replica.resident_mb() for replica in self._replicas],
             [len(os.listdir(f"/proc/{replica.pid}/fd")) for replica in self._replicas],
-            len(ours) - 1,
+            len(of_replicas),
             await self._store.dbsize(),
             (await self._store.info("memory"))["used_memory"] / 1e6,
         )
