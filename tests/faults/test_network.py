@@ -32,13 +32,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 BREAKER, OPENINGS, BUSY = "baton_store_breaker_open", "baton_store_breaker_openings_total", "baton_store_busy_total"
 FAST_S = 1.0
+# A session is waited for in no order, and where every answer of the store is late, for long.
+SLOWLY = {**ENV, "BATON_QUEUE_WAIT_S": "20"}
 
 
 @pytest.fixture(scope="module")
 async def fleet(
     anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
 ) -> AsyncIterator[Fleet]:
-    async with Fleet(tmp_path_factory.mktemp("fleet"), 2, store=ground_store, env=ENV, redis_stalls=(0,)) as one:
+    async with Fleet(tmp_path_factory.mktemp("fleet"), 2, store=ground_store, env=SLOWLY, redis_stalls=(0,)) as one:
         yield one
 
 
