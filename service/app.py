@@ -1,7 +1,7 @@
 """The composition root: from settings to an application, and its life.
 
 Start: the store is contacted first, but a store that is away does not keep the listener from opening (store_watch.py).
-Drain: server.py.
+End: life.py.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.life import Life
 from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
@@ -38,6 +39,7 @@ from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
+from service.vital_signs import watch_loop, watch_store
 from storage.capacity import Capacity
 from storage.connect import Client, Credential, Deadlines, connect
 from storage.first_contact import StoreRefused, first_contact, health
@@ -47,6 +49,7 @@ from storage.log import Log
 from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.turns import Turns
+from storage.vitals import vitals
 
 _CONTACT_S: Final = 3.0  # a first contact with the store may take this long
 _FIRST_CONTACT_S: Final = 2.0  # and this long is waited for the first one before listening
@@ -57,8 +60,14 @@ class Application:
     """One replica: what uvicorn serves, and what draining it needs."""
 
     asgi: ASGIApp
+    life: Life
     exchanges: Exchanges
     bodies: Bodies
+
+    def drain(self) -> None:
+        """Begins nothing any more, and refuses what waits."""
+        self.exchanges.drain()
+        self.bodies.drain()
 
 
 def build(
@@ -81,6 +90,7 @@ def build(
     models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
+    life = Life()
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, beside, keyspace, on_refused)
     parts = Parts(
@@ -95,11 +105,14 @@ def build(
     )
     ops = OpsRoutes(
         watch,
-        exchanges,
+        life,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
     )
+    bodies = Bodies(settings.bodies_bytes_max)
+    _tell_bounds(settings, bodies, deliveries)
+    telemetry.told_build(settings.topology(store_url), keyspace.buckets)
     sweeper = Sweeper(
         store.capacity,
         store.index,
@@ -109,8 +122,10 @@ def build(
     )
 
     @contextlib.asynccontextmanager
-    async def life(_: Router) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
+    async def lifespan(_: Router) -> AsyncIterator[None]:
+        ask = partial(vitals, redis, deadline_s=_CONTACT_S)
+        lasting = (watch.run(), sweeper.run(), watch_loop(), watch_store(ask, lambda: watch.reached))
+        tasks = [asyncio.create_task(one) for one in lasting]
         models.refresh()
         await watch.looked(_FIRST_CONTACT_S)
         yield
@@ -126,9 +141,18 @@ def build(
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
     routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
-    router = Router(routes, redirect_slashes=False, lifespan=life)
-    bodies = Bodies(settings.bodies_bytes_max)
-    return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
+    router = Router(routes, redirect_slashes=False, lifespan=lifespan)
+    return Application(Edge(router, lambda: life.leaving, bodies), life, exchanges, bodies)
+
+
+def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> None:
+    """What this replica may hold, and how much of it is taken."""
+    telemetry.TURNS_RUNNING_MAX.set(settings.turns_running_max)
+    telemetry.BODIES_MAX_BYTES.set(settings.bodies_bytes_max)
+    telemetry.BODIES_BYTES.set_function(lambda: bodies.held_bytes)
+    telemetry.DELIVERIES_WAITING.set_function(lambda: deliveries.waiting)
+    telemetry.SESSIONS_MAX.set(settings.sessions_max)
+    telemetry.MEMORY_MAX_BYTES.set(telemetry.memory_max_bytes())
 
 
 def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
@@ -180,19 +204,19 @@ class _Store:
 
 
 def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
-    budget_s = settings.store_begin_s
+    budget_s, told = settings.store_begin_s, telemetry.store_called
     index = Index(redis, keyspace, budget_s=budget_s)
     capacity = Capacity(
         index,
-        ScriptRunner(redis),
+        ScriptRunner(redis, on_call=told),
         keyspace,
         per_owner_max=settings.sessions_per_owner_max,
         total_max=settings.sessions_max,
         budget_s=budget_s,
-        on_end=lambda end: telemetry.SESSIONS_ENDED.labels(end).inc(),
+        on_end=lambda end: telemetry.SESSIONS_ENDED[end].inc(),
     )
-    sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
-    turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s)
+    sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s, on_call=told)
+    turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s, on_call=told)
     return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s))
 
 
@@ -210,6 +234,7 @@ def _session_routes(
         replica=replica,
         turns_max=settings.turns_per_session_max,
         queue_wait_s=settings.queue_wait_s,
+        draining=lambda: exchanges.draining,
     )
     routes = SessionRoutes(settings, store.sessions, store.index, appending, Cursors(secret.encode()))
     turns = TurnRoutes(

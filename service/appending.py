@@ -4,6 +4,7 @@ The digest chain goes on from the last stored message, which is read before; the
 that it still is the last. What a crash leaves is either the whole turn or nothing: there is only one script.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -22,6 +23,7 @@ from service.errors import (
     session_not_found,
     store_unavailable,
 )
+from service.exchange import draining
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
 from storage.results import (
@@ -61,14 +63,25 @@ class Appending:
         replica: for the turn record.
         turns_max: of a session.
         queue_wait_s: how long to wait for a running turn.
+        draining: whether nothing is begun any more.
     """
 
-    def __init__(self, sessions: Sessions, turns: Turns, *, replica: str, turns_max: int, queue_wait_s: float) -> None:
+    def __init__(
+        self,
+        sessions: Sessions,
+        turns: Turns,
+        *,
+        replica: str,
+        turns_max: int,
+        queue_wait_s: float,
+        draining: Callable[[], bool],
+    ) -> None:
         self._sessions = sessions
         self._turns = turns
         self._replica = replica
         self._turns_max = turns_max
         self._queue_wait_s = queue_wait_s
+        self._draining = draining
 
     async def append(
         self,
@@ -97,6 +110,8 @@ class Appending:
         turn_id, started = new_turn_id(), datetime.now(UTC)
         overtaken = 0
         while overtaken < _ATTEMPTS:
+            if self._draining():
+                raise draining()
             snapshot, stored = await self._end_of(ref, messages)
             if not messages:
                 return Appended(snapshot, snapshot.messages, "")
@@ -112,7 +127,7 @@ class Appending:
             record = self._record(turn_id, started, snapshot.messages, len(packed))
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
-                    telemetry.TURNS.labels("appended").inc()
+                    telemetry.TURNS["appended"].inc()
                     return Appended(snapshot, snapshot.messages + len(packed), turn_id)
                 case Answered(earlier, number):
                     return Appended(snapshot, await self._end_of_turn(ref, number), earlier)

@@ -28,6 +28,7 @@ from service.exchange import draining
 
 _DROP_WAIT_S = 30.0  # what comes of a body after its answer is dropped for so long at most,
 _DROP_SILENCE_S = 1.0  # and as long as it keeps coming
+_CLOSE = (b"connection", b"close")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
@@ -91,6 +92,7 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
                 if not message.get("more_body", False):
                     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
     except TimeoutError:
+        telemetry.BODIES_REFUSED["late"].inc()
         late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
         raise BodyUnread("body_timeout", late) from None
 
@@ -103,6 +105,7 @@ class BodyUnread(BatonError):
 
 
 def _too_large(bytes_max: int) -> BatonError:
+    telemetry.BODIES_REFUSED["too_large"].inc()
     return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
 
 
@@ -203,6 +206,11 @@ class Bodies:
         self._arriving: set[asyncio.Timeout] = set()
         self._draining = False
 
+    @property
+    def held_bytes(self) -> int:
+        """Of all bodies at this moment."""
+        return self._held_bytes
+
     def drain(self) -> None:
         """From now on a body is either there or refused."""
         self._draining = True
@@ -210,45 +218,33 @@ class Bodies:
             scope.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.contextmanager
-    def counted(self, receive: Receive) -> Iterator[Receive]:
-        """``receive`` for one request, whose body counts until the block ends.
-
-        What it raises: BatonError, draining or overloaded.
-        """
-        held_bytes, whole = 0, False
-
-        async def hear() -> Message:
-            nonlocal held_bytes, whole
-            if whole:
-                return await receive()
-            message = await self._arrived(receive)
-            whole = not message.get("more_body", False)
-            size = len(message.get("body", b""))
-            if self._held_bytes + size > self._bytes_max:
-                full = "This replica holds all the request bodies it may; try again."
-                raise BodyUnread("overloaded", full, retry_after_s=1)
-            held_bytes += size
-            self._held_bytes += size
-            return message
-
+    def counted(self, receive: Receive) -> Iterator["_Body"]:
+        """The body of one request, which counts until the block ends."""
+        body = _Body(self, receive)
         try:
-            yield hear
+            yield body
         finally:
-            self._held_bytes -= held_bytes
+            self._held_bytes -= body.held_bytes
 
-    async def drop(self, receive: Receive) -> None:
-        """Lets the rest of a request pass whose answer has been sent; most senders read it only when they are through.
+    def hold(self, size_bytes: int) -> None:
+        """Counts what has come.
 
-        Closed at once, the connection would be reset, and they would see that instead of their answer.
+        Raises:
+            BatonError: overloaded.
         """
-        with contextlib.suppress(TimeoutError, BatonError):
-            async with asyncio.timeout(_DROP_WAIT_S):
-                more = True
-                while more:
-                    async with asyncio.timeout(_DROP_SILENCE_S):
-                        more = (await self._arrived(receive)).get("more_body", False)
+        if self._held_bytes + size_bytes > self._bytes_max:
+            telemetry.BODIES_REFUSED["full"].inc()
+            raise BodyUnread(
+                "overloaded", "This replica holds all the request bodies it may; try again.", retry_after_s=1
+            )
+        self._held_bytes += size_bytes
 
-    async def _arrived(self, receive: Receive) -> Message:
+    async def arrived(self, receive: Receive) -> Message:
+        """The next piece of a body.
+
+        Raises:
+            BatonError: draining.
+        """
         scope = asyncio.timeout(0 if self._draining else None)
         try:
             async with scope:
@@ -260,18 +256,59 @@ class Bodies:
             self._arriving.discard(scope)
 
 
+class _Body:
+    """One request's body while it is read.
+
+    Attributes:
+        whole: nothing more will come.
+        held_bytes: what came.
+    """
+
+    def __init__(self, bodies: Bodies, receive: Receive) -> None:
+        self._bodies = bodies
+        self._receive = receive
+        self.whole = False
+        self.held_bytes = 0
+
+    async def receive(self) -> Message:
+        """ASGI.
+
+        Raises:
+            BatonError: draining or overloaded.
+        """
+        if self.whole:
+            return await self._receive()
+        message = await self._bodies.arrived(self._receive)
+        self.whole = not message.get("more_body", False)
+        size_bytes = len(message.get("body", b""))
+        self._bodies.hold(size_bytes)
+        self.held_bytes += size_bytes
+        return message
+
+    async def drop(self) -> None:
+        """Lets the rest of a request pass whose answer has been sent; most senders read it only when they are through.
+
+        Closed at once, the connection would be reset, and they would see that instead of their answer.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DROP_WAIT_S):
+                while not self.whole:
+                    async with asyncio.timeout(_DROP_SILENCE_S):
+                        self.whole = not (await self._receive()).get("more_body", False)
+
+
 class Edge:
     """Wraps the application; see the module's docstring.
 
     Args:
         app: what it wraps.
-        draining: while true, every response closes its connection, so that clients find another replica.
+        leaving: while true, every response closes its connection, so that clients find another replica.
         bodies: of all requests.
     """
 
-    def __init__(self, app: ASGIApp, draining: Callable[[], bool], bodies: Bodies) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool], bodies: Bodies) -> None:
         self._app = app
-        self._draining = draining
+        self._leaving = leaving
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -284,8 +321,6 @@ class Edge:
         own = [(b"x-request-id", request_id.encode())]
         if is_anthropic(scope):
             own.append((b"request-id", request_id.encode()))
-        if self._draining():
-            own.append((b"connection", b"close"))
         status = 0
 
         async def tell(message: Message) -> None:
@@ -293,30 +328,42 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *own]
+                if self._leaving() and _CLOSE not in message["headers"]:
+                    message["headers"].append(_CLOSE)
             await send(message)
 
         started = time.perf_counter()
         unread = False
-        with telemetry.request(request_id):
+        running = telemetry.REQUESTS_RUNNING.track_inprogress()
+        with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
             try:
-                with self._bodies.counted(receive) as hear:
-                    await self._app(scope, hear, tell)
+                await self._app(scope, body.receive, tell)
             except ClientGone:
                 status = 499
-            except asyncio.CancelledError:  # by uvicorn, which has no more time for it
+            except asyncio.CancelledError:  # by the server, which has no more time for it
                 if status:
                     raise
-                await _answer(scope, tell, draining(), request_id)
+                cut_short = _cut_short(scope)
+                telemetry.error_told(scope, cut_short.code)
+                await _answer(scope, tell, cut_short, request_id)
             except Exception as error:
                 told = _told(error)
+                telemetry.error_told(scope, told.code)
                 if status == 0:
-                    unread = isinstance(told, BodyUnread)
+                    unread = not body.whole and (self._leaving() or isinstance(told, BodyUnread))
                     await _answer(scope, tell, told, request_id, is_end=not unread)
             finally:
                 telemetry.request_done(scope, status, time.perf_counter() - started)
         if unread:
-            await self._bodies.drop(receive)
+            await body.drop()
             await send({"type": "http.response.body"})
+
+
+def _cut_short(scope: Scope) -> BatonError:
+    """What is told about a request that was not through when the replica had to end."""
+    if scope["method"] in ("GET", "HEAD"):
+        return draining()
+    return BatonError("session_save_unknown", "This replica had to end; whether it did what was asked is not known.")
 
 
 def _told(error: Exception) -> BatonError:

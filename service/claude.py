@@ -16,6 +16,8 @@ stands for a status, and is sent again where that status would be.
 
 import asyncio
 import random
+import re
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from types import MappingProxyType
@@ -36,6 +38,7 @@ _RETRY_WAIT_S_MAX: Final = 5.0
 _LAST: Final = ("message_stop", "error")
 _ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
+_CLAUDES_ID: Final = re.compile(r"req_[A-Za-z0-9]{1,64}")
 _Part = TypeVar("_Part")
 
 
@@ -106,7 +109,8 @@ class Claude:
         """
         asked = {"accept": "application/json", **headers}
         async with aclosing(_tried(lambda: self._json(path, body, asked))) as answers:
-            return await anext(answers)
+            [answer] = [part async for part in answers]
+            return answer
 
     async def _send(self, path: str, body: bytes, headers: Mapping[str, str]) -> Stream:
         """The answer's beginning. Raises `_Failure` only."""
@@ -189,19 +193,29 @@ class Claude:
 async def _tried(attempt: Callable[[], AsyncGenerator[_Part, None]]) -> AsyncGenerator[_Part, None]:
     """What an attempt yields; another one is made while nothing was, and where that makes sense."""
     for number in range(1, ATTEMPTS + 1):
-        shown = False
+        shown, outcome = False, "given_up"
+        sent = time.perf_counter()
         try:
             async with aclosing(attempt()) as parts:
                 async for part in parts:
+                    if not shown:
+                        telemetry.UPSTREAM_FIRST_BYTE_SECONDS.observe(time.perf_counter() - sent)
                     shown = True
                     yield part
+            outcome = "answered"
             return
         except _Failure as failure:
+            outcome = telemetry.upstream_outcome(failure.error.code)
             if shown or not failure.retry or number == ATTEMPTS or failure.wait_s(number) > _RETRY_WAIT_S_MAX:
+                if telemetry.fault_of(failure.error.code) == "claude":
+                    telemetry.log.warning("upstream_failed", attempt=number, code=failure.error.code)
                 raise failure.error from failure.__cause__
             telemetry.UPSTREAM_RETRIES.inc()
             telemetry.log.info("upstream_retry", attempt=number, code=failure.error.code)
-            await asyncio.sleep(failure.wait_s(number))
+            wait_s = failure.wait_s(number)
+        finally:
+            telemetry.UPSTREAM_REQUESTS[outcome].inc()
+        await asyncio.sleep(wait_s)
 
 
 @contextmanager
@@ -251,7 +265,9 @@ def _failure(error: anthropic.AnthropicError) -> _Failure:
         return _Failure(BatonError("upstream_unavailable", "Claude could not be reached."), retry=True)
     status = error.status_code
     headers = error.response.headers
-    telemetry.log.info("claude_refused", status=status, claude_request_id=headers.get("request-id"))
+    said_id = headers.get("request-id", "")
+    known = said_id if _CLAUDES_ID.fullmatch(said_id) else None  # another may be anything, of the request too
+    telemetry.log.info("claude_refused", status=status, claude_request_id=known)
     told = claude_errors.told(status, error.response.content)
     told.retry_after_s = _retry_after_s(headers)
     return _Failure(told, retry=_may_succeed(status, told))

@@ -1,6 +1,7 @@
 """The command ``baton``."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -41,6 +42,8 @@ def serve() -> None:
     Without BATON_REDIS_URL it starts a private Valkey of its own and keeps its files in .baton; that is for one
     replica. For several, give all the same BATON_REDIS_URL and BATON_SECRET and put a balancer in front.
     """
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them: process 1 would not even notice
+        signal.signal(number, lambda *_: sys.exit(0))
     from service.server import serve as run
 
     sys.exit(run(_settings()))

@@ -35,7 +35,7 @@ class Patience:
             BatonError: turn_in_progress, once the patience is used up.
         """
         if self._polls == 0:
-            telemetry.CONFLICTS.labels(self._policy).inc()
+            telemetry.CONFLICTS[self._policy].inc()
         wait_s = _POLL_S[min(self._polls, len(_POLL_S) - 1)] * random.uniform(0.8, 1.2)  # noqa: S311 - jitter
         self._polls += 1
         if time.monotonic() + wait_s > self._give_up:

@@ -2,9 +2,10 @@
 
 A client library that lost the connection sends its request again. Was the answer delivered, that is a new turn; was it
 not, it is the same one (scripts/begin.lua). Bytes that were written to an open connection may still never be read: a
-client that gave up a moment ago closes its end, and that is seen a moment later. So an answer counts as delivered if
-its connection is still open one second after the last byte. Where that is doubtful (the client closed it, because it
-was done or because it had given up) nothing is noted: a retry then gets the same answer again, which is never wrong.
+client that gave up a moment ago closes its end, and that is seen a moment later: as late as its machine lets it run
+again. So an answer counts as delivered if its connection is still open five seconds after the last byte. Where that is
+doubtful (the client closed it, because it was done or because it had given up) nothing is noted: a retry then gets the
+same answer again, which is never wrong.
 
 Off the path of the answer; what is not noted when the replica ends stays undelivered.
 """
@@ -21,7 +22,7 @@ from storage.keys import SessionRef
 from storage.results import StoreUnavailable
 from storage.turns import Turns
 
-_GRACE_S: Final = 1.0
+_GRACE_S: Final = 5.0  # clients of a busy machine were seen to stand still for two
 _WAITING_MAX: Final = 10_000  # more are forgotten, oldest first
 
 CONNECTION: Final = "baton.connection"
@@ -59,6 +60,11 @@ class Deliveries:
         self._waiting.append(_Answer(loop.time() + _GRACE_S, is_open, ref, turn_id))
         if self._timer is None:
             self._timer = loop.call_later(_GRACE_S, self._look)
+
+    @property
+    def waiting(self) -> int:
+        """How many answers are not noted yet."""
+        return len(self._waiting)
 
     def _look(self) -> None:
         self._timer = None

@@ -110,8 +110,8 @@ class Child:
         self._process.wait()
 
     def terminate(self) -> None:
-        """SIGTERM, if it runs; does not wait."""
-        self._process.terminate()
+        """SIGINT, if it runs; does not wait. It is Ctrl-C for a replica too: nobody has to be given notice."""
+        self._process.send_signal(signal.SIGINT)
 
     def bury(self, deadline: float) -> None:
         """Waits for its end; by force after `deadline`."""

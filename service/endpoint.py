@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, idempotency, sse
+from service import access, addressing, idempotency, sse, telemetry
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.claude import Claude
@@ -102,7 +102,9 @@ class TurnEndpoint:
         try:
             async with sse.watching(receive, exchange.hang_up):
                 await (self._stream if prepared.stream else _whole)(send, exchange)
-                if prepared.address is not None and exchange.error is None:
+                if exchange.error is not None:
+                    telemetry.error_told(scope, exchange.error.code)  # told in the stream
+                elif prepared.address is not None:
                     self._parts.deliveries.sent(scope, prepared.address.ref, exchange.id)
         finally:
             exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told

@@ -12,6 +12,7 @@ bounded size: a slow reader slows Claude down, not us.
 """
 
 import asyncio
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +28,7 @@ from service.transcript import Answer
 from storage.keys import new_turn_id
 
 _HANDOVER_BYTES_MAX: Final = 256 * 1024
-_SETTLE_WAIT_S: Final = 10.0  # a drain waits this long for interrupted exchanges; what is left is as after a crash
+_CLAUDES_NAME: Final = re.compile(r"claude-[a-z0-9.-]{1,60}")
 
 OnDisconnect = Literal["cancel", "continue"]
 ON_DISCONNECT: Final[tuple[OnDisconnect, ...]] = get_args(OnDisconnect)
@@ -70,7 +71,6 @@ def draining() -> BatonError:
         "draining",
         "This replica is shutting down; send the request again.",
         retry_after_s=1,
-        headers={"connection": "close"},  # so that it is sent to another one
     )
 
 
@@ -187,7 +187,7 @@ class Exchange:
         self._deadline_s = deadline_s
         self._scope: asyncio.Timeout | None = None
         self._interrupt: Interrupt | None = None
-        self._settling = False
+        self._settling = self._settled = False
         self._hand_over = HandOver()
         self._ended = asyncio.Event()
         self._rendering: Rendering | None = None
@@ -198,6 +198,7 @@ class Exchange:
         self.headers: dict[str, str] = {}
         self.error: BatonError | None = None
         self.first_event_s: float | None = None
+        self._answer_s: float | None = None
         if not streamed:
             self._hand_over.abandon()
 
@@ -234,10 +235,19 @@ class Exchange:
         if self._scope is not None:  # else the task has not had its first step; it will find the reason
             self._scope.reschedule(asyncio.get_running_loop().time())
 
+    def leave(self) -> None:
+        """The replica ends first: nothing more is handed over, and a caller who was to be told a verdict is told so."""
+        if not self._settled:
+            unknown = f"This replica had to end; whether turn {self.id} was stored is not known."
+            self.error = BatonError("session_save_unknown", unknown, headers=self.headers)
+        self._hand_over.end()
+        self._ended.set()
+
     # What the exchange does.
 
     async def run(self) -> None:
         """The task. Never raises; what went wrong is in ``error``."""
+        started = time.perf_counter()
         with telemetry.TURNS_RUNNING.track_inprogress():
             failure = await self._interruptible()
             self.opened.set()
@@ -245,12 +255,38 @@ class Exchange:
                 self.error = await self._settle(failure)
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
+            self._settled = True
+            self._tell_end(time.perf_counter() - started)
             if self.error is None and self._streamed:
                 await self._hand_over_or_gone(self._last_frames())
             elif self.error is not None:
                 self.error.headers = self.headers | self.error.headers
             self._hand_over.end()
             self._ended.set()
+
+    def _tell_end(self, duration_s: float) -> None:
+        """Counts the exchange, and one line of the log tells it: how it ended, and what it took."""
+        telemetry.PHASE_SECONDS["turn"].observe(duration_s)
+        usage, error = self.answer.tokens(), self.error
+        telemetry.log.info(
+            "turn",
+            turn=self.id,
+            outcome=error.code if error is not None else "complete",
+            model=_model_of(self.answer),
+            streamed=self._streamed,
+            duration_ms=_ms(duration_s),
+            first_event_ms=_ms(self.first_event_s),
+            answer_ms=_ms(self._answer_s),
+            input_tokens=usage.input,
+            output_tokens=usage.output,
+            cache_read_tokens=usage.cache_read,
+            cache_written_tokens=usage.cache_written,
+            **self._facts(),
+        )
+
+    def _facts(self) -> dict[str, str | int | float | None]:
+        """What else the log tells of this kind of exchange."""
+        return {}
 
     @property
     def rendering(self) -> Rendering:
@@ -302,14 +338,19 @@ class Exchange:
 
     async def _relay(self, body: bytes) -> None:
         asked_at = time.perf_counter()
-        async with aclosing(self._claude.stream(body, self._claude_headers)) as batches:
-            async for batch in batches:
-                if self.first_event_s is None:
-                    self.first_event_s = time.perf_counter() - asked_at
-                    telemetry.FIRST_EVENT_SECONDS.observe(self.first_event_s)
-                shown = self.answer.feed(batch)
-                if self._streamed:
-                    await self._show(shown)
+        try:
+            async with aclosing(self._claude.stream(body, self._claude_headers)) as batches:
+                async for batch in batches:
+                    if self.first_event_s is None:
+                        self.first_event_s = time.perf_counter() - asked_at
+                        telemetry.PHASE_SECONDS["first_event"].observe(self.first_event_s)
+                    shown = self.answer.feed(batch)
+                    if self._streamed:
+                        await self._show(shown)
+            self._answer_s = time.perf_counter() - asked_at
+            telemetry.PHASE_SECONDS["answer"].observe(self._answer_s)
+        finally:
+            telemetry.count_tokens(self.answer.tokens())
 
     async def _show(self, events: list[Event]) -> None:
         """Events that may be shown at once, of a streamed exchange."""
@@ -321,13 +362,23 @@ class Exchange:
         return failure
 
 
+def _model_of(answer: Answer) -> str | None:
+    """The model as Claude named it; any other name may be a text of the caller's that a gateway tells again."""
+    named = answer.message.get("model")
+    return named if named is None or _CLAUDES_NAME.fullmatch(named) else "other"
+
+
+def _ms(duration_s: float | None) -> float | None:
+    return None if duration_s is None else round(duration_s * 1000, 1)
+
+
 def _fault(error: Exception) -> BatonError:
     telemetry.log.error("exchange_failed", exc_info=error)
     return internal_error()
 
 
 class Exchanges:
-    """All exchanges of this replica: how many there may be, and how they end when it drains."""
+    """All exchanges of this replica: how many there may be, and how they end with it (life.py)."""
 
     def __init__(self, running_max: int) -> None:
         self._running_max = running_max
@@ -339,6 +390,11 @@ class Exchanges:
         """Whether new exchanges are refused."""
         return self._draining
 
+    @property
+    def running(self) -> int:
+        """How many there are."""
+        return len(self._running)
+
     def admit(self) -> None:
         """Refuses early, before anything was read or paid for.
 
@@ -346,8 +402,10 @@ class Exchanges:
             BatonError: draining or overloaded.
         """
         if self._draining:
+            telemetry.REFUSALS["draining"].inc()
             raise draining()
         if len(self._running) >= self._running_max:
+            telemetry.REFUSALS["turns"].inc()
             raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
 
     def start(self, exchange: Exchange) -> None:
@@ -361,21 +419,21 @@ class Exchanges:
         self._running[task] = exchange
         task.add_done_callback(lambda done: self._running.pop(done, None))
 
-    async def drain(self, wait_s: float, hurry: asyncio.Event) -> None:
-        """Lets running exchanges finish for ``wait_s`` or until ``hurry``; then stops them, keeping what they can."""
+    def drain(self) -> None:
+        """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""
         self._draining = True
+        telemetry.DRAINING.set(1)
         for exchange in list(self._running.values()):
             if not exchange.opened.is_set():
                 exchange.interrupt(Interrupt.DRAINING)
-        hurried = asyncio.create_task(hurry.wait())
-        deadline = asyncio.get_running_loop().time() + wait_s
-        while self._running and not hurry.is_set():
-            left_s = deadline - asyncio.get_running_loop().time()
-            if left_s <= 0:
-                break
-            await asyncio.wait([hurried, *self._running], timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
+
+    def interrupt(self) -> None:
+        """Stops all that run; each is settled, keeping what it can."""
         for exchange in list(self._running.values()):
             exchange.interrupt(Interrupt.DRAINING)
-        if self._running:
-            await asyncio.wait(list(self._running), timeout=_SETTLE_WAIT_S)
+
+    def leave(self) -> None:
+        """Settles no more: callers who still wait are told so, and what has no verdict is as after a crash."""
+        for task, exchange in list(self._running.items()):
+            exchange.leave()
+            task.cancel()

@@ -100,6 +100,8 @@ class Following:
             except StoreUnavailable as error:
                 if time.monotonic() - self._heard_at > _STORE_WAIT_S:
                     raise store_unavailable(error) from error
+                if self._stopping():
+                    raise draining() from error
                 await asyncio.sleep(_POLL_S[-1])
 
     async def _find(self) -> None:

@@ -199,6 +199,7 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.message_event.set()
         request_id = new_request_id()
         with telemetry.request(request_id):
+            telemetry.error_told({}, error.code)
             telemetry.request_done({}, error.status, 0.0)
         self.transport.write(_response(error, request_id, self._speaks_anthropics()))
         self.transport.write_eof()
@@ -242,7 +243,20 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.get_write_buffer_size() < self._unwritten_bytes:
             self._watch_writing()
         else:
+            telemetry.CLIENTS_STALLED.inc()
             telemetry.log.info("client_stalled", unwritten_bytes=self._unwritten_bytes)
+            self.transport.abort()
+
+    def let_go(self) -> None:
+        """No other request should come here: closes a silent connection now, another after its answer."""
+        if not self._idle():
+            self.cycle.keep_alive = False
+        elif not self._in_head and not self._refused:
+            self.transport.close()
+
+    def cut_off(self) -> None:
+        """The server ends: whatever of an answer was not taken is lost, and the application sees its caller gone."""
+        if self.cycle is not None and self.cycle.response_started:
             self.transport.abort()
 
 

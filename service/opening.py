@@ -157,7 +157,7 @@ class Opening:
                         telemetry.DEAD_TURNS_FOUND.inc()
                         telemetry.log.warning("dead_turn_found", session=self._ref.id, turn=begun.dead_turn_id)
                     if self.waited_s:
-                        telemetry.QUEUE_SECONDS.observe(self.waited_s)
+                        telemetry.PHASE_SECONDS["queue"].observe(self.waited_s)
                     return begun
                 case Running() | Answered() as earlier:
                     return earlier
@@ -222,7 +222,7 @@ class Opening:
             self.unsettled = error.outcome_unknown or self._created
             raise store_unavailable(error) from error
         self.unsettled = isinstance(result, Begun) or self._created
-        telemetry.BEGIN_SECONDS.observe(time.perf_counter() - started)
+        telemetry.PHASE_SECONDS["begin"].observe(time.perf_counter() - started)
         return result
 
     async def _create(self, *, must_be_new: bool) -> None:

@@ -50,6 +50,9 @@ class Passage(Exchange):
         self._path = path
         self._whole = b""
 
+    def _facts(self) -> dict[str, str | int | float | None]:
+        return {"route": self._path}
+
     async def _converse(self) -> None:
         self.opened.set()
         if not self._streamed:

@@ -1,8 +1,7 @@
-"""A replica as a process: uvicorn, and how it ends.
+"""A replica as a process: uvicorn, and how it ends (life.py tells what that means for whoever is served).
 
-SIGTERM or SIGINT: readiness turns red and new turns are refused, while the listener stays open so that a balancer can
-see it; queued turns are refused; running ones have ``drain_s``, then they end incomplete with their lease released.
-A second signal ends that wait at once. Then uvicorn closes idle connections and the process exits with 0.
+uvicorn's own shutdown is not used: it closes idle connections first of all, and waits for the others without knowing
+what runs behind them.
 """
 
 import asyncio
@@ -15,44 +14,49 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
+from typing import cast
 
 import uvicorn
 
-from service import telemetry
+from service import logs, telemetry
 from service.app import Application, build
-from service.http_protocol import Limits, http_protocol
+from service.http_protocol import HttpProtocol, Limits, http_protocol
+from service.life import CLOSE_HURRIED_S, CLOSE_S, REST_S, SETTLE_HURRIED_S, SETTLE_S
 from service.settings import EX_CONFIG, Settings
+from service.settling import unanswered_aborts
 from storage.embedded import EmbeddedRefused, EmbeddedValkey
 from storage.first_contact import StoreRefused
 
-_CLOSE_S = 5  # connections get this long to take the last bytes, after the drain
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class _Server(uvicorn.Server):
-    """uvicorn with a drain before its own shutdown, and signals that do not kill it afterwards."""
+    """uvicorn with an end of our own."""
 
-    def __init__(self, config: uvicorn.Config, application: Application, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, application: Application, notice_s: float, drain_s: float) -> None:
         super().__init__(config)
         self._application = application
+        self._life = application.life
+        self._notice_s = notice_s
         self._drain_s = drain_s
-        self._hurry = asyncio.Event()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Takes SIGTERM and SIGINT for as long as the server runs."""
         loop = asyncio.get_running_loop()
-        handled = (signal.SIGTERM, signal.SIGINT)
-        for number in handled:
-            loop.add_signal_handler(number, self._signalled)
+        for number in _SIGNALS:
+            loop.add_signal_handler(number, self._signalled, number)
         try:
             yield
         finally:
-            for number in handled:
+            for number in _SIGNALS:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # what is left takes a moment, and must not be left halfway
 
-    def _signalled(self) -> None:
-        if self.should_exit:
-            self._hurry.set()
+    def _signalled(self, number: int) -> None:
+        if number == signal.SIGINT or not self.started:
+            self._notice_s = 0.0
+        self._life.told_to_end()
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -65,17 +69,52 @@ class _Server(uvicorn.Server):
                 telemetry.log.info("listening", url=f"http://{shown}:{port}")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drains, then shuts down."""
-        telemetry.log.info("draining")
-        self._application.bodies.drain()
-        await self._application.exchanges.drain(self._drain_s, self._hurry)
-        await super().shutdown(sockets)
+        """Everything from the first signal on."""
+        life, exchanges = self._life, self._application.exchanges
+        life.leaving = True
+        telemetry.log.info("draining", notice_s=self._notice_s, drain_s=self._drain_s)
+        await life.wait(self._notice_s)
+        self._application.drain()
+        for connection in self._connections():
+            connection.let_go()
+        await life.wait(self._drain_s, self._is_quiet)
+        exchanges.interrupt()
+        await life.wait(SETTLE_S, lambda: exchanges.running == 0, hurried_s=SETTLE_HURRIED_S)
+        exchanges.leave()
+        await self._close(sockets or [])
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.lifespan.shutdown(), 2 * REST_S)
         telemetry.log.info("stopped")
+
+    def _connections(self) -> list[HttpProtocol]:
+        return cast("list[HttpProtocol]", list(self.server_state.connections))
+
+    def _is_quiet(self) -> bool:
+        """Nothing runs, nothing is being answered, and no verdict is outstanding."""
+        return not (self._application.exchanges.running or self.server_state.tasks or unanswered_aborts())
+
+    async def _close(self, listening: list[socket.socket]) -> None:
+        """Takes no more connections; those that are left may take their last bytes, and then are cut off."""
+        state = self.server_state
+        for server in self.servers:
+            server.close()
+        for listener in listening:
+            listener.close()
+        for connection in self._connections():
+            connection.shutdown()
+        await self._life.wait(CLOSE_S, lambda: not (state.connections or state.tasks), hurried_s=CLOSE_HURRIED_S)
+        for connection in self._connections():
+            connection.cut_off()
+        await asyncio.sleep(0)  # what waited for one of these ends by itself
+        for task in list(state.tasks):
+            task.cancel()
+        if state.tasks:
+            await asyncio.wait(list(state.tasks), timeout=REST_S)
 
 
 def serve(settings: Settings) -> int:
     """Runs one replica until it is told to stop; returns the exit code. Call it from the main thread."""
-    telemetry.configure(settings.log_format, settings.log_level)
+    logs.configure(settings.log_format, settings.log_level)
     try:
         listening = _bound(settings.host.strip("[]"), settings.port)
     except OSError as error:
@@ -165,10 +204,9 @@ def _run(settings: Settings, url: str, secret: str, listening: list[socket.socke
         date_header=False,
         proxy_headers=False,
         timeout_keep_alive=settings.keepalive_s,
-        timeout_graceful_shutdown=_CLOSE_S,
         backlog=2048,
     )
-    server = _Server(config, application, settings.drain_s)
+    server = _Server(config, application, settings.drain_notice_s, settings.drain_s)
     _tune_collector()
     server.run(sockets=listening)
     for problem in refused:

@@ -142,7 +142,15 @@ class Settings(BaseSettings):
     status_wait_s: float = Field(
         10.0, gt=0, le=60, description="A stream's status line waits this long for Claude; then keep-alives as often."
     )
-    drain_s: float = Field(30.0, ge=0, le=3600, description="Running turns may take this long after SIGTERM, seconds.")
+    drain_notice_s: float = Field(
+        3.0,
+        ge=0,
+        le=300,
+        description="After SIGTERM it serves on with a red readiness, so that balancers see it first, seconds.",
+    )
+    drain_s: float = Field(
+        30.0, ge=0, le=3600, description="Running turns may take this long after the notice, seconds."
+    )
     keepalive_s: int = Field(75, ge=1, le=3600, description="Idle connections; longer than the balancer's, seconds.")
     replica: str = Field("", pattern=r"^[\x21-\x7e]{0,100}$", description="This replica's name; made if empty.")
     log_format: Literal["auto", "console", "json"] = Field("auto", description="auto: console on a terminal.")
@@ -251,6 +259,10 @@ class Settings(BaseSettings):
     def buckets_of(self, url: str) -> int:
         """How many buckets the namespace has, on the store of this URL."""
         return self.buckets or address.BUCKETS["standalone" if url == "embedded" else address.read(url).kind]
+
+    def topology(self, url: str) -> Literal["embedded", "standalone", "sentinel", "cluster"]:
+        """The kind of the store that this replica was given, which is at this URL by now."""
+        return "embedded" if self.store_url() == "embedded" else address.read(url).kind
 
     def _claude_problems(self) -> list[str]:
         """Of what was given to reach Claude; the SDK would tell them at the first request, or not at all."""

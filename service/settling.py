@@ -16,7 +16,7 @@ from service.errors import BatonError, session_corrupt, session_not_found
 from service.exchange import Interrupt
 from storage.keys import SessionRef
 from storage.results import Corrupt, Fenced, Gone, Removed, Settled, StoreUnavailable
-from storage.turns import Commit, Shown, Turns, Usage
+from storage.turns import Commit, Shown, Turns
 
 _ABORT_WAIT_S: Final = 1.5
 _ABORTING: Final[set[asyncio.Task[None]]] = set()  # what goes on after its exchange; a lost one costs one lease
@@ -32,7 +32,6 @@ class Settlement:
         ref: the session.
         turn_id: the turn.
         told: how a streamed turn ends for its caller, given the error that it is told.
-        tokens: what Claude counted.
         abort_later_s: an abort that is not answered is tried so long behind the caller's back.
     """
 
@@ -43,14 +42,12 @@ class Settlement:
         turn_id: str,
         *,
         told: Callable[[BatonError], Shown],
-        tokens: Callable[[], Usage],
         abort_later_s: float,
     ) -> None:
         self._turns = turns
         self._ref = ref
         self._turn_id = turn_id
         self._told = told
-        self._tokens = tokens
         self._abort_later_s = abort_later_s
 
     async def commit(self, commit: Commit, status: Status) -> BatonError | None:
@@ -61,10 +58,10 @@ class Settlement:
         except StoreUnavailable as error:
             return await self._unsaved(error, status)
         finally:
-            telemetry.COMMIT_SECONDS.observe(time.perf_counter() - started)
+            telemetry.PHASE_SECONDS["commit"].observe(time.perf_counter() - started)
         match result:
             case Settled("committed"):
-                self._count_stored(status)
+                count(status)
                 return None
             case Fenced():
                 await self.abort(Interrupt.LEASE_LOST.told())
@@ -96,7 +93,7 @@ class Settlement:
         else:
             match result:
                 case Settled("committed"):
-                    self._count_stored(status)
+                    count(status)
                     return None
                 case Settled("dead"):
                     count("superseded")
@@ -113,6 +110,7 @@ class Settlement:
         A silent store must not keep the caller waiting: nothing was promised, and the lease is the last resort.
         """
         end = self._told(failure)
+        started = time.perf_counter()
         try:
             result = await self._turns.abort(self._ref, self._turn_id, "holder", end=end, budget_s=_ABORT_WAIT_S)
         except StoreUnavailable:
@@ -122,19 +120,20 @@ class Settlement:
             task.add_done_callback(_ABORTING.discard)
         else:
             count("removed" if isinstance(result, Removed) else "aborted")
+        finally:
+            telemetry.PHASE_SECONDS["abort"].observe(time.perf_counter() - started)
 
     async def _abort_later(self, end: Shown) -> None:
         with contextlib.suppress(StoreUnavailable):
             await self._turns.abort(self._ref, self._turn_id, "holder", end=end, budget_s=self._abort_later_s)
             telemetry.log.info("aborted_late", session=self._ref.id, turn=self._turn_id)
 
-    def _count_stored(self, status: Status) -> None:
-        count(status)
-        usage = self._tokens()
-        for kind, counter in telemetry.TOKENS_BY_KIND.items():
-            counter.inc(getattr(usage, kind))
+
+def unanswered_aborts() -> int:
+    """How many aborts are still tried behind their callers' backs."""
+    return len(_ABORTING)
 
 
-def count(outcome: str) -> None:
+def count(outcome: telemetry.Outcome) -> None:
     """Counts a settled turn."""
-    telemetry.TURNS.labels(outcome).inc()
+    telemetry.TURNS[outcome].inc()

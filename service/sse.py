@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 
 from starlette.types import Receive, Send
 
+from service import telemetry
+
 HEADERS = {
     "content-type": "text/event-stream; charset=utf-8",
     "cache-control": "no-cache, no-transform",
@@ -80,11 +82,13 @@ class EventStream:
 
     async def __aenter__(self) -> "EventStream":
         """Starts to keep the connection alive."""
+        telemetry.STREAMS_RUNNING.inc()
         self._keeper = asyncio.create_task(self._keep_alive())
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stops; does not end the response."""
+        telemetry.STREAMS_RUNNING.dec()
         assert self._keeper is not None
         self._keeper.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -96,6 +100,7 @@ class EventStream:
         while True:
             silent_s = self._now() - self._spoke_at
             if silent_s >= self._silence_s:
+                telemetry.KEEPALIVES.inc()
                 await self.write(self._keepalive)
             else:
                 await asyncio.sleep(self._silence_s - silent_s)

@@ -37,6 +37,8 @@ class Sweeper:
 
     async def run(self) -> None:
         """Until cancelled."""
+        telemetry.SWEEP_INTERVAL_SECONDS.set(self._interval_s)
+        telemetry.SWEPT_TIMESTAMP_SECONDS.set_to_current_time()
         wait_s = self._interval_s * random.uniform(0, 1)  # noqa: S311 - jitter
         while True:
             await asyncio.sleep(wait_s)
@@ -53,6 +55,7 @@ class Sweeper:
         swept = await self._capacity.sweep_bucket(bucket, interval_ms=int(self._interval_s * 1000))
         if swept is not None:
             telemetry.BUCKETS_SWEPT.inc()
+            telemetry.SWEPT_TIMESTAMP_SECONDS.set_to_current_time()
         if swept:
             telemetry.log.info("swept", bucket=bucket, sessions=swept)
 

@@ -156,10 +156,17 @@ class Turn(Exchange):
             self._ref,
             self.id,
             told=self._told,
-            tokens=self.answer.tokens,
             abort_later_s=rules.lease_ms / 1000,
         )
         self.headers["x-turn-id"] = self.id
+
+    def _facts(self) -> dict[str, str | int | float | None]:
+        return {
+            "session": self._ref.id,
+            "dialect": self._provenance.dialect,
+            "queue_ms": round(self._opening.waited_s * 1000, 1),
+            "replayed": self.id != self._turn_id,
+        }
 
     # Opening: the lease, the history, the request; or the earlier turn that the request is.
 
@@ -201,7 +208,7 @@ class Turn(Exchange):
         elif replaced is not None:
             self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
         self._known = history.attachments
-        telemetry.HISTORY_SECONDS.observe(time.perf_counter() - read)
+        telemetry.PHASE_SECONDS["history"].observe(time.perf_counter() - read)
         if self._rewind is not None:
             kept = self._rewind.messages
             self.headers["x-session-state"] = "rewound"
@@ -220,7 +227,7 @@ class Turn(Exchange):
         if reasons and self._wish.strict:
             raise prefix_changed(reasons)
         for reason in reasons:
-            telemetry.EPOCHS.labels(reason).inc()
+            telemetry.EPOCHS[reason].inc()
         return prepared
 
     async def _relay(self, body: bytes) -> None:
@@ -277,12 +284,12 @@ class Turn(Exchange):
                 return False
         return begun
 
-    def _is_earlier(self, turn_id: str, record: dict[str, Any], how: str) -> None:
+    def _is_earlier(self, turn_id: str, record: dict[str, Any], how: telemetry.Replay) -> None:
         self.id = turn_id
         self.created_s = int(datetime.fromisoformat(record["started_at"]).timestamp())
         self.headers["x-turn-id"] = turn_id
         self._tell_session("continued")
-        telemetry.REPLAYS.labels(how).inc()
+        telemetry.REPLAYS[how].inc()
         self.opened.set()
 
     # Showing: frames with ordinals, to the caller and to the log.

@@ -26,7 +26,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from storage.pool import NoConnection
+from storage.pool import NoConnection, Unwanted
 
 _NO_REPLICAS = "NOREPLICAS"
 _QUOTED = " of pipeline caused error: "
@@ -45,13 +45,18 @@ def surely_not_executed(error: RedisError) -> bool:
 
 
 def never_sent(error: RedisError) -> bool:
-    """Whether no connection was there to send anything on."""
-    return isinstance(error, Unreached | NoConnection)
+    """Whether no connection was there to send anything on, or nobody who still wanted it."""
+    return isinstance(error, Unreached | NoConnection | Unwanted)
 
 
-def pool_is_full(error: RedisError) -> bool:
-    """Whether it was a place in our own pool that was missing; it says nothing about the server."""
-    return isinstance(error, NoConnection) and error.pool_is_full
+def of_our_own(error: RedisError) -> bool:
+    """Whether it was our own pool that was full, or our own caller who has gone: it says nothing about the server."""
+    return isinstance(error, Unwanted) or (isinstance(error, NoConnection) and error.pool_is_full)
+
+
+def silent(error: RedisError) -> bool:
+    """Whether a server let us wait in vain, for an answer or for a connection."""
+    return isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
 
 
 def without_command(error: RedisError) -> RedisError:
@@ -65,13 +70,13 @@ def without_command(error: RedisError) -> RedisError:
 
 
 def moving(error: RedisError) -> bool:
-    """Whether the slot is on its way to another node, or to a new primary; that is over within seconds."""
-    return isinstance(error, AskError | ClusterDownError | TryAgainError)
+    """Whether the slot is on its way to another node; that is over within seconds."""
+    return isinstance(error, AskError | TryAgainError)
 
 
 def refused_for_now(error: RedisError) -> bool:
     """Whether a running server will not do this just now: a failover, a move of slots, too few replicas."""
-    if moving(error) or isinstance(error, ReadOnlyError):
+    if moving(error) or isinstance(error, ReadOnlyError | ClusterDownError):
         return True
     return isinstance(error, ResponseError) and str(error).startswith(_NO_REPLICAS)
 

@@ -9,12 +9,13 @@ INFO is read of every primary (managed services refuse CONFIG), and the namespac
 * the record ``{namespace}:cfg`` holds the number of buckets and a fingerprint of the secret, written once by whoever
   comes first. Another number or secret would not find the sessions that are there.
 
-What works and is not durable is warned about: no append-only file, replicas that are not in step, clocks that differ.
+What works and is not durable is warned about: no append-only file, replicas that are not in step, a primary that needs
+no replica to take writes, clocks that differ. Some primaries of a cluster may be away: whoever starts meanwhile serves
+the sessions of the others.
 """
 
 import asyncio
 import re
-import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -22,12 +23,14 @@ from typing import Any, Final, Literal, cast
 from redis.asyncio import Redis
 from redis.exceptions import (
     AuthenticationError,
+    AuthorizationError,
     BusyLoadingError,
     ConnectionError,
     NoPermissionError,
     RedisError,
     ResponseError,
 )
+from redis.exceptions import TimeoutError as NoAnswer
 
 from storage.failures import Unreached, in_words
 from storage.keys import Keyspace
@@ -35,6 +38,7 @@ from storage.results import StoreUnavailable
 from storage.routing import Routed
 from storage.scripts import SCRIPTS, load
 from storage.topology import ClusterTopology
+from storage.vitals import clock_ahead_s, primaries, replicas_of
 
 SERVER_VERSION_MIN: Final = (7, 0)
 CLOCKS_APART_MAX_S: Final = 5.0
@@ -84,9 +88,8 @@ async def first_contact(
     """
     try:
         async with asyncio.timeout(deadline_s):
-            primaries = await _primaries(redis)
-            alone = len(primaries) == 1
-            servers = await asyncio.gather(*(_look(one, keyspace, alone=alone) for one in primaries))
+            found = await primaries(redis)
+            servers, lost = await _looks(found, keyspace, deadline_s / 2)
             problems = [problem for look in servers for problem in _server_problems(redis, look, eviction_allowed)]
             if any(look.denied for look in servers):
                 raise StoreRefused(list(dict.fromkeys(problems)))
@@ -108,11 +111,33 @@ async def first_contact(
     problems += _namespace_problems(keyspace, claimed | recorded)
     if problems:
         raise StoreRefused(list(dict.fromkeys(problems)))
-    return list(dict.fromkeys(warning for look in servers for warning in _warnings(look)))
+    told = [warning for look in servers for warning in _warnings(redis, look)]
+    away = "does not answer: its sessions are not served until it does, and it was not checked."
+    return list(dict.fromkeys(told)) + [f"{_name(one)} {away}" for one in lost]
 
 
-async def _primaries(redis: Redis) -> list[Redis]:
-    return await redis.primaries() if isinstance(redis, Routed) else [redis]
+async def _looks(found: list[Redis], keyspace: Keyspace, wait_s: float) -> tuple[list["_Look"], list[Redis]]:
+    """What the primaries tell, and who of several did not answer; raises why, if that is all of them."""
+    looking = [asyncio.ensure_future(_look(one, keyspace, alone=len(found) == 1)) for one in found]
+    await asyncio.wait(looking, timeout=None if len(found) == 1 else wait_s)
+    for one in looking:
+        one.cancel()
+    told = await asyncio.gather(*looking, return_exceptions=True)
+    looks = [look for look in told if isinstance(look, _Look)]
+    for error in told:
+        if isinstance(error, BaseException) and not (looks and _is_away(error)):
+            raise Unreached("No primary answers.") if isinstance(error, asyncio.CancelledError) else error
+    return looks, [primary for primary, look in zip(found, told, strict=True) if isinstance(look, BaseException)]
+
+
+def _is_away(error: BaseException) -> bool:
+    refused = isinstance(error, AuthenticationError | AuthorizationError)
+    return isinstance(error, asyncio.CancelledError | ConnectionError | NoAnswer) and not refused
+
+
+def _name(server: Redis) -> str:
+    at = server.connection_pool.connection_kwargs
+    return f"{at['host']}:{at['port']}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,16 +159,13 @@ class _Look:
 
 async def _look(server: Redis, keyspace: Keyspace, *, alone: bool) -> _Look:
     info = await server.info()
-    before = time.time()
-    seconds, micros = await server.time()
-    clock_s = seconds + micros / 1_000_000 - (before + time.time()) / 2
+    clock_s = await clock_ahead_s(server)
     names = sorted(READ_COMMANDS | TRANSACTION | script_commands())
     # Both ways to run a script are tried; the key stands for all.
     key = keyspace.session(keyspace.issue(), "").keys[0]
     await server.eval(RIGHTS.source, 0, key)
     denied: Any = await server.evalsha(RIGHTS.sha, 0, key, *names)
-    at = server.connection_pool.connection_kwargs
-    name = "" if alone else f"{at['host']}:{at['port']}: "
+    name = "" if alone else f"{_name(server)}: "
     return _Look(name, info, [word.decode() for word in denied], clock_s)
 
 
@@ -170,15 +192,21 @@ def _server_problems(redis: Redis, look: _Look, eviction_allowed: bool) -> list[
     return [look.name + problem for problem in problems]
 
 
-def _warnings(look: _Look) -> list[str]:
+def _warnings(redis: Redis, look: _Look) -> list[str]:
     warnings = []
     info = look.info
     if int(info.get("aof_enabled", 0)) == 0:
         warnings.append("Redis has no append-only file: what it acknowledges is lost if it restarts.")
-    replicas = [value for key, value in info.items() if re.fullmatch(r"slave\d+", key)]
+    replicas = replicas_of(info)
     if behind := [f"{one['ip']}:{one['port']} ({one['state']})" for one in replicas if one["state"] != "online"]:
         warnings.append(
             f"A replica has not finished its first copy: {', '.join(behind)}. Promoted now, it would be empty."
+        )
+    # INFO has it only if it is set, and managed services deny CONFIG.
+    if isinstance(redis, Routed) and replicas and "min_slaves_good_slaves" not in info:
+        warnings.append(
+            "min-replicas-to-write is 0: a primary that is cut off from its replicas goes on taking turns, and all "
+            "of them are lost when it returns. Set it to 1, and min-replicas-max-lag to 10."
         )
     if abs(look.clock_s) > CLOCKS_APART_MAX_S:
         warnings.append(

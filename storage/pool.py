@@ -3,13 +3,17 @@
 A call that finds all of them in use waits for one. If it waits in vain, the others tell why: where the server answered
 one of them meanwhile, there are too few connections for the work; where it answered none, it is the store that is away.
 
+A call may have to wait for its connection until nobody wants it any more. Who wants it is asked when there is one, and
+once more before the first byte (`CALL`): redis-py writes in a task of its own, and a process may be stopped before it.
+
 A connection that was reset while it was idle is told as what it is. redis-py writes to it all the same, and event loops
 answer that with errors of their own: RuntimeError (uvloop), TypeError, AttributeError (redis-py issue 4287).
 """
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from contextvars import ContextVar
+from typing import Any, Final, cast
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection
@@ -17,6 +21,36 @@ from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionEr
 
 _ANSWERS = (AuthenticationError, BusyLoadingError)  # which redis-py counts among errors of connections
 _WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
+
+
+class Call:
+    """A call on its way to its connection.
+
+    Args:
+        wanted: whether somebody still wants it.
+
+    Attributes:
+        sent: it may have been, and was not refused since.
+    """
+
+    def __init__(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        self.wanted = wanted
+        self.sent = False
+
+
+CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
+"""The call that is made here. In a context variable, since redis-py lies between those who make it (scripts.py) and the
+place where it counts: behind every wait, before the first byte."""
+
+
+def refused_call() -> None:
+    """Notes that what was sent was refused: until it is sent again it has surely not been executed."""
+    if (call := CALL.get()) is not None:
+        call.sent = False
+
+
+class Unwanted(ConnectionError):
+    """By the time it could be sent nobody wanted it any more; so it was not."""
 
 
 class NoConnection(ConnectionError):
@@ -34,9 +68,13 @@ class NoConnection(ConnectionError):
 
 
 class _LooksFirst(AbstractConnection):
-    """Looks whether the connection is still there; between that and the write nothing else can happen."""
+    """Looks whether it is still there, and who wants it used; between that and the write nothing else can happen."""
 
     async def _send_packed_command(self, command: Iterable[bytes]) -> None:
+        if (call := CALL.get()) is not None:
+            if not call.wanted():
+                raise Unwanted("nobody wants it any more")
+            call.sent = True
         if self._writer is None or self._writer.transport.is_closing():
             raise ConnectionError("the connection was closed while it was idle")
         await super()._send_packed_command(command)
@@ -68,7 +106,17 @@ class Pool(BlockingConnectionPool):
 
         Raises:
             NoConnection: none within the pool's wait, or none can be made.
+            Unwanted: there is one, and nobody who wants to use it.
         """
+        connection = await self._made(*args, **options)
+        if (call := CALL.get()) is not None:
+            call.sent = False  # but for what made the connection
+            if not call.wanted():  # as below, but there it costs the connection
+                await super().release(connection)
+                raise Unwanted("nobody wants it any more")
+        return connection
+
+    async def _made(self, *args: Any, **options: Any) -> AbstractConnection:
         asked_at = time.monotonic()
         try:
             try:

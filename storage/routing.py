@@ -8,10 +8,14 @@ Which primary that is, is known from what a `Topology` was told last. It is aske
 does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, no answer. What was surely not executed
 is then sent again from here: to another primary at once, and what only reads also to one that refuses, every few
 milliseconds for a second at most. Anything else is told to the caller, who knows whether it may be sent twice.
+
+A node that let a call wait in vain is *silent* until it answers a PING, which it is sent again and again. Calls to it
+are refused at once meanwhile: a shard that stands still costs its sessions one deadline, and those of others nothing.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -19,9 +23,18 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import Connection
 from redis.crc import key_slot
-from redis.exceptions import AskError, ConnectionError, MovedError, RedisError, TimeoutError
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    ConnectionError,
+    MovedError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
 
-from storage.failures import never_sent, pool_is_full, refused_for_now, without_command
+from storage.failures import Unreached, never_sent, of_our_own, refused_for_now, silent, without_command
+from storage.pool import refused_call
 from storage.topology import Topology
 
 _T = TypeVar("_T")
@@ -31,16 +44,18 @@ _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
 _KEYLESS: Final = ("TIME", "INFO", "PING")
-_CLOCK_SLOT: Final = 0  # who answers for it is asked what has no key, so that all replicas read one clock
+_PING_EVERY_S: Final = 0.1
 
 
 def _slot(command: Sequence[Any]) -> int:
     """Of a command's key; every command that the store uses has it first."""
-    name = str(command[0]).upper()
-    if name in _KEYLESS:
-        return _CLOCK_SLOT
-    key = command[3] if name in _SCRIPTS else command[1]
+    key = command[3] if str(command[0]).upper() in _SCRIPTS else command[1]
     return key_slot(key if isinstance(key, bytes) else str(key).encode())
+
+
+def _host(node: Redis) -> str:
+    """Where a node was reached: it leaves the host out of MOVED and ASK where that is the same."""
+    return str(node.connection_pool.connection_kwargs["host"])
 
 
 class _Nowhere(Connection):
@@ -60,6 +75,7 @@ class Routed(Redis):
     def __init__(self, topology: Topology) -> None:
         super().__init__(connection_pool=ConnectionPool(connection_class=_Nowhere))
         self.topology = topology
+        self._silent: dict[Redis, asyncio.Task[None]] = {}
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Sends a command to the primary of its key."""
@@ -70,6 +86,8 @@ class Routed(Redis):
         async def send_asking(node: Redis) -> Any:
             return (await _sent_asking([(args, options)], node))[0]
 
+        if str(args[0]).upper() in _KEYLESS:
+            return await self._of_any(send)
         # Who runs scripts waits for itself: it has to know at any time whether one is on its way.
         patience_s = 0.0 if str(args[0]).upper() in _SCRIPTS else _REFUSED_FOR_S
         return await self.routed(_slot(args), send, send_asking, patience_s)
@@ -81,6 +99,48 @@ class Routed(Redis):
     async def primaries(self) -> list[Redis]:
         """A client for each primary."""
         return await self.topology.primaries()
+
+    async def _of_any(self, send: Callable[[Redis], Awaitable[_T]]) -> _T:
+        """What any primary may tell; always the first that answers, so that all replicas read one clock."""
+        nodes = await self.topology.primaries()
+        failed: RedisError = Unreached("No primary answers.")
+        for node in [one for one in nodes if one not in self._silent]:
+            try:
+                return await send(node)
+            except (ConnectionError, TimeoutError) as error:
+                self.note(node, error)
+                if of_our_own(error):
+                    raise
+                failed = error
+        raise failed
+
+    async def primary(self, slot: int) -> Redis:
+        """Who answers for a slot.
+
+        Raises:
+            Unreached: nobody is known, or it does not answer just now: whoever waited in vain tells the others.
+        """
+        node = await self.topology.primary(slot)
+        if node in self._silent:
+            self.topology.doubt(node)
+            node = await self.topology.primary(slot)
+            if node in self._silent:
+                raise Unreached("The primary does not answer.")
+        return node
+
+    async def _until_it_answers(self, node: Redis) -> None:
+        while True:
+            try:
+                await node.ping()
+            except ResponseError:  # an answer
+                break
+            except (RedisError, OSError):
+                if node not in self.topology.known():
+                    break
+                await asyncio.sleep(_PING_EVERY_S)
+            else:
+                break
+        del self._silent[node]
 
     async def answering(self, wait_s: float) -> int:
         """How many primaries answer within that time; who does not is doubted, so that it is looked up anew."""
@@ -115,16 +175,19 @@ class Routed(Redis):
         until = loop.time() + patience_s
         asked: Redis | None = None
         for hops in range(10_000):
-            node = await self.topology.primary(slot)
+            node = await self.primary(slot)
             again = node is asked or hops >= _HOPS_MAX
             try:
                 return await self._at(node, slot, send, send_asking)
             except (ConnectionError, TimeoutError) as error:
                 # What was never sent goes to whoever has taken over, if that is known by now.
-                if again or pool_is_full(error) or not never_sent(error):
+                if again or of_our_own(error) or not never_sent(error):
                     raise
             except RedisError as error:
-                if not refused_for_now(error) or (again and loop.time() >= until):
+                refused_call()
+                # A cluster that says that it is down is so for longer than anybody should be kept waiting.
+                patient = not isinstance(error, ClusterDownError) and loop.time() < until
+                if not refused_for_now(error) or (again and not patient):
                     raise
                 if again:
                     await asyncio.sleep(_REFUSED_WAIT_S)
@@ -142,25 +205,32 @@ class Routed(Redis):
         try:
             return await send(node)
         except MovedError as error:
-            self.topology.moved(slot, error.host, error.port)
+            self.topology.moved(slot, error.host or _host(node), error.port)
             self.topology.doubt(node)
             raise
         except AskError as error:
             if send_asking is None:
                 raise
-            return await send_asking(self.topology.node(error.host, error.port))
+            return await send_asking(self.topology.node(error.host or _host(node), error.port))
         except RedisError as error:
             self.note(node, error)
             raise
 
     def note(self, node: Redis, error: RedisError) -> None:
         """Doubts a node that does not answer as a primary."""
-        lost = isinstance(error, ConnectionError | TimeoutError) and not pool_is_full(error)
+        lost = isinstance(error, ConnectionError | TimeoutError) and not of_our_own(error)
         if lost or refused_for_now(error):
             self.topology.doubt(node)
+        if silent(error) and node not in self._silent:
+            # In a context of its own: it is not a part of this call.
+            self._silent[node] = asyncio.create_task(self._until_it_answers(node), context=Context())
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Closes the connections to all nodes."""
+        asking = list(self._silent.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
         await self.topology.aclose()
 
 
@@ -194,12 +264,12 @@ class RoutedPipeline(Pipeline):
         if len(set(slots)) == 1:
             asking = None if self.is_transaction else partial(_sent_asking, commands)
             return await self._routed.routed(slots[0], partial(self._sent, commands), asking, _REFUSED_FOR_S)
-        node = await self._routed.topology.primary(slots[0])
+        node = await self._routed.primary(slots[0])
         try:
             return await self._sent(commands, node)
         except RedisError as error:
             self._routed.note(node, error)
-            if pool_is_full(error) or not (refused_for_now(error) or never_sent(error)):
+            if of_our_own(error) or not (refused_for_now(error) or never_sent(error)):
                 raise
         by_slot = [[at for at, one in enumerate(slots) if one == slot] for slot in dict.fromkeys(slots)]
         answers = await _all(
@@ -217,7 +287,7 @@ class RoutedPipeline(Pipeline):
             try:
                 return await batch.execute()
             except RedisError as error:
-                raise without_command(error) from None
+                raise without_command(error) from error.__cause__
 
 
 async def _sent_asking(commands: list[Any], node: Redis) -> list[Any]:
@@ -228,7 +298,7 @@ async def _sent_asking(commands: list[Any], node: Redis) -> list[Any]:
         try:
             return (await batch.execute())[1::2]
         except RedisError as error:
-            raise without_command(error) from None
+            raise without_command(error) from error.__cause__
 
 
 async def _all(calls: Iterable[Awaitable[_T]]) -> list[_T]:

@@ -13,6 +13,7 @@ the time that this takes.
 import asyncio
 import builtins
 import re
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -23,7 +24,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
-from storage.pool import NoConnection
+from storage.pool import CALL, Call, NoConnection, refused_call
 from storage.results import Reply, StoreBusy, StoreUnavailable
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
@@ -69,6 +70,15 @@ VERBS = (
     "touch",
 )
 SCRIPTS = {verb: load(verb) for verb in VERBS}
+READ = "read"
+"""Stands for the verb of what takes no script."""
+
+OnCall = Callable[[str, float, StoreUnavailable | None], object]
+"""Is told of each call: its verb, how long it took in seconds with all that was sent again, why it failed."""
+
+
+def nobody(verb: str, duration_s: float, failure: StoreUnavailable | None) -> None:
+    """Is told of calls and keeps nothing."""
 
 
 async def answered(
@@ -76,6 +86,7 @@ async def answered(
     *,
     budget_s: float,
     wait_for_server: bool = False,
+    wait_for_writes: bool = False,
     wanted: Callable[[], bool] = lambda: True,
 ) -> _T:
     """What the store answers; it is asked again while it may have been asked in vain and ``budget_s`` is not used up.
@@ -85,23 +96,31 @@ async def answered(
         budget_s: for everything together.
         wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
             that is reported at once. While slots move it is asked again in any case.
-        wanted: asked before it is asked again; what nobody wants any more is not.
+        wait_for_writes: ask again while Redis cannot take writes for now.
+        wanted: asked each time before anything is sent, behind every wait for a connection or for who is the primary;
+            what nobody wants any more is not sent.
 
     Raises:
         StoreBusy: all connections were in use for as long as they are waited for.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
+    waits = wait_for_server or wait_for_writes
+    call = Call(wanted)
+    outer = CALL.set(call)
     try:
         async with asyncio.timeout(budget_s) as budget:
             for attempt in range(10_000):
-                before, unknown = unknown, True  # until this attempt tells
+                before, call.sent = unknown, False
                 try:
                     return await ask()
+                except asyncio.CancelledError:  # that is how the budget ends
+                    unknown = before or call.sent
+                    raise
                 except RedisError as error:
                     unknown = before or not surely_not_executed(error)
                     lost = isinstance(error, ConnectionError | TimeoutError) and (unknown or wait_for_server)
-                    if not lost and not moving(error) and not (wait_for_server and takes_no_writes(error)):
+                    if not lost and not moving(error) and not (waits and takes_no_writes(error)):
                         raise
                     if budget.expired():  # asyncio.wait_for of Python 3.11, which redis-py uses, may swallow that
                         raise
@@ -111,6 +130,8 @@ async def answered(
     except (RedisError, builtins.TimeoutError) as error:
         busy = isinstance(error, NoConnection) and error.server_answers
         raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+    finally:
+        CALL.reset(outer)
     raise AssertionError("the budget ends before the attempts do")
 
 
@@ -124,10 +145,12 @@ class ScriptRunner:
 
     Args:
         redis: a client whose every call has a deadline and which does not retry by itself (see connect.py).
+        on_call: is told of every call.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, on_call: OnCall = nobody) -> None:
         self._redis = redis
+        self._on_call = on_call
 
     async def run(
         self,
@@ -137,18 +160,42 @@ class ScriptRunner:
         *,
         budget_s: float,
         wait_for_server: bool = False,
+        wait_for_writes: bool = False,
         wanted: Callable[[], bool] = lambda: True,
     ) -> Reply:
         """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
         assert _same_slot(keys), f"{verb}: keys of several slots"
         script = SCRIPTS[verb]
-        return await answered(
-            lambda: self._send(script, keys, args), budget_s=budget_s, wait_for_server=wait_for_server, wanted=wanted
+        return await self._told(
+            verb,
+            answered(
+                lambda: self._send(script, keys, args),
+                budget_s=budget_s,
+                wait_for_server=wait_for_server,
+                wait_for_writes=wait_for_writes,
+                wanted=wanted,
+            ),
         )
+
+    async def read(self, ask: Callable[[], Awaitable[_T]], *, budget_s: float) -> _T:
+        """What takes no script; as `answered`."""
+        return await self._told(READ, answered(ask, budget_s=budget_s))
+
+    async def _told(self, verb: str, call: Awaitable[_T]) -> _T:
+        started = time.perf_counter()
+        failure: StoreUnavailable | None = None
+        try:
+            return await call
+        except StoreUnavailable as error:
+            failure = error
+            raise
+        finally:
+            self._on_call(verb, time.perf_counter() - started, failure)
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:
             reply = await self._redis.evalsha(script.sha, len(keys), *keys, *args)
         except NoScriptError:
+            refused_call()
             reply = await self._redis.eval(script.source, len(keys), *keys, *args)
         return cast(Reply, reply)

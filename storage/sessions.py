@@ -29,7 +29,7 @@ from storage.results import (
     read_patch,
     read_touch,
 )
-from storage.scripts import ScriptRunner, answered
+from storage.scripts import OnCall, ScriptRunner, nobody
 
 _CREATE_ATTEMPTS = 8
 _TEXTS = ("system", "title", "metadata")  # of a snapshot; the preamble, which may be large, is for turns only
@@ -132,9 +132,11 @@ class Sessions:
         budget_s: how long one operation may take in all.
     """
 
-    def __init__(self, redis: Redis, keyspace: Keyspace, capacity: Capacity, *, budget_s: float) -> None:
+    def __init__(
+        self, redis: Redis, keyspace: Keyspace, capacity: Capacity, *, budget_s: float, on_call: OnCall = nobody
+    ) -> None:
         self._redis = redis
-        self._scripts = ScriptRunner(redis)
+        self._scripts = ScriptRunner(redis, on_call=on_call)
         self._capacity = capacity
         self._budget_s = budget_s
         self.keyspace = keyspace
@@ -225,7 +227,7 @@ class Sessions:
                     batch.pexpiretime(ref.keys[0])
                 return seconds, micros, await batch.execute()
 
-        seconds, micros, replies = await answered(ask, budget_s=self._budget_s)
+        seconds, micros, replies = await self._scripts.read(ask, budget_s=self._budget_s)
         now_ms = seconds * 1000 + micros // 1000
         found: list[Snapshot | None] = []
         for at, ref in enumerate(refs):
@@ -244,7 +246,7 @@ class Sessions:
                     batch.hmget(ref.keys[4], ["title", "metadata"])
                 return await batch.execute()
 
-        replies = await answered(ask, budget_s=self._budget_s)
+        replies = await self._scripts.read(ask, budget_s=self._budget_s)
         return [((title or b"").decode(), metadata or b"") for title, metadata in replies]
 
     async def messages(self, ref: SessionRef, start: int, count: int, *, bytes_max: int | None = None) -> list[bytes]:
@@ -276,4 +278,4 @@ class Sessions:
             reply = self._redis.lrange(ref.keys[1], start, start + count - 1)
             return await cast("Awaitable[list[bytes]]", reply)
 
-        return await answered(ask, budget_s=self._budget_s)
+        return await self._scripts.read(ask, budget_s=self._budget_s)

@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable
+from contextvars import Context
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -34,10 +35,13 @@ Open = Callable[[Host], Redis]
 
 
 class Topology(ABC):
-    """What was told last, and the clients of everybody who was ever named.
+    """What was told last, and the clients of those who were named.
 
-    A client of a node that is no primary any more is kept, with its idle connections closed: calls may still be on it.
+    The idle connections to a node that is no primary any more are closed; once no call is on it, it is forgotten.
     """
+
+    ASK_ANYWAY_S = float("inf")
+    """Who the primaries are is asked so often while calls are made, though nothing says that it does not hold."""
 
     def __init__(self, hosts: Iterable[Host], open_node: Open, deadline_s: float) -> None:
         self._given = tuple(hosts)
@@ -63,6 +67,8 @@ class Topology(ABC):
             Unreached: nobody could tell, and none is known.
         """
         known = self._known(slot)
+        if asyncio.get_running_loop().time() - self._asked_at > self.ASK_ANYWAY_S:
+            self._look_up_task()
         if known is None or known in self._doubted:
             try:
                 await self._looked_up()
@@ -76,7 +82,17 @@ class Topology(ABC):
 
     async def primaries(self) -> list[Redis]:
         """All of them, in the order of their slots."""
-        await self.primary(0)
+        known = self._all_known()
+        if not known or self._doubted.intersection(known):
+            try:
+                await self._looked_up()
+            except Unreached:
+                if not known:
+                    raise
+        return self._all_known()
+
+    def known(self) -> list[Redis]:
+        """The primaries that were told last, without asking."""
         return self._all_known()
 
     def doubt(self, primary: Redis) -> None:
@@ -89,10 +105,15 @@ class Topology(ABC):
 
     async def _looked_up(self) -> None:
         """Waits for the look-up that is under way, or for a new one, whatever comes of it: one serves all who wait."""
+        await asyncio.shield(self._look_up_task())
+
+    def _look_up_task(self) -> asyncio.Task[None]:
+        """The look-up that is under way, or a new one."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._ask())
+            # In a context of its own: it goes on, whatever becomes of who asked for it (pool.CALL).
+            self._asking = asyncio.create_task(self._ask(), context=Context())
             self._asking.add_done_callback(lambda asked: asked.cancelled() or asked.exception())
-        await asyncio.shield(self._asking)
+        return self._asking
 
     async def _ask(self) -> None:
         loop = asyncio.get_running_loop()
@@ -102,10 +123,14 @@ class Topology(ABC):
         await self._look_up()
         self._doubted -= doubted  # but not who came to be doubted meanwhile
         kept = self._all_known()
-        for node in self._nodes.values():
-            if node not in kept:
-                with contextlib.suppress(RedisError, OSError, TimeoutError):  # it may be as dead as it is old
-                    await node.connection_pool.disconnect(inuse_connections=False)
+        for host, node in list(self._nodes.items()):
+            if node in kept:
+                continue
+            with contextlib.suppress(RedisError, OSError, TimeoutError):  # it may be as dead as it is old
+                await node.connection_pool.disconnect(inuse_connections=False)
+            if host not in self._given and not node.connection_pool._in_use_connections:
+                self._nodes.pop(host, None)
+                self._doubted.discard(node)
 
     @abstractmethod
     def _known(self, slot: int) -> Redis | None: ...
@@ -128,6 +153,9 @@ class Topology(ABC):
 class SentinelTopology(Topology):
     """One primary, which Sentinels choose.
 
+    They are asked every few seconds, too: a primary that is cut off from them is replaced and goes on taking writes,
+    which are lost when it comes back, and nothing that it says would tell.
+
     Args:
         hosts: of the Sentinels.
         service: what they call the primary.
@@ -135,6 +163,8 @@ class SentinelTopology(Topology):
         open_node: for a data node; its connections must be made with `require_primary`.
         deadline_s: for everything that is asked at once.
     """
+
+    ASK_ANYWAY_S = 3.0
 
     def __init__(
         self, hosts: Iterable[Host], service: str, *, open_sentinel: Open, open_node: Open, deadline_s: float

@@ -46,7 +46,7 @@ from storage.results import (
     read_fate,
     read_renew,
 )
-from storage.scripts import ScriptRunner, answered
+from storage.scripts import OnCall, ScriptRunner, nobody
 
 _T = TypeVar("_T")
 HISTORY_BYTES_MAX: Final = 64 * 1_048_576
@@ -189,11 +189,14 @@ class Turns:
         begin_budget_s: how long a begin, renew or read may take in all; its caller has been promised nothing yet.
         settle_budget_s: how long a commit or abort is sent again while its outcome is unknown. A commit also waits
             that long for a server that restarts: the caller has already read the answer.
+        on_call: see scripts.py.
     """
 
-    def __init__(self, redis: Redis, *, begin_budget_s: float, settle_budget_s: float) -> None:
+    def __init__(
+        self, redis: Redis, *, begin_budget_s: float, settle_budget_s: float, on_call: OnCall = nobody
+    ) -> None:
         self._redis = redis
-        self._scripts = ScriptRunner(redis)
+        self._scripts = ScriptRunner(redis, on_call=on_call)
         self._begin_budget_s = begin_budget_s
         self._settle_budget_s = settle_budget_s
 
@@ -223,7 +226,7 @@ class Turns:
             request: which one it is.
             streamed: whether its answer will be logged as it comes.
             expected: the head that the session must have; ``unused`` for one that was created by a turn and holds none.
-            wanted: asked before it is sent again, where its reply was lost.
+            wanted: asked each time before it is sent, see `scripts.answered`.
         """
         of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
         args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
@@ -354,7 +357,7 @@ class Turns:
         return [Cut(*map(int, cut.split())) for cut in await self._read(ask)]
 
     async def _read(self, ask: Callable[[], Awaitable[_T]]) -> _T:
-        return await answered(ask, budget_s=self._begin_budget_s)
+        return await self._scripts.read(ask, budget_s=self._begin_budget_s)
 
     async def append(
         self,
@@ -399,12 +402,14 @@ class Turns:
             mode: who asks.
             end: the last frames of a streamed answer: what the caller is told.
             budget_s: how long it is tried while no server can be reached, too; by default as a commit's outcome is
-                looked for, and only while a server can be reached.
+                looked for, and only while a server can be reached. One that takes no writes for now is waited for.
         """
         args = (ref.id, turn_id, mode, *end.args())
         patient = budget_s is not None
         budget_s = self._settle_budget_s if budget_s is None else budget_s
-        reply = await self._scripts.run("abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient)
+        reply = await self._scripts.run(
+            "abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient, wait_for_writes=True
+        )
         return read_abort(reply)
 
 

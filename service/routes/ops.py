@@ -1,7 +1,7 @@
 """What operators and curious people ask: health, version, metrics, the interface itself, a plain page at ``/``.
 
 ``/livez`` says that the process answers, nothing else: restarting replicas does not mend a store. ``/readyz`` says
-whether this replica should get work: it started, reached the store at least once, and is not draining. The store's
+whether this replica should get work: it started, reached the store at least once, and is not told to end. The store's
 state of this moment is in its body and in a metric, not in its status, because a readiness that turns red on every
 replica at once empties the balancer.
 """
@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from service import __version__, telemetry
 from service.asgi import json_response
-from service.exchange import Exchanges
+from service.life import Life
 from service.store_watch import StoreWatch
 
 _STORE: Final = {"up": "up", "refusing": "refusing", "away": "down"}
@@ -47,22 +47,21 @@ class OpsRoutes:
     def __init__(
         self,
         store: StoreWatch,
-        exchanges: Exchanges,
+        life: Life,
         *,
         replica: str,
         default_model: str,
         document: bytes,
     ) -> None:
         self._store = store
-        self._exchanges = exchanges
+        self._life = life
         self._replica = replica
         self._default_model = default_model
         self._document = document
 
     def _state(self) -> dict[str, Any]:
-        draining = self._exchanges.draining
         return {
-            "status": "draining" if draining else "ready" if self._store.reached else "starting",
+            "status": "draining" if self._life.leaving else "ready" if self._store.reached else "starting",
             "store": _STORE[self._store.health],
             "replica": self._replica,
         }

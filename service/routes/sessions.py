@@ -152,7 +152,7 @@ class SessionRoutes:
         ref = named_by(request, self.sessions)
         if not await stored(self.sessions.delete(ref)):
             raise session_not_found()
-        telemetry.SESSIONS_ENDED.labels("deleted").inc()
+        telemetry.SESSIONS_ENDED["deleted"].inc()
         return json_response({"id": ref.id, "object": "session.deleted", "deleted": True})
 
     async def messages(self, request: Request) -> Response:

@@ -116,6 +116,7 @@ class TurnRoutes:
             raise events_not_found()
         self.exchanges.admit()
         if len(self.followers) >= self.followers_max:
+            telemetry.REFUSALS["followers"].inc()
             raise BatonError("overloaded", "This replica has all the followers it may; try again.", retry_after_s=1)
         following = Following(
             self.log,

@@ -36,7 +36,7 @@ def ended_in_error(frames: list[bytes]) -> Any:
 async def test_running_turns_finish_and_others_are_sent_away(
     fleet: Fleet, http: aiohttp.ClientSession, one: Caller, simulator: Simulator, name: str
 ) -> None:
-    replica = await fleet.add_replica(env={"BATON_DRAIN_S": "30"})
+    replica = await fleet.add_replica(env={"BATON_DRAIN_S": "30", "BATON_DRAIN_NOTICE_S": "0"})
     leaving = Caller(http, replica.url)
     await simulator.fault("slow_deltas", delay_ms=50, match=name)
     async with leaving.stream(f"Count to 60 {name}", name) as stream:
@@ -84,7 +84,9 @@ async def incomplete(one: Caller, simulator: Simulator, stream: Stream, name: st
 async def test_what_takes_longer_than_the_drain_ends_incomplete(
     fleet: Fleet, http: aiohttp.ClientSession, one: Caller, simulator: Simulator, name: str
 ) -> None:
-    replica = await fleet.add_replica(env={"BATON_DRAIN_S": "0.3", "BATON_LEASE_MS": "60000"})
+    replica = await fleet.add_replica(
+        env={"BATON_DRAIN_S": "0.3", "BATON_DRAIN_NOTICE_S": "0", "BATON_LEASE_MS": "60000"}
+    )
     leaving = Caller(http, replica.url)
     await simulator.fault("slow_deltas", delay_ms=30, times=2, match=name[2:])
     async with leaving.stream(f"Count to 500 {name}", name) as stream:

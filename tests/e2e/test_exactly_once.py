@@ -392,6 +392,17 @@ async def lost_answer(caller: Caller, said: str, session: str, **fields: Any) ->
         return str(answer.headers["x-turn-id"])
 
 
+async def test_a_retry_of_a_client_that_stood_still_gets_the_same_turn(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    """Its machine let it run again after two seconds only: it finds its patience over before it finds the answer."""
+    first = (await one.chat(f"Hi {name}", name)).headers["x-turn-id"]  # the connection stays open meanwhile
+    await asyncio.sleep(2)
+    again = await two.chat(f"Hi {name}", name, headers=retry())
+    assert (again.status, again.headers["x-turn-id"]) == (200, first)
+    assert await asked(simulator, name) == 1
+
+
 async def test_a_retry_of_what_was_delivered_is_a_new_turn(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:

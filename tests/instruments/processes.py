@@ -124,11 +124,12 @@ class Valkey:
     """An embedded Valkey in a directory of its own; killed and started again it keeps data, port and password.
 
     Attributes:
+        directory: its files.
         port: where it listens, and where nobody else does while it is down.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
+        self.directory = directory
         self._frozen = False
         with ExitStack() as stack:  # a failed start is undone at once
             self.port = stack.enter_context(reserved_port())
@@ -177,7 +178,7 @@ class Valkey:
     def start(self) -> None:
         """Start it again on the same data after ``kill9`` or ``stop``; blocks until it answers."""
         address = self.url
-        self._server = EmbeddedValkey.start(self._directory, port=self.port)
+        self._server = EmbeddedValkey.start(self.directory, port=self.port)
         assert self.url == address
 
     def logged_bytes(self) -> int:
@@ -189,7 +190,7 @@ class Valkey:
         os.truncate(self._log_file(), size_bytes)
 
     def _log_file(self) -> Path:
-        return max((self._directory / "appendonlydir").glob("*.incr.aof"))
+        return max((self.directory / "appendonlydir").glob("*.incr.aof"))
 
     def stop(self) -> None:
         """End it in order; harmless when it has ended."""

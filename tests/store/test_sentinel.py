@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
@@ -73,7 +74,12 @@ def all_are_in_step(sentinels: SentinelSet) -> bool:
 async def test_the_primary_is_found_and_used(sentinels: SentinelSet) -> None:
     async with opened(url(sentinels)) as store:
         warnings = await first_contact(store.redis, store.keyspace, eviction_allowed=False, deadline_s=5.0)
-        assert len(warnings) == 1 and "append-only file" in warnings[0]
+        assert ["append-only file" in warnings[0], "min-replicas-to-write is 0" in warnings[1]] == [True, True]
+        assert len(warnings) == 2
+        primary(sentinels).client(password=PASSWORD).config_set("min-replicas-to-write", "1")
+        warnings = await first_contact(store.redis, store.keyspace, eviction_allowed=False, deadline_s=5.0)
+        assert len(warnings) == 1
+        primary(sentinels).client(password=PASSWORD).config_set("min-replicas-to-write", "0")
         ref = await store.created()
         await store.committed(ref, elements(3))
         assert (await store.turns.history(ref, 3)).elements == elements(3)
@@ -167,6 +173,27 @@ async def test_a_primary_is_used_though_no_sentinel_is_there_to_name_it(sentinel
         finally:
             for sentinel in sentinels.sentinels:
                 sentinel.thaw()
+
+
+async def test_a_primary_that_was_replaced_behind_its_back_is_left_within_seconds(tmp_path: Path) -> None:
+    """Cut off from its Sentinels it would go on taking writes, and nothing that it says would tell."""
+    with SentinelSet(tmp_path) as made:
+        cut_off, successor = made.servers
+        redis = connect(made.url, connections_max=4, deadlines=Deadlines())
+        store = Store.of(redis, "cut")
+        ref = await store.created()
+        for sentinel in made.sentinels:
+            sentinel.command("SENTINEL REMOVE", SERVICE)
+        successor.command("REPLICAOF", "NO", "ONE")
+        for sentinel in made.sentinels:
+            sentinel.command("SENTINEL MONITOR", SERVICE, "127.0.0.1", successor.port, 2)
+        assert cut_off.command("ROLE")[0] == b"master"
+        deadline = time.monotonic() + 10.0
+        while not successor.command("HGET", ref.keys[0], "lt"):
+            assert time.monotonic() < deadline, "it is written to without end"
+            await store.begin(ref, new_turn_id(), lease_ms=1)
+            await asyncio.sleep(0.1)
+        await redis.aclose()
 
 
 async def test_a_look_notices_that_a_frozen_primary_was_replaced(sentinels: SentinelSet) -> None:

@@ -59,7 +59,7 @@ class Scripted:
 
 async def append(store: Scripted, wait_s: float = 5.0, *messages: dict[str, Any]) -> int:
     sessions, turns = cast(Sessions, store), cast(Turns, store)
-    appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=wait_s)
+    appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=wait_s, draining=lambda: False)
     return (await appending.append(REF, list(messages) or [USER], "queue", request=Request("print"))).messages
 
 

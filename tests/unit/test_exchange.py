@@ -437,7 +437,7 @@ async def test_no_more_exchanges_than_allowed() -> None:
         assert caught.value.code == "overloaded"
         assert caught.value.response_headers()["retry-after"] == "1"
     held.go.set()
-    await soon(exchanges.drain(DEADLINE_S, asyncio.Event()))
+    await none_runs(exchanges)
 
 
 async def test_a_drain_refuses_new_exchanges_and_lets_running_ones_finish() -> None:
@@ -446,16 +446,16 @@ async def test_a_drain_refuses_new_exchanges_and_lets_running_ones_finish() -> N
     exchange = exchange_with(claude)
     exchanges.start(exchange)
     await soon(claude.waiting.wait())
-    draining = asyncio.create_task(exchanges.drain(DEADLINE_S, asyncio.Event()))
-    await until_idle()
+    exchanges.drain()
     assert exchanges.draining
     for refused in (exchanges.admit, lambda: exchanges.start(exchange_with(claude))):
         with pytest.raises(BatonError) as caught:
             refused()
         assert caught.value.code == "draining"
-    assert not draining.done()
+    await until_idle()
+    assert exchanges.running == 1
     claude.go.set()
-    await soon(draining)
+    await none_runs(exchanges)
     assert exchange.error is None
 
 
@@ -468,51 +468,81 @@ async def test_a_drain_stops_at_once_what_has_not_asked_claude_yet() -> None:
     fresh = exchange_with(FakeClaude(EVENTS))
     await soon(opening.wait())
     exchanges.start(fresh)  # has not had its first step when the drain begins
-    await soon(exchanges.drain(60.0, asyncio.Event()))
+    exchanges.drain()
+    await none_runs(exchanges)
     for exchange in (waiter, fresh):
         assert exchange.error is not None
         assert exchange.error.code == "draining"
         assert exchange.error.status == 503
 
 
-@pytest.mark.parametrize("hurried", [False, True])
-async def test_a_drain_ends_what_takes_too_long(hurried: bool) -> None:
+async def test_what_runs_is_ended_by_an_interrupt() -> None:
     exchanges = Exchanges(running_max=10)
     claude = FakeClaude(BEGINNING, None)
     exchange = exchange_with(claude)
     exchanges.start(exchange)
     await soon(claude.waiting.wait())
-    hurry = asyncio.Event()
-    draining = asyncio.create_task(exchanges.drain(60.0 if hurried else 0.02, hurry))
-    if hurried:
-        await until_idle()
-        assert not draining.done()
-        hurry.set()
-    await soon(draining)
+    exchanges.drain()
+    exchanges.interrupt()
+    await none_runs(exchanges)
     assert claude.closed
     assert exchange.error is not None
     assert exchange.error.message == Interrupt.DRAINING.told().message
 
 
-async def test_a_drain_waits_for_settling_however_long() -> None:
-    exchanges = Exchanges(running_max=10)
-    settling, settle = asyncio.Event(), asyncio.Event()
+async def settling(exchanges: Exchanges) -> tuple[Settling, asyncio.Event]:
+    """An exchange of these whose settling waits for the event."""
+    begun, settle = asyncio.Event(), asyncio.Event()
 
     async def hold() -> None:
-        settling.set()
+        begun.set()
         await settle.wait()
 
     exchange = exchange_with(FakeClaude(EVENTS))
     exchange.settling = hold
     exchanges.start(exchange)
-    await soon(settling.wait())
-    draining = asyncio.create_task(exchanges.drain(0.0, asyncio.Event()))
+    await soon(begun.wait())
+    return exchange, settle
+
+
+async def test_an_interrupt_does_not_touch_settling() -> None:
+    exchanges = Exchanges(running_max=10)
+    exchange, settle = await settling(exchanges)
+    exchanges.interrupt()
     await until_idle()
-    assert not draining.done()
+    assert exchanges.running == 1
     settle.set()
-    await soon(draining)
+    await none_runs(exchanges)
     assert exchange.error is None
 
 
-async def test_a_drain_of_nothing_ends_at_once() -> None:
-    await soon(Exchanges(running_max=1).drain(60.0, asyncio.Event()))
+async def test_a_caller_is_told_of_a_verdict_that_is_left_behind() -> None:
+    exchanges = Exchanges(running_max=10)
+    exchange, _ = await settling(exchanges)
+    exchanges.leave()
+    await soon(exchange.end())
+    await none_runs(exchanges)
+    assert exchange.error is not None
+    assert exchange.error.code == "session_save_unknown"
+    assert exchange.id in exchange.error.message
+
+
+async def test_an_answer_that_is_settled_is_left_as_it_is_though_nobody_takes_it() -> None:
+    frames = Plain().frames(as_events(answer_events(text_block(0, ""))))
+    full = as_events(answer_events(text_block(0, "x" * (_HANDOVER_BYTES_MAX - sum(map(len, frames)) + 1))))
+    exchanges = Exchanges(running_max=10)
+    exchange = exchange_with(FakeClaude(full))
+    exchanges.start(exchange)
+    await until_idle()
+    assert exchange.failures == [None]
+    assert exchanges.running == 1  # its last frames do not fit
+    exchanges.leave()
+    await none_runs(exchanges)
+    assert exchange.error is None
+    assert await all_of(exchange) == full
+
+
+async def none_runs(exchanges: Exchanges) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while exchanges.running:
+            await until_idle()

@@ -21,14 +21,15 @@ from storage.failures import (
     Unreached,
     in_words,
     never_sent,
-    pool_is_full,
+    of_our_own,
     refused_for_now,
     surely_not_executed,
     without_command,
 )
-from storage.pool import NoConnection
+from storage.pool import NoConnection, Unwanted
 
 POOL = NoConnection("No connection available.", pool_is_full=True)
+UNWANTED = Unwanted("nobody wants it any more")
 REFUSED = NoConnection("Error 111 connecting to 127.0.0.1:1. Connect call failed.")
 BROKEN = ConnectionError("Connection closed by server.")
 SILENT = TimeoutError("Timeout reading from 127.0.0.1:1")
@@ -41,10 +42,10 @@ def test_what_passes_by_itself_was_not_executed(error: RedisError) -> None:
     assert refused_for_now(error) and surely_not_executed(error) and not never_sent(error)
 
 
-@pytest.mark.parametrize("error", [POOL, REFUSED, Unreached("nobody")])
+@pytest.mark.parametrize("error", [POOL, REFUSED, UNWANTED, Unreached("nobody")])
 def test_what_was_never_sent(error: RedisError) -> None:
     assert never_sent(error) and surely_not_executed(error) and not refused_for_now(error)
-    assert pool_is_full(error) is (error is POOL)
+    assert of_our_own(error) is (error in (POOL, UNWANTED))
 
 
 def test_the_error_of_a_pipeline_is_told_without_the_command_that_it_quotes() -> None:

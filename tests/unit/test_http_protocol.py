@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
-from service import telemetry
+from service import logs
 from service.asgi import Bodies, Edge
 from service.http_protocol import Limits, http_protocol
 
@@ -53,7 +53,8 @@ async def test_a_caller_who_takes_nothing_is_gone_after_the_write_deadline() -> 
         server.close()
 
 
-async def test_a_cancelled_request_is_told_that_the_replica_is_shutting_down() -> None:
+@pytest.mark.parametrize(("method", "code"), [("GET", "draining"), ("POST", "session_save_unknown")])
+async def test_a_request_that_is_cut_short_by_the_end_is_told_what_is_known(method: str, code: str) -> None:
     begun, sent = asyncio.Event(), list[Message]()
 
     async def endless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,12 +68,12 @@ async def test_a_cancelled_request_is_told_that_the_replica_is_shutting_down() -
         sent.append(message)
 
     edge = Edge(endless, lambda: True, Bodies(1024))
-    task = asyncio.ensure_future(edge({"type": "http", "path": "/", "headers": []}, receive, send))
+    task = asyncio.ensure_future(edge({"type": "http", "method": method, "path": "/", "headers": []}, receive, send))
     await begun.wait()
     task.cancel()
     await task
     assert sent[0]["status"] == 503
-    assert json.loads(sent[1]["body"])["error"]["code"] == "draining"
+    assert json.loads(sent[1]["body"])["error"]["code"] == code
 
 
 def test_what_libraries_log_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ def test_what_libraries_log_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None
         def log(self, level: int, event: str, **fields: object) -> None:
             heard.append((level, event, fields))
 
-    monkeypatch.setattr(telemetry, "log", Log())
-    handler = telemetry._Libraries()
-    handler.handle(logging.LogRecord("uvicorn.error", logging.ERROR, __file__, 1, "It is %s.", ("late",), None))
-    assert heard == [(logging.ERROR, "library", {"logger": "uvicorn.error", "message": "It is late."})]
+    monkeypatch.setattr(logs, "log", Log())
+    handler = logs.Libraries()
+    handler.handle(logging.LogRecord("uvicorn.error", logging.ERROR, "h.py", 7, "It is %s.", ("late",), None))
+    assert heard == [(logging.ERROR, "library", {"logger": "uvicorn.error", "where": "h.py:7"})]
