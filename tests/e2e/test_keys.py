@@ -14,6 +14,7 @@ import pytest
 
 from service import api_key
 from tests.e2e.caller import Answer, Caller, chunks_of, eventually, text_of
+from tests.faults.test_counts import sent_since
 from tests.instruments.processes import Fleet
 
 pytestmark = pytest.mark.anyio
@@ -26,7 +27,7 @@ CHAT = "/v1/chat/completions"
 @pytest.fixture(scope="module")
 async def keyed(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     env = {"BATON_ADMIN_KEY": ADMIN}
-    async with Fleet(tmp_path_factory.mktemp("keyed"), replicas=2, env=env) as fleet:
+    async with Fleet(tmp_path_factory.mktemp("keyed"), replicas=2, env=env, redis_stalls=(1,)) as fleet:
         yield fleet
 
 
@@ -135,6 +136,21 @@ async def test_each_way_to_be_refused_has_a_code(first: Caller, name: str) -> No
     assert await refused(first, bearer(passing["key"])) == (401, "expired_api_key")
     assert (await administer(first, "DELETE", f"/{key['id']}")).json["deleted"] is True
     assert await refused(first, bearer(text)) == (401, "invalid_api_key")
+
+
+async def test_a_turn_with_a_key_that_was_seen_asks_the_store_for_nothing_more(
+    calm: Fleet, first: Caller, second: Caller, name: str
+) -> None:
+    headers = bearer((await made(first, name))["key"])
+    replica = calm.replicas[1]
+    assert replica.redis_stall is not None
+    before = len(replica.redis_stall.commands)
+    await second.chat("My name is Ada.", name, headers=headers)
+    cold = [argv[0] for argv in sent_since(replica, before)]
+    assert cold.count(b"HGETALL") == 1  # the key
+    before = len(replica.redis_stall.commands)
+    assert (await second.chat("What is my name?", name, headers=headers)).text == "Your name is Ada."
+    assert [argv[0] for argv in sent_since(replica, before)] == [b"EVALSHA", b"LRANGE", b"HMGET", b"EVALSHA"]
 
 
 async def test_a_change_reaches_the_other_replica_within_seconds(first: Caller, second: Caller, name: str) -> None:
