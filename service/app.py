@@ -20,6 +20,7 @@ from service import telemetry
 from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
+from service.cors import Cors
 from service.counting import CountTokens
 from service.cursor import Cursors
 from service.delivery import Deliveries
@@ -27,11 +28,14 @@ from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
 from service.forking import Forking
+from service.gate import Gate
+from service.known_keys import KnownKeys
 from service.life import Life
 from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
 from service.opening import Rules
+from service.routes.admin import AdminRoutes
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
@@ -42,12 +46,14 @@ from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
 from service.vital_signs import watch_loop, watch_store
+from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.connect import Client, Credential, Deadlines, connect
 from storage.first_contact import StoreRefused, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
+from storage.results import StoreUnavailable
 from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
 from storage.transfer import Transfer
@@ -96,6 +102,9 @@ def build(
     life = Life()
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, beside, keyspace, on_refused)
+    keys = ApiKeys(redis, keyspace, budget_s=settings.store_begin_s)
+    known = KnownKeys(keys, watch.require)
+    gate = _gate(settings, known, keyspace)
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -109,6 +118,7 @@ def build(
     ops = OpsRoutes(
         watch,
         life,
+        gate,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -127,10 +137,14 @@ def build(
     @contextlib.asynccontextmanager
     async def lifespan(_: Router) -> AsyncIterator[None]:
         ask = partial(vitals, redis, deadline_s=_CONTACT_S)
-        lasting = (watch.run(), sweeper.run(), watch_loop(), watch_store(ask, lambda: watch.reached))
+        lasting = (watch.run(), sweeper.run(), known.run(), watch_loop(), watch_store(ask, lambda: watch.reached))
         tasks = [asyncio.create_task(one) for one in lasting]
         models.refresh()
         await watch.looked(_FIRST_CONTACT_S)
+        if watch.reached:
+            with contextlib.suppress(StoreUnavailable):
+                await known.look()
+        gate.tell_mode()
         yield
         for task in tasks:
             task.cancel()
@@ -143,9 +157,11 @@ def build(
 
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
-    routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
+    admin = AdminRoutes(settings, keys, known)
+    routes = [gate.guard(route) for route in _routes(parts, dialects, ops, ModelRoutes(models), *turns, admin)]
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
-    return Application(Edge(router, lambda: life.leaving, bodies), life, exchanges, bodies)
+    edge = Edge(router, lambda: life.leaving, bodies, Cors(settings.cors_origins))
+    return Application(edge, life, exchanges, bodies)
 
 
 def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> None:
@@ -179,6 +195,17 @@ def _watch(
         partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
         partial(health, redis, keyspace, deadline_s=Deadlines().command_s + Deadlines().connect_s),
         on_refused,
+    )
+
+
+def _gate(settings: Settings, known: KnownKeys, keyspace: Keyspace) -> Gate:
+    return Gate(
+        settings.auth,
+        settings.admin_credential(),
+        known,
+        keyspace.key_digest,
+        loopback=settings.loopback,
+        origins=settings.cors_origins,
     )
 
 
@@ -263,6 +290,7 @@ def _routes(
     sessions: SessionRoutes,
     turns: TurnRoutes,
     transfer: TransferRoutes,
+    admin: AdminRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
     return [
@@ -282,6 +310,9 @@ def _routes(
         *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
         Route("/v1/models", models.listed),
         Route("/v1/models/{model:path}", models.get),  # a name may have slashes
+        *resource("/v1/admin/keys", admit, GET=admin.listed, POST=admin.create),
+        *resource("/v1/admin/keys/{key}", admit, GET=admin.get, PATCH=admin.patch, DELETE=admin.delete),
+        *resource("/v1/admin/keys/{key}/rotate", admit, POST=admin.rotate),
         Route("/livez", ops.livez),
         Route("/readyz", ops.readyz),
         Route("/health", ops.health),

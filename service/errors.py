@@ -1,6 +1,8 @@
 """The one error that callers are told, and the table of its codes.
 
     400  what the caller can fix            invalid_json, invalid_value, missing_value, unknown_field, unsupported, …
+    401  the caller's credential            missing_api_key, invalid_api_key, …
+    403  the caller's scope                 insufficient_scope, origin_refused
     404  not there, or not theirs           session_not_found, model_not_found, route_not_found
     405  method_not_allowed
     408  body_timeout
@@ -54,6 +56,19 @@ CODES: Final[Mapping[str, Code]] = {
     "context_length_exceeded": Code(400, False, "The conversation no longer fits the model's window."),
     "thinking_refused": Code(400, False, "Claude refused the signature of a thinking block."),
     "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
+    "missing_api_key": Code(401, False, "No key was shown, and one is needed."),
+    "malformed_api_key": Code(401, False, "What was shown cannot be a key: cut, mistyped, or somebody else's."),
+    "invalid_api_key": Code(401, False, "The key is not known."),
+    "expired_api_key": Code(401, False, "The key has expired."),
+    "disabled_api_key": Code(401, False, "The key is disabled."),
+    "revoked_api_key": Code(
+        401, False, "The key was disabled, deleted or changed, or has expired, while the request ran."
+    ),
+    "insufficient_scope": Code(403, False, "The key has not the scope that this needs; the message names it."),
+    "origin_refused": Code(
+        403, False, "Without keys: the request comes from another site's page, or is addressed to another host."
+    ),
+    "key_not_found": Code(404, False, "There is no such key."),
     "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
     "turn_not_found": Code(404, False, "The session has no such turn."),
     "events_not_found": Code(

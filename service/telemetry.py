@@ -75,6 +75,9 @@ ROUTES: Final = (
     "/v1/sessions/{session}/turns/{turn}/events",
     "/v1/models",
     "/v1/models/{model:path}",
+    "/v1/admin/keys",
+    "/v1/admin/keys/{key}",
+    "/v1/admin/keys/{key}/rotate",
     "/livez",
     "/readyz",
     "/health",
@@ -119,6 +122,7 @@ REFUSALS = families.counters(
     "reason",
     get_args(Refusal),
 )
+REVOKED = families.counter("baton_requests_revoked", "Running requests that ended because their key was taken away.")
 BODIES_REFUSED = families.counters(
     "baton_bodies_refused",
     "Request bodies refused: too large, late, or beyond what the replica may hold.",
