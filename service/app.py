@@ -33,6 +33,7 @@ from service.opening import Rules
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
+from service.routes.shares import ShareRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
@@ -44,8 +45,8 @@ from storage.first_contact import StoreRefused, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
-from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
+from storage.shares import Shares
 from storage.turns import Turns
 
 _CONTACT_S: Final = 3.0  # a first contact with the store may take this long
@@ -177,14 +178,15 @@ class _Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    shares: Shares
 
 
 def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     budget_s = settings.store_begin_s
     index = Index(redis, keyspace, budget_s=budget_s)
     capacity = Capacity(
+        redis,
         index,
-        ScriptRunner(redis),
         keyspace,
         per_owner_max=settings.sessions_per_owner_max,
         total_max=settings.sessions_max,
@@ -193,7 +195,7 @@ def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     )
     sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
     turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s)
-    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s))
+    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s), Shares(redis, budget_s=budget_s))
 
 
 def _session_routes(
@@ -203,7 +205,7 @@ def _session_routes(
     replica: str,
     exchanges: Exchanges,
     dialects: dict[str, Dialect],
-) -> tuple[SessionRoutes, TurnRoutes]:
+) -> tuple[SessionRoutes, ShareRoutes, TurnRoutes]:
     appending = Appending(
         store.sessions,
         store.turns,
@@ -221,7 +223,7 @@ def _session_routes(
         followers_max=settings.turns_running_max,
         status_wait_s=settings.status_wait_s,
     )
-    return routes, turns
+    return routes, ShareRoutes(settings, store.sessions, store.shares), turns
 
 
 def _routes(
@@ -230,6 +232,7 @@ def _routes(
     ops: OpsRoutes,
     models: ModelRoutes,
     sessions: SessionRoutes,
+    shares: ShareRoutes,
     turns: TurnRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
@@ -241,6 +244,14 @@ def _routes(
         *resource("/v1/sessions/stats", admit, GET=sessions.stats),
         *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
+        *resource("/v1/sessions/{session}/shares", admit, GET=shares.listed),
+        *resource(
+            "/v1/sessions/{session}/shares/{principal:path}",  # an end user's has a slash
+            admit,
+            GET=shares.get,
+            PUT=shares.put,
+            DELETE=shares.delete,
+        ),
         *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),

@@ -30,16 +30,17 @@ _HOPS_MAX: Final = 5
 _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
+_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3, "ZINTER": 2}  # of all others behind the name
 _KEYLESS: Final = ("TIME", "INFO", "PING")
 _CLOCK_SLOT: Final = 0  # who answers for it is asked what has no key, so that all replicas read one clock
 
 
 def _slot(command: Sequence[Any]) -> int:
-    """Of a command's key; every command that the store uses has it first."""
+    """Of a command's key, its first if it has several: these are in one slot."""
     name = str(command[0]).upper()
     if name in _KEYLESS:
         return _CLOCK_SLOT
-    key = command[3] if name in _SCRIPTS else command[1]
+    key = command[_KEY_AT.get(name, 1)]
     return key_slot(key if isinstance(key, bytes) else str(key).encode())
 
 
