@@ -20,16 +20,20 @@ from service import telemetry
 from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
+from service.cors import Cors
 from service.counting import CountTokens
 from service.cursor import Cursors
 from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.gate import Gate
+from service.known_keys import KnownKeys
 from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
 from service.opening import Rules
+from service.routes.admin import AdminRoutes
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
@@ -39,12 +43,14 @@ from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
+from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.connect import Client, Credential, Deadlines, connect
 from storage.first_contact import StoreRefused, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
+from storage.results import StoreUnavailable
 from storage.sessions import Sessions
 from storage.shares import Shares
 from storage.turns import Turns
@@ -84,6 +90,9 @@ def build(
     exchanges = Exchanges(settings.turns_running_max)
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, beside, keyspace, on_refused)
+    keys = ApiKeys(redis, keyspace, budget_s=settings.store_begin_s)
+    known = KnownKeys(keys, watch.require)
+    gate = _gate(settings, known, keyspace)
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -97,6 +106,7 @@ def build(
     ops = OpsRoutes(
         watch,
         exchanges,
+        gate,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -111,9 +121,13 @@ def build(
 
     @contextlib.asynccontextmanager
     async def life(_: Router) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(watch.run()), asyncio.create_task(sweeper.run())]
+        tasks = [asyncio.create_task(one.run()) for one in (watch, sweeper, known)]
         models.refresh()
         await watch.looked(_FIRST_CONTACT_S)
+        if watch.reached:
+            with contextlib.suppress(StoreUnavailable):
+                await known.look()
+        gate.tell_mode()
         yield
         for task in tasks:
             task.cancel()
@@ -126,10 +140,12 @@ def build(
 
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
-    routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
+    admin = AdminRoutes(settings, keys, known)
+    routes = [gate.guard(route) for route in _routes(parts, dialects, ops, ModelRoutes(models), *turns, admin)]
     router = Router(routes, redirect_slashes=False, lifespan=life)
     bodies = Bodies(settings.bodies_bytes_max)
-    return Application(Edge(router, lambda: exchanges.draining, bodies), exchanges, bodies)
+    edge = Edge(router, lambda: exchanges.draining, bodies, Cors(settings.cors_origins))
+    return Application(edge, exchanges, bodies)
 
 
 def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
@@ -153,6 +169,17 @@ def _watch(
         partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
         partial(health, redis, keyspace, deadline_s=Deadlines().command_s + Deadlines().connect_s),
         on_refused,
+    )
+
+
+def _gate(settings: Settings, known: KnownKeys, keyspace: Keyspace) -> Gate:
+    return Gate(
+        settings.auth,
+        settings.admin_credential(),
+        known,
+        keyspace.key_digest,
+        loopback=settings.loopback,
+        origins=settings.cors_origins,
     )
 
 
@@ -234,6 +261,7 @@ def _routes(
     sessions: SessionRoutes,
     shares: ShareRoutes,
     turns: TurnRoutes,
+    admin: AdminRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
     return [
@@ -258,6 +286,9 @@ def _routes(
         *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
         Route("/v1/models", models.listed),
         Route("/v1/models/{model:path}", models.get),  # a name may have slashes
+        *resource("/v1/admin/keys", admit, GET=admin.listed, POST=admin.create),
+        *resource("/v1/admin/keys/{key}", admit, GET=admin.get, PATCH=admin.patch, DELETE=admin.delete),
+        *resource("/v1/admin/keys/{key}/rotate", admit, POST=admin.rotate),
         Route("/livez", ops.livez),
         Route("/readyz", ops.readyz),
         Route("/health", ops.health),

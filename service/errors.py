@@ -1,7 +1,8 @@
 """The one error that callers are told, and the table of its codes.
 
     400  what the caller can fix            invalid_json, invalid_value, missing_value, unknown_field, unsupported, …
-    403  shared in too small a role         role_too_small
+    401  the caller's credential            missing_api_key, invalid_api_key, …
+    403  the caller's scope or role         insufficient_scope, role_too_small, origin_refused
     404  not there, or not theirs           session_not_found, share_not_found, model_not_found, route_not_found
     405  method_not_allowed
     408  body_timeout
@@ -60,6 +61,19 @@ CODES: Final[Mapping[str, Code]] = {
         404, False, "Unknown, expired, or another owner's session that is not shared with you: they look alike."
     ),
     "share_not_found": Code(404, False, "The session is not shared with that principal."),
+    "missing_api_key": Code(401, False, "No key was shown, and one is needed."),
+    "malformed_api_key": Code(401, False, "What was shown cannot be a key: cut, mistyped, or somebody else's."),
+    "invalid_api_key": Code(401, False, "The key is not known."),
+    "expired_api_key": Code(401, False, "The key has expired."),
+    "disabled_api_key": Code(401, False, "The key is disabled."),
+    "revoked_api_key": Code(
+        401, False, "The key was disabled, deleted or changed, or has expired, while the request ran."
+    ),
+    "insufficient_scope": Code(403, False, "The key has not the scope that this needs; the message names it."),
+    "origin_refused": Code(
+        403, False, "Without keys: the request comes from another site's page, or is addressed to another host."
+    ),
+    "key_not_found": Code(404, False, "There is no such key."),
     "turn_not_found": Code(404, False, "The session has no such turn."),
     "events_not_found": Code(
         404, False, "The turn's events are not kept: it was not streamed, ended over five minutes ago, or was too long."

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Scope
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("baton")
+_audit: Any = structlog.get_logger("baton")
 
 REGISTRY = CollectorRegistry()
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
@@ -67,6 +68,10 @@ STORE_BUSY = Counter(
     "Calls that found all connections to the store in use for the whole wait, while it answered others.",
     registry=REGISTRY,
 )
+REFUSED = Counter("baton_requests_refused", "Requests that the gate refused, by code.", ["code"], registry=REGISTRY)
+REVOKED = Counter(
+    "baton_requests_revoked", "Running requests that ended because their key was taken away.", registry=REGISTRY
+)
 
 
 @contextlib.contextmanager
@@ -82,6 +87,17 @@ def request_done(scope: Scope, status: int, duration_s: float) -> None:
     route = getattr(endpoint, "__qualname__", type(endpoint).__name__) if endpoint else "none"
     REQUESTS.labels(route, str(status)).inc()
     log.debug("request", route=route, status=status, duration_ms=round(duration_s * 1000, 1))
+
+
+def audit(action: str, *, outcome: str, **told: str) -> None:
+    """One line for what an administrator did or tried, whatever the least level that is logged.
+
+    Args:
+        action: what.
+        outcome: ``done``, or the code of the error that was told.
+        told: by whom (principal, key) and of which key; ids and principals only.
+    """
+    _audit.info("audit", action=action, outcome=outcome, **told)
 
 
 class _Libraries(logging.Handler):
@@ -108,6 +124,12 @@ def configure(log_format: str, log_level: str) -> None:
     ]
     if not console:
         processors.append(structlog.processors.format_exc_info)
+    global _audit
+    _audit = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    )
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level.upper()]),

@@ -6,6 +6,9 @@ caller named is a keyed hash of (owner, name), so names need no table and two ow
 
 All keys of a session, and the indexes that must change with it, carry the hash tag ``{namespace:BB}``: one slot
 of a cluster, hence one script a mutation. The number of buckets and the secret are permanent for a namespace.
+
+The id of a caller's key is ``key_`` + the tag of its principal + 10 random characters, so that its id alone tells the
+slot ``{namespace:L:tag}``, which it shares with all other keys of the principal.
 """
 
 import base64
@@ -22,6 +25,7 @@ _FOREIGN_MAX = 10_000
 NAMESPACE = re.compile(r"[a-z0-9_-]+")
 SESSION_ID = re.compile(r"sess_[0-9a-f]{2}[a-z2-7]{26}")
 TURN_ID = re.compile(r"turn_[a-z2-7]{26}")
+KEY_ID = re.compile(r"key_[a-z2-7]{26}")
 
 
 class SessionRef:
@@ -205,6 +209,27 @@ class Keyspace:
 
     def _tag(self, bucket: int) -> str:
         return f"{{{self.namespace}:{bucket:02x}}}:"
+
+    def issue_key_id(self, principal: str) -> str:
+        """The id of a new key of a principal."""
+        return f"key_{self.owner_tag(principal)}{_base32(secrets.token_bytes(7))[:10]}"
+
+    def key_ids_of(self, principal: str) -> tuple[str, str]:
+        """Between which two texts the ids of a principal's keys are."""
+        tag = self.owner_tag(principal)
+        return f"key_{tag}", f"key_{tag}~"
+
+    def key_digest(self, text: str) -> bytes:
+        """What is stored of a key's text: 32 bytes. A fast keyed hash will do, because the text is 160 random bits."""
+        return self._hash(b"baton-api-key", text, size=32)
+
+    def api_key(self, key_id: str) -> str:
+        """Where a key is kept."""
+        return f"{{{self.namespace}:L:{key_id[4:20]}}}:k:{key_id}"
+
+    def api_key_list(self) -> tuple[str, str]:
+        """The list of all keys, and the count of their changes; in one slot."""
+        return f"{{{self.namespace}:L}}:ids", f"{{{self.namespace}:L}}:now"
 
     def config(self) -> str:
         """The namespace's record: number of buckets and the fingerprint of the secret, set once."""

@@ -563,3 +563,51 @@ def read_sweep_lock(reply: Reply) -> bool:
         case [b"HELD"]:
             return False
     raise UnknownReply(reply)
+
+
+def read_create_key(reply: Reply) -> bool:
+    """Reply of create_key.lua: whether it is there now; else another of its id is."""
+    match reply:
+        case [b"CREATED"]:
+            return True
+        case [b"EXISTS"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_patch_key(reply: Reply) -> bool:
+    """Reply of patch_key.lua: whether there is such a key."""
+    match reply:
+        case [b"PATCHED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_rotate_key(reply: Reply) -> bool:
+    """Reply of rotate_key.lua: whether there is such a key."""
+    match reply:
+        case [b"ROTATED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_delete_key(reply: Reply) -> bool:
+    """Reply of delete_key.lua: whether there was such a key."""
+    match reply:
+        case [b"DELETED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_note_key(reply: Reply) -> None:
+    """Reply of note_key.lua."""
+    match reply:
+        case [b"NOTED"]:
+            return
+    raise UnknownReply(reply)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from service.openapi.schemas import METADATA, TEXT, Schema, one_or_another, ref, whole
+from service.openapi.schemas import METADATA, PRINCIPAL, TEXT, Schema, one_or_another, ref, whole
 
 Content = Mapping[str, Schema]
 
@@ -388,6 +388,71 @@ MODELS: Final = (
     ),
 )
 
+_KEY: Final = ("key_not_found", *_STORE)
+
+ADMIN: Final = (
+    Operation(
+        "listKeys",
+        "GET",
+        "/v1/admin/keys",
+        "the keys of callers, those of one principal together",
+        query=(
+            Query("limit", whole(1, 100, 20), "how many at most"),
+            Query("cursor", TEXT, "`next_cursor` of the page before"),
+            Query("principal", PRINCIPAL, "keys of this one only"),
+        ),
+        answers=(Answer(200, "a page of them", _json("KeyList")),),
+        errors=(*_STORE, "invalid_value"),
+    ),
+    Operation(
+        "createKey",
+        "POST",
+        "/v1/admin/keys",
+        "makes a key",
+        "its text is in this answer and nowhere else",
+        body="NewKey",
+        answers=(Answer(201, "the key", _json("KeyWithText")),),
+        errors=(*_BODY, "missing_value", *_STORE),
+    ),
+    Operation(
+        "getKey",
+        "GET",
+        "/v1/admin/keys/{key}",
+        "a key, without its text",
+        answers=(Answer(200, "the key", _json("Key")),),
+        errors=_KEY,
+    ),
+    Operation(
+        "updateKey",
+        "PATCH",
+        "/v1/admin/keys/{key}",
+        "changes what a key may do, or stops it",
+        "holds everywhere within seconds, for what runs already, too",
+        body="KeyChanges",
+        answers=(Answer(200, "the key as it is now", _json("Key")),),
+        errors=(*_BODY, *_KEY),
+    ),
+    Operation(
+        "deleteKey",
+        "DELETE",
+        "/v1/admin/keys/{key}",
+        "deletes a key",
+        "the sessions of its principal stay",
+        answers=(Answer(200, "it is gone", _json("DeletedKey")),),
+        errors=_KEY,
+    ),
+    Operation(
+        "rotateKey",
+        "POST",
+        "/v1/admin/keys/{key}/rotate",
+        "gives a key another text",
+        "the one before stays good for the overlap; the one before that ends at once",
+        body="Rotation",
+        answers=(Answer(200, "the key, with its new text", _json("KeyWithText")),),
+        errors=(*_BODY, *_KEY),
+    ),
+)
+
 OPERATION: Final = (
     Operation(
         "showPage",
@@ -492,6 +557,7 @@ OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
     "shares": SHARES,
     "turns": TURNS,
     "models": MODELS,
+    "admin": ADMIN,
     "operation": OPERATION,
 }
 """All of them, by the tag that documents group them under."""

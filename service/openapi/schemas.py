@@ -7,7 +7,7 @@ What callers say is closed: a field that is not here is refused.
 from collections.abc import Collection
 from typing import Any, Final
 
-from service import access, addressing, media, model_name, tool_calls
+from service import access, addressing, key_fields, media, model_name, tool_calls
 from service import session_fields as limits
 from service.addressing import MODES, RESERVED
 from service.appended_messages import APPENDED_MAX
@@ -15,7 +15,7 @@ from service.conflict import ON_CONFLICT
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
 from service.prefix import PREFIXES
-from storage.keys import SESSION_ID, TURN_ID
+from storage.keys import KEY_ID, SESSION_ID, TURN_ID
 from storage.shares import OWNER, ROLES
 
 Schema = dict[str, Any]
@@ -101,6 +101,7 @@ PATH_PARAMETERS: Final[dict[str, tuple[Schema, str]]] = {
     "principal": (_PRINCIPAL, "who a session is shared with"),
     "turn": (TEXT, "a turn of the session: its number, or its id"),
     "model": (TEXT, "a model of Claude's, or an alias"),
+    "key": ({"type": "string", "pattern": f"^{KEY_ID.pattern}$"}, "the id of a key"),
 }
 
 REQUEST_HEADERS: Final[dict[str, Schema]] = {
@@ -112,6 +113,7 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Session-Prefix": one_of(*PREFIXES),
     "Idempotency-Key": {"type": "string", "pattern": "^[ -~]{1,255}$"},
     "X-Expect-Turn": _TURN_ID,
+    "X-Baton-User": {"type": "string", "pattern": f"^{access.USER.pattern}$"},
     "X-Stainless-Retry-Count": {"type": "string", "pattern": "^[0-9]{1,4}$"},
     "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,15}$"},
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
@@ -288,7 +290,32 @@ _TURN: Final = {
 }
 
 _PAGED: Final = {"total": COUNT, "has_more": YES_OR_NO}
-_STATE: Final = {"store": one_of("up", "refusing", "down"), "replica": TEXT}
+_STATE: Final = {
+    "store": one_of("up", "refusing", "down"),
+    "replica": TEXT,
+    "auth": {**one_of("keys", "open", "unknown"), "description": "whether callers need a key; unknown: not known yet"},
+    "warnings": listed(TEXT),
+}
+_LABELS: Final = {
+    "type": "object",
+    "maxProperties": key_fields.LABELS_MAX,
+    "propertyNames": {"minLength": 1, "maxLength": key_fields.LABEL_KEY_CHARS_MAX},
+    "additionalProperties": {"type": "string", "maxLength": key_fields.LABEL_VALUE_CHARS_MAX},
+}
+PRINCIPAL: Final = {"type": "string", "pattern": f"^{access.PRINCIPAL.pattern}$"}
+_SCOPES: Final = listed(one_of(*access.SCOPES), minItems=1)
+_KEY: Final = {
+    "id": {"type": "string", "pattern": f"^{KEY_ID.pattern}$"},
+    "object": {"const": "api_key"},
+    "principal": PRINCIPAL,
+    "scopes": _SCOPES,
+    "disabled": YES_OR_NO,
+    "expires_at": {**maybe(INSTANT), "description": "null: never"},
+    "labels": _LABELS,
+    "created_at": INSTANT,
+    "rotated_at": maybe(INSTANT),
+    "overlap_ends_at": {**maybe(INSTANT), "description": "until then the text before the last rotation is good, too"},
+}
 _STATES: Final = ("ready", "starting", "draining")
 
 SCHEMAS: Final[dict[str, Schema]] = {
@@ -356,6 +383,28 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ModelInfoList": said(
         {"data": listed(ref("ModelInfo")), "has_more": YES_OR_NO, "first_id": maybe(TEXT), "last_id": maybe(TEXT)}
     ),
+    "NewKey": asked(
+        {
+            "principal": PRINCIPAL,
+            "scopes": maybe(_SCOPES),
+            "expires_at": maybe(INSTANT),
+            "labels": maybe(_LABELS),
+        },
+        required=("principal",),
+    ),
+    "KeyChanges": asked({"scopes": _SCOPES, "expires_at": maybe(INSTANT), "disabled": YES_OR_NO, "labels": _LABELS}),
+    "Rotation": asked({"overlap_seconds": whole(0, key_fields.OVERLAP_S_MAX, key_fields.OVERLAP_S_DEFAULT)}),
+    "Key": said(_KEY),
+    "KeyWithText": said({**_KEY, "key": {**TEXT, "description": "the key itself; it is shown this once"}}),
+    "KeyList": said(
+        {
+            "object": {"const": "list"},
+            "keys": listed(ref("Key")),
+            "has_more": YES_OR_NO,
+            "next_cursor": maybe(TEXT),
+        }
+    ),
+    "DeletedKey": said({"id": _KEY["id"], "object": {"const": "api_key.deleted"}, "deleted": {"const": True}}),
     "Alive": said({"status": {"const": "alive"}}),
     "Readiness": said({"status": one_of(*_STATES), **_STATE}),
     "Health": said(
@@ -368,8 +417,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 {
                     "message": {**TEXT, "description": "for people"},
                     "type": one_of(
-                        *("invalid_request_error", "not_found_error", "conflict_error", "rate_limit_error"),
-                        "server_error",
+                        *("invalid_request_error", "authentication_error", "permission_error", "not_found_error"),
+                        *("conflict_error", "rate_limit_error", "server_error"),
                     ),
                     "param": maybe({**TEXT, "description": "the field, parameter or header at fault"}),
                     "code": {**one_of(*sorted(CODES)), "description": "for programs; stable"},

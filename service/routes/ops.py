@@ -16,6 +16,7 @@ from starlette.responses import Response
 from service import __version__, telemetry
 from service.asgi import json_response
 from service.exchange import Exchanges
+from service.gate import OPEN_WARNING, Gate
 from service.store_watch import StoreWatch
 
 _STORE: Final = {"up": "up", "refusing": "refusing", "away": "down"}
@@ -48,6 +49,7 @@ class OpsRoutes:
         self,
         store: StoreWatch,
         exchanges: Exchanges,
+        gate: Gate,
         *,
         replica: str,
         default_model: str,
@@ -55,6 +57,7 @@ class OpsRoutes:
     ) -> None:
         self._store = store
         self._exchanges = exchanges
+        self._gate = gate
         self._replica = replica
         self._default_model = default_model
         self._document = document
@@ -65,6 +68,8 @@ class OpsRoutes:
             "status": "draining" if draining else "ready" if self._store.reached else "starting",
             "store": _STORE[self._store.health],
             "replica": self._replica,
+            "auth": self._gate.mode,
+            "warnings": [OPEN_WARNING] if self._gate.mode == "open" else [],
         }
 
     async def livez(self, request: Request) -> Response:
@@ -108,7 +113,12 @@ class OpsRoutes:
         )
         headers = {
             "content-type": "text/html; charset=utf-8",
-            "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+            "content-security-policy": (
+                "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+                "frame-ancestors 'none'"
+            ),
+            "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
         }
         return Response(page, headers=headers)

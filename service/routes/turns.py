@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service import sse, telemetry
+from service import access, sse, telemetry
 from service.asgi import header, json_response, query_number
 from service.dialect import Dialect
 from service.errors import BatonError, events_not_found, role_too_small, session_not_found
@@ -183,16 +183,21 @@ class _Events(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         self._followers.add(self._following)
+        release = access.hold(scope, self._revoke)
         relay = asyncio.create_task(self._stream(send))
         try:
             with telemetry.FOLLOWERS.track_inprogress():
                 async with sse.watching(receive, relay.cancel):
                     await asyncio.wait([relay])
         finally:
+            release()
             self._followers.discard(self._following)
             relay.cancel()
         if not relay.cancelled():
             relay.result()
+
+    def _revoke(self) -> None:
+        self._following.revoked = True
 
     async def _stream(self, send: Send) -> None:
         ready = asyncio.Event()

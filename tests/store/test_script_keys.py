@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from storage.api_keys import ApiKeys
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Answered, Cancelling, Removed, Renewed, Running, Settled, Shared
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
@@ -118,11 +119,22 @@ async def early_ends(store: Store) -> None:
     assert await store.capacity.sweep_bucket(0, interval_ms=60_000) is not None
 
 
+async def a_key(store: Store) -> None:
+    """A caller's key, from its creation to its end."""
+    keys = ApiKeys(store.redis, store.keyspace, budget_s=5)
+    key_id = store.keyspace.issue_key_id("ada")
+    await keys.create(key_id, b"1", principal="ada", scopes=("chat",), expires_ms=0, labels_json=b"{}")
+    assert await keys.patch(key_id, disabled=True)
+    assert await keys.rotate(key_id, b"2", overlap_ms=1)
+    assert await keys.delete(key_id)
+
+
 @pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
 async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
     async with recorded(store) as runs:
         ref = await a_life(store)
         await early_ends(store)
+        await a_key(store)
     assert {run.verb for run in runs} == set(VERBS), "every script was executed"
     for run in runs:
         assert run.commands, f"{run.verb} executed something"

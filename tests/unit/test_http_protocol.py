@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import telemetry
 from service.asgi import Bodies, Edge
+from service.cors import Cors
 from service.http_protocol import Limits, http_protocol
 
 pytestmark = pytest.mark.anyio
@@ -66,8 +67,8 @@ async def test_a_cancelled_request_is_told_that_the_replica_is_shutting_down() -
     async def send(message: Message) -> None:
         sent.append(message)
 
-    edge = Edge(endless, lambda: True, Bodies(1024))
-    task = asyncio.ensure_future(edge({"type": "http", "path": "/", "headers": []}, receive, send))
+    edge = Edge(endless, lambda: True, Bodies(1024), Cors(frozenset()))
+    task = asyncio.ensure_future(edge({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send))
     await begun.wait()
     task.cancel()
     await task

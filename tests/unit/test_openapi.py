@@ -52,7 +52,12 @@ def test_every_reference_leads_somewhere_and_every_component_is_referred_to() ->
     for reference in set(references(DOCUMENT)):
         assert resolve(DOCUMENT, reference)
     components = DOCUMENT["components"].items()
-    everything = {f"#/components/{kind}/{name}" for kind, named in components for name in named}
+    # Security schemes are referred to by their names.
+    everything = {f"#/components/{kind}/{name}" for kind, named in components for name in named} - {
+        f"#/components/securitySchemes/{name}" for name in DOCUMENT["components"]["securitySchemes"]
+    }
+    schemes = {name for one in INTERFACE.operations().values() for asked in one["security"] for name in asked}
+    assert schemes == DOCUMENT["components"]["securitySchemes"].keys()
     assert set(references(DOCUMENT)) == everything
 
 
