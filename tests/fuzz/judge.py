@@ -48,6 +48,7 @@ _UNSAID: Final = {
         "cursor is not one of",
         "`metadata\\.",
     ),
+    "/v1/sessions/[^/]+/shares/.+": ("`principal` is you", "is the session's owner"),
     "/v1/sessions/[^/]+/messages": (
         *("must be sound base64", r"must be an http\(s\) URL", "no tool call that waits", "less than 240"),
         *("a second tool call with the id", "must answer every tool call before anything else"),

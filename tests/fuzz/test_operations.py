@@ -14,7 +14,7 @@ from hypothesis import given, seed
 from service.openapi.document import document
 from tests.fuzz.conftest import EXAMPLES, SEED, bounded
 from tests.fuzz.judge import Judge
-from tests.fuzz.requests import SEEDED, Requests
+from tests.fuzz.requests import FRIEND, SEEDED, Requests
 from tests.fuzz.values import Values, each_confused
 from tests.instruments.interface import Interface
 from tests.instruments.wire import Got, Sent, Wire
@@ -44,6 +44,8 @@ def seed_session(wire: Wire) -> None:
         for path in ("/v1/chat/completions", "/v1/messages"):
             for stream in (False, True):
                 assert post(wire, path, {**said, "stream": stream}, session).status == 200
+    share = Sent(b"PUT", f"/v1/sessions/{SEEDED}/shares/{FRIEND}".encode(), body=b'{"role":"viewer"}')
+    assert wire.ask(share).status in (200, 201)
 
 
 def test_the_document_is_the_one_that_is_served(wire: Wire) -> None:
