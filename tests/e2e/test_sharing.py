@@ -1,5 +1,7 @@
 """Sessions that are shared, over two replicas that ask for keys: what grantees may do, and what revoking ends."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -205,3 +207,35 @@ async def test_turns_of_two_principals_go_on_with_one_conversation(stage: Stage)
     assert "plover" in str((await stage.fleet.simulator.requests(1))[-1])
     stats = [(await stage.ask(who, "GET", "/v1/sessions/stats")).json["total_messages"] for who in ("ada", "bob")]
     assert stats == [4, 0]
+
+
+async def test_in_a_storm_of_two_owners_no_word_crosses(stage: Stage) -> None:
+    """Both talk at once, under the same names, on both replicas, and ask for what is the other's in between."""
+    words = {"ada": f"{stage.mark}-plover", "bob": f"{stage.mark}-magpie"}
+    ids: dict[str, set[str]] = {"ada": set(), "bob": set()}
+
+    async def turns(who: str, worker: int) -> None:
+        other = "bob" if who == "ada" else "ada"
+        for number in range(6):
+            caller = (stage.here, stage.there)[(worker + number) % 2]
+            headers = await stage.as_(who)
+            said = await caller.chat(f"My word is {words[who]}.", f"storm-{worker % 2}", headers=headers)
+            assert said.status == 200, said.body
+            assert words[other] not in said.body.decode()
+            ids[who].add(said.headers["x-session-id"])
+            for foreign in list(ids[other]):
+                stolen = await caller.chat(f"Mine is {words[who]}.", foreign, headers=headers)
+                read = await caller.request("GET", f"/v1/sessions/{foreign}/messages", headers=headers)
+                assert (stolen.status, read.status) == (404, 404)
+
+    for who in words:
+        await stage.as_(who)
+    await asyncio.gather(*(turns(who, worker) for who in words for worker in range(4)))
+    assert [len(found) for found in ids.values()] == [2, 2]
+    assert not ids["ada"] & ids["bob"]
+    sent = [json.dumps(record) for record in stage.fleet.simulator.records()]
+    assert sum(words["ada"] in one for one in sent) >= 24
+    assert not [one for one in sent if all(word in one for word in words.values())]
+    for who in words:
+        stats = (await stage.ask(who, "GET", "/v1/sessions/stats")).json
+        assert stats["total_messages"] == 48 + (2 if who == "ada" else 0), "the stage has a turn of Ada's"
