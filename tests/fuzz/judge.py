@@ -49,6 +49,8 @@ _UNSAID: Final = {
         "`metadata\\.",
     ),
     "/v1/sessions/[^/]+/shares/.+": ("`principal` is you", "is the session's owner"),
+    "/v1/admin/keys": ("must be in the future", "must be the `next_cursor` of a page"),
+    "/v1/admin/keys/[^/]+": ("must be in the future",),
     "/v1/sessions/[^/]+/messages": (
         *("must be sound base64", r"must be an http\(s\) URL", "no tool call that waits", "less than 240"),
         *("a second tool call with the id", "must answer every tool call before anything else"),

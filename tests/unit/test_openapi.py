@@ -154,7 +154,7 @@ def test_every_header_that_the_guide_names_is_in_the_document() -> None:
     known = {one.name.lower() for one in headers.HEADERS}
     named = re.findall(r"`((?:X|x|If|Idempotency|Last)-[A-Za-z-]+)", API.read_text("utf-8"))
     assert len(set(named)) > 8
-    assert {name for name in named if name.lower() not in known} == set()
+    assert {name for name in named if name.lower() not in known | PLAIN} == set()
 
 
 def test_every_header_that_is_read_is_in_the_table() -> None:
