@@ -156,6 +156,10 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, aski
         assert (await strict.get(f"{session}/turns/{address}")).json["messages"]
     assert await strict.followed(f"{session}/turns/{turns[0]['id']}/events") == frames
     assert (await strict.request("POST", f"{session}/turns/1/cancel")).json["cancel_requested"] is False
+    for status in (201, 200):
+        assert (await strict.request("PUT", f"{session}/shares/ada", json={"role": "viewer"})).status == status
+    assert (await strict.get(f"{session}/shares")).json["shares"] == [(await strict.get(f"{session}/shares/ada")).json]
+    assert (await strict.request("DELETE", f"{session}/shares/ada")).json["deleted"]
     assert (await strict.request("DELETE", session)).json["deleted"]
 
     answered = {(method, path) for method, path, status in strict.interface.seen if status < 300}

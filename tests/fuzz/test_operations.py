@@ -81,7 +81,7 @@ def test_any_field_may_be_mistaken(wire: Wire, judge: Judge, method: str, path: 
     """Every place of a body that the document knows, with a value of every type; in a session, where it is read."""
     operation = INTERFACE.operations()[method, path]
     bodies = REQUESTS.bodies(path, operation["requestBody"]["content"]["application/json"]["schema"])
-    target = path.format(session=SEEDED, key=SEEDED_KEY).encode()
+    target = path.format(session=SEEDED, principal=FRIEND, key=SEEDED_KEY).encode()
     headers = ((b"X-Session-Id", SEEDED.encode()),) if "{session}" not in path and path != "/v1/sessions" else ()
     seen: set[str] = set()
     for body in some(bodies, 40):
