@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 
 from storage.connect import Credential, Deadlines, connect
 from storage.failures import Unreached
-from storage.first_contact import first_contact, health
+from storage.first_contact import first_contact
+from storage.health import health
 from storage.keys import Keyspace, SessionRef, new_turn_id
 from storage.results import Begun, Settled, StoreUnavailable
 from storage.topology import require_primary

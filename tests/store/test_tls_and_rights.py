@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from storage.connect import Credential, Deadlines, connect
-from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, health, script_commands
+from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, script_commands
+from storage.health import health
 from storage.results import StoreUnavailable
 from storage.tls import Tls
 from storage.turns import Rewind
