@@ -44,7 +44,7 @@ _NO_CLUSTER: Final = "cluster support disabled"
 RIGHTS: Final = load("boot/rights")
 READ_COMMANDS: Final = frozenset(
     {"HGET", "HGETALL", "HMGET", "HSETNX", "LLEN", "LRANGE", "PEXPIRETIME", "XRANGE", "XREVRANGE"}
-    | {"SET", "ZCARD", "ZCOUNT", "ZINTER", "ZRANGE"}
+    | {"SET", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE"}
 )
 """What is sent without a script, with a key; EVAL, EVALSHA, INFO and TIME are sent here anyway."""
 TRANSACTION: Final = frozenset({"MULTI", "EXEC"})

@@ -47,7 +47,7 @@ _HOPS_MAX: Final = 5
 _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
-_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3, "ZINTER": 2}  # of all others behind the name
+_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3}  # of all others behind the name
 _KEYLESS: Final = ("TIME", "INFO", "PING")
 _PING_EVERY_S: Final = 0.1
 
