@@ -35,7 +35,7 @@ from storage.results import (
     StoreBusy,
     StoreUnavailable,
 )
-from storage.scripts import SCRIPTS, VERBS, ScriptRunner, answered, load
+from storage.scripts import _RESEND_WAIT_S, SCRIPTS, VERBS, ScriptRunner, answered, load
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
@@ -336,7 +336,8 @@ async def test_what_is_refused_for_now_is_sent_again_within_the_budget(
     ref = await own_store.created()
     turn, begun = await own_store.begun(ref)
     await refuse(True)
-    brief = Store.of(own_store.redis, "own", budget_s=0.3)
+    # It ends in the middle of the longest pause between two attempts: an attempt that is on its way would be unknown.
+    brief = Store.of(own_store.redis, "own", budget_s=sum(_RESEND_WAIT_S) - _RESEND_WAIT_S[-1] / 2)
     with pytest.raises(StoreUnavailable) as caught:
         await brief.commit(ref, turn, begun.head, elements(1))
     assert caught.value.outcome_unknown is False

@@ -229,4 +229,4 @@ async def test_a_killed_primary_is_followed_and_nothing_is_lost(sentinels: Senti
             await hasty.begin(ref, new_turn_id())
         assert await store.commit(ref, turn, begun.head, elements(3)) == Settled("committed", 2)
         assert (await store.turns.history(ref, 5)).elements == elements(2) + elements(3)
-        assert isinstance(await hasty.begin(ref, new_turn_id()), Begun)
+        assert isinstance(await store.begin(ref, new_turn_id()), Begun)
