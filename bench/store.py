@@ -13,7 +13,6 @@ from storage.first_contact import first_contact
 from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import Begun, Created, Settled
-from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
 from storage.turns import Commit, Request, Turns, Usage
 
@@ -47,8 +46,8 @@ def _commit(begun: Begun, messages: list[bytes]) -> Commit:
 def capacity(redis: Any, keyspace: Keyspace, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> Capacity:
     """The caps of a replica; none that matters unless told so."""
     return Capacity(
+        redis,
         Index(redis, keyspace, budget_s=10),
-        ScriptRunner(redis),
         keyspace,
         per_owner_max=per_owner_max,
         total_max=total_max,

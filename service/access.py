@@ -28,6 +28,8 @@ ADMIN_PRINCIPAL: Final = "admin"
 """Of whoever comes with BATON_ADMIN_KEY."""
 PRINCIPAL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+-]{0,99}")
 USER: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:@+|=-]{0,127}")
+ANY_PRINCIPAL: Final = re.compile(f"{PRINCIPAL.pattern}(/{USER.pattern})?")
+"""That of a key, or that of an end user for whom a key acts."""
 
 SCOPES: Final = ("chat", "sessions:read", "sessions:write", "admin", "act-for")
 ALL_SCOPES: Final = frozenset(SCOPES)
@@ -48,6 +50,10 @@ NEEDED: Final[Mapping[str, str]] = {
     "GET /v1/sessions/{session}/export": "sessions:read",
     "GET /v1/sessions/{session}/messages": "sessions:read",
     "POST /v1/sessions/{session}/messages": "sessions:write",
+    "GET /v1/sessions/{session}/shares": "sessions:read",
+    "GET /v1/sessions/{session}/shares/{principal}": "sessions:read",
+    "PUT /v1/sessions/{session}/shares/{principal}": "sessions:write",
+    "DELETE /v1/sessions/{session}/shares/{principal}": "sessions:write",
     "GET /v1/sessions/{session}/turns": "sessions:read",
     "GET /v1/sessions/{session}/turns/{turn}": "sessions:read",
     "POST /v1/sessions/{session}/turns/{turn}/cancel": "chat",

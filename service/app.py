@@ -39,6 +39,7 @@ from service.routes.admin import AdminRoutes
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
+from service.routes.shares import ShareRoutes
 from service.routes.transfer import TransferRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
@@ -54,8 +55,8 @@ from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
 from storage.results import StoreUnavailable
-from storage.scripts import ScriptRunner
 from storage.sessions import Sessions
+from storage.shares import Shares
 from storage.transfer import Transfer
 from storage.turns import Turns
 from storage.vitals import vitals
@@ -231,6 +232,7 @@ class _Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    shares: Shares
     transfer: Transfer
 
 
@@ -238,18 +240,20 @@ def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     budget_s, told = settings.store_begin_s, telemetry.store_called
     index = Index(redis, keyspace, budget_s=budget_s)
     capacity = Capacity(
+        redis,
         index,
-        ScriptRunner(redis, on_call=told),
         keyspace,
         per_owner_max=settings.sessions_per_owner_max,
         total_max=settings.sessions_max,
         budget_s=budget_s,
         on_end=lambda end: telemetry.SESSIONS_ENDED[end].inc(),
+        on_call=told,
     )
     sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s, on_call=told)
     turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s, on_call=told)
+    shares = Shares(redis, budget_s=budget_s, on_call=told)
     transfer = Transfer(redis, capacity, budget_s=budget_s, on_call=told)
-    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s), transfer)
+    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s), shares, transfer)
 
 
 def _session_routes(
@@ -259,7 +263,7 @@ def _session_routes(
     replica: str,
     exchanges: Exchanges,
     dialects: dict[str, Dialect],
-) -> tuple[SessionRoutes, TurnRoutes, TransferRoutes]:
+) -> tuple[SessionRoutes, ShareRoutes, TurnRoutes, TransferRoutes]:
     appending = Appending(
         store.sessions,
         store.turns,
@@ -279,7 +283,8 @@ def _session_routes(
         status_wait_s=settings.status_wait_s,
     )
     forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
-    return routes, turns, TransferRoutes(settings, store.sessions, store.transfer, forking, replica)
+    transfer = TransferRoutes(settings, store.sessions, store.shares, store.transfer, forking, replica)
+    return routes, ShareRoutes(settings, store.sessions, store.shares), turns, transfer
 
 
 def _routes(
@@ -288,6 +293,7 @@ def _routes(
     ops: OpsRoutes,
     models: ModelRoutes,
     sessions: SessionRoutes,
+    shares: ShareRoutes,
     turns: TurnRoutes,
     transfer: TransferRoutes,
     admin: AdminRoutes,
@@ -304,6 +310,14 @@ def _routes(
         *resource("/v1/sessions/{session}/fork", admit, POST=transfer.fork),
         *resource("/v1/sessions/{session}/export", admit, GET=transfer.export),
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
+        *resource("/v1/sessions/{session}/shares", admit, GET=shares.listed),
+        *resource(
+            "/v1/sessions/{session}/shares/{principal:path}",  # an end user's has a slash
+            admit,
+            GET=shares.get,
+            PUT=shares.put,
+            DELETE=shares.delete,
+        ),
         *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),

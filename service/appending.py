@@ -19,6 +19,7 @@ from service.errors import (
     conversation_too_large,
     history_moved,
     key_reused,
+    role_too_small,
     session_corrupt,
     session_not_found,
     store_unavailable,
@@ -31,6 +32,7 @@ from storage.results import (
     AppendResult,
     Busy,
     Corrupt,
+    Denied,
     Fenced,
     Gone,
     KeyReused,
@@ -195,7 +197,9 @@ class Appending:
         return settled if isinstance(settled, Settled) else Gone()
 
 
-def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone, snapshot: Snapshot) -> BatonError:
+def _refusal(
+    refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Denied | Gone, snapshot: Snapshot
+) -> BatonError:
     match refused:
         case Settled():
             return BatonError("session_not_saved", "The messages could not be stored; nothing has changed.")
@@ -207,5 +211,7 @@ def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone,
             return BatonError("max_turns_reached", "The session has had all the turns it may have.")
         case Corrupt():
             return session_corrupt()
+        case Denied(role):
+            return role_too_small(role, "writer")
         case Gone():
             return session_not_found()

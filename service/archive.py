@@ -24,12 +24,13 @@ from typing import Any, Final
 
 import orjson
 
-from service import epoch, model_name, session_fields, tool_calls, transcript
+from service import access, epoch, model_name, session_fields, tool_calls, transcript
 from service.errors import BatonError, invalid_value
 from service.resend import live
 from storage import elements
 from storage.keys import TURN_ID
 from storage.results import Fate, Verdict
+from storage.shares import GRANTEES_MAX, OWNER, ROLES, Role
 from storage.transfer import Restored, Whole
 from storage.turns import Cut, Ledger, Usage
 
@@ -77,6 +78,7 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
             "system": orjson.Fragment(one.system_json) if one.system_json else None,
             "preamble": whole.preamble.decode(),
             "cuts": [list(cut) for cut in whole.cuts],
+            "shares": whole.shares if one.role in (OWNER, "admin") else {},
             "turns": len(whole.turns),
             "messages": one.messages,
         }
@@ -114,11 +116,13 @@ class Archived:
     Attributes:
         session_id, owner: of the original.
         restored: what is to be put back, under the original's name and nonce.
+        shares: role by principal.
     """
 
     session_id: str
     owner: str
     restored: Restored
+    shares: dict[str, Role]
 
 
 class Reader:
@@ -186,6 +190,7 @@ class Reader:
             _word(given.get("id"), "id"),
             _word(given.get("owner"), "owner"),
             _restored(given, packed, turns),
+            _shares(given.get("shares") or {}),
         )
 
 
@@ -338,6 +343,15 @@ def _cuts(given: Any, turns: int) -> list[Cut]:
         if not sound or not 1 <= cut[0] <= turns or not 0 <= cut[1] <= MESSAGES_MAX:
             raise invalid_value("cuts", "must be pairs: number of a turn, messages that it kept")
     return [Cut(*cut) for cut in given]
+
+
+def _shares(given: Any) -> dict[str, Role]:
+    if not isinstance(given, dict) or len(given) > GRANTEES_MAX:
+        raise invalid_value("shares", f"must be an object of at most {GRANTEES_MAX} principals")
+    for principal, role in given.items():
+        if not access.ANY_PRINCIPAL.fullmatch(principal) or role not in ROLES:
+            raise invalid_value("shares", f"must have principals and for each one of {', '.join(ROLES)}")
+    return given
 
 
 def _preamble(given: Any) -> bytes:

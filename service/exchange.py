@@ -44,6 +44,7 @@ class Interrupt(Enum):
     DRAINING = "draining"
     LEASE_LOST = "lease_lost"
     SESSION_GONE = "session_gone"
+    ROLE_LOST = "role_lost"
     REPLICA_LOST = "replica_lost"
     REVOKED = "revoked"
 
@@ -59,6 +60,10 @@ _TOLD: Final = {
     Interrupt.CANCELLED: ("turn_interrupted", "The turn was cancelled."),
     Interrupt.DRAINING: ("turn_interrupted", "This replica is shutting down."),
     Interrupt.SESSION_GONE: ("session_not_found", "The session was deleted or has expired."),
+    Interrupt.ROLE_LOST: (
+        "session_not_found",
+        "The session is not shared with you any more so that you may write; this turn was not stored.",
+    ),
     Interrupt.REPLICA_LOST: (
         "turn_interrupted",
         "The replica that ran this turn has vanished; nothing of it is stored.",

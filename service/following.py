@@ -85,7 +85,7 @@ class Following:
                     raise Interrupt.REPLICA_LOST.told()
                 case "overflow":
                     raise events_not_found()
-                case "gone":
+                case "gone" | "hidden":
                     raise session_not_found()
             if tail.fate is not None and not tail.frames:
                 raise events_not_found()

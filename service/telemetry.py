@@ -69,6 +69,8 @@ ROUTES: Final = (
     "/v1/sessions/{session}/export",
     "/v1/sessions/{session}/fork",
     "/v1/sessions/{session}/messages",
+    "/v1/sessions/{session}/shares",
+    "/v1/sessions/{session}/shares/{principal:path}",
     "/v1/sessions/{session}/turns",
     "/v1/sessions/{session}/turns/{turn}",
     "/v1/sessions/{session}/turns/{turn}/cancel",

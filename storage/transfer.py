@@ -9,7 +9,7 @@ with its nonce writes nothing.
 What a crash leaves: nothing, or the whole session.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ from storage.results import (
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.sessions import Snapshot, read_fields
+from storage.shares import OWNER
 from storage.turns import Cut, Usage
 
 
@@ -55,6 +56,7 @@ class Whole:
     preamble: bytes
     turns: Sequence[Told]
     cuts: Sequence[Cut]
+    shares: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +146,13 @@ class Transfer:
 
         Args:
             source: the session.
-            target: the new one's id, in the same bucket, and who will own it.
+            target: the new one's id, in the same bucket, as its owner addresses it, who must have a role in the source.
             fork: what is fixed.
         """
-        keys = (*target.keys, *(source.keys[index] for index in (0, 1, 2, 3, 4, 5, 7)))
+        keys = (*target.keys, *(source.keys[index] for index in (0, 1, 2, 3, 4, 5, 7, 16)))
         args = (
-            *(target.id, target.owner, target.owner_tag, fork.nonce, fork.ttl_ms, fork.absolute_end_ms),
-            *(source.owner, fork.head, fork.messages, fork.turns, fork.turn_id, fork.record, fork.turns_max),
+            *(target.id, target.principal, target.owner_tag, fork.nonce, fork.ttl_ms, fork.absolute_end_ms),
+            *(fork.head, fork.messages, fork.turns, fork.turn_id, fork.record, fork.turns_max),
             *(fork.title, fork.metadata_json),
         )
 
@@ -176,21 +178,24 @@ class Transfer:
                 batch.lrange(ref.keys[2], 0, -1)
                 batch.hgetall(ref.keys[3])
                 batch.lrange(ref.keys[5], 0, -1)
+                batch.hgetall(ref.keys[16])
                 return await batch.execute()
 
-        fields, texts, expires, records, verdicts, cuts = await self._scripts.read(ask, budget_s=self._budget_s)
+        fields, texts, expires, records, verdicts, cuts, shares = await self._scripts.read(ask, budget_s=self._budget_s)
         s, j = ({name.decode(): value for name, value in part.items()} for part in (fields, texts))
-        if not s or s["own"] != ref.owner.encode():
+        role = OWNER if s and s["own"] == ref.principal.encode() else shares.get(ref.principal.encode(), b"").decode()
+        if not s or not role:
             return Gone()
         if not j.keys() >= {"system", "title", "metadata"} or len(records) != int(s["ln"]):
             raise SessionTorn("texts or turns")
         fates = {fate.number: fate for fate in map(read_fate, verdicts.values())}
         return Whole(
-            read_fields(expires, 0, s, j),
+            read_fields(role, expires, 0, s, j),
             s["nonce"].decode(),
             j.get("preamble", b""),
             [Told(record, fates.get(number)) for number, record in enumerate(records, start=1)],
             [Cut(*map(int, cut.split())) for cut in cuts],
+            {principal.decode(): share.decode() for principal, share in shares.items()},
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
@@ -210,7 +215,7 @@ class Transfer:
         usage = restored.usage
         stored, taken = take_out_all(restored.elements, ())
         fixed = (
-            *(ref.id, ref.owner, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
+            *(ref.id, ref.principal, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
             *(restored.name, restored.head, restored.created_ms, restored.model, restored.max_turns),
             *(restored.turn_count, restored.epoch_hash, restored.epoch_start),
             *(usage.input, usage.output, usage.cache_read, usage.cache_written),

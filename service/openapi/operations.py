@@ -116,6 +116,7 @@ _CLAUDE: Final = (
 )
 _TURN: Final = (
     *_APPENDED,
+    "role_too_small",
     *(
         "history_mismatch",
         "prefix_changed",
@@ -233,7 +234,7 @@ SESSIONS: Final = (
         "listSessions",
         "GET",
         "/v1/sessions",
-        "the caller's sessions, last accessed first",
+        "the caller's sessions and those shared with it, last accessed first",
         "a filtered page may be short, or empty, and still have a next one",
         query=(
             Query("limit", whole(1, 100, 20), "how many at most"),
@@ -248,7 +249,7 @@ SESSIONS: Final = (
         "getSessionStats",
         "GET",
         "/v1/sessions/stats",
-        "exact counts of the caller's sessions",
+        "exact counts of the caller's own sessions",
         answers=(Answer(200, "the counts", _json("Stats")),),
         errors=_STORE,
     ),
@@ -270,7 +271,7 @@ SESSIONS: Final = (
         body="SessionChanges",
         headers=("If-Match",),
         answers=(Answer(200, "the session as it is now", _json("Session"), _AS_SEEN),),
-        errors=(*_BODY, *_SESSION, "revision_conflict"),
+        errors=(*_BODY, *_SESSION, "revision_conflict", "role_too_small"),
         error_headers=("ETag",),
     ),
     Operation(
@@ -280,7 +281,7 @@ SESSIONS: Final = (
         "deletes a session",
         "with all it holds; a running turn of it ends",
         answers=(Answer(200, "it is gone", _json("Deleted")),),
-        errors=_SESSION,
+        errors=(*_SESSION, "role_too_small"),
     ),
     Operation(
         "listMessages",
@@ -303,7 +304,7 @@ SESSIONS: Final = (
         body="NewMessages",
         headers=("X-Session-On-Conflict", "X-Expect-Turn", "Idempotency-Key"),
         answers=(Answer(200, "they are part of the history", _json("Appended")),),
-        errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED),
+        errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED, "role_too_small"),
         error_headers=("X-Turn-Id",),
     ),
 )
@@ -396,7 +397,7 @@ TURNS: Final = (
             Answer(202, "the turn, which was asked to stop", _json("TurnCancel")),
             Answer(200, "the turn, which has ended", _json("TurnCancel")),
         ),
-        errors=(*_SESSION, "turn_not_found"),
+        errors=(*_SESSION, "turn_not_found", "role_too_small"),
     ),
     Operation(
         "followTurn",
@@ -565,10 +566,55 @@ OPERATION: Final = (
     ),
 )
 
+SHARES: Final = (
+    Operation(
+        "listShares",
+        "GET",
+        "/v1/sessions/{session}/shares",
+        "who a session is shared with",
+        "for its owner and admins",
+        answers=(Answer(200, "all shares, by principal", _json("ShareList")),),
+        errors=(*_SESSION, "role_too_small"),
+    ),
+    Operation(
+        "getShare",
+        "GET",
+        "/v1/sessions/{session}/shares/{principal}",
+        "what a session is shared with one principal for",
+        "for its owner and admins; anybody may ask for its own",
+        answers=(Answer(200, "the share", _json("Share")),),
+        errors=(*_SESSION, "invalid_value", "role_too_small", "share_not_found"),
+    ),
+    Operation(
+        "putShare",
+        "PUT",
+        "/v1/sessions/{session}/shares/{principal}",
+        "shares a session, or changes the role that it is shared in",
+        "for its owner and admins. A viewer reads and follows; a writer also asks for turns, appends and cancels; an "
+        "admin also patches, shares and deletes. Any well-formed principal will do, known or not",
+        body="NewShare",
+        answers=(
+            Answer(200, "the share, changed or as it was", _json("Share")),
+            Answer(201, "the new share", _json("Share")),
+        ),
+        errors=(*_BODY, *_SESSION, "missing_value", "role_too_small", "shares_full"),
+    ),
+    Operation(
+        "deleteShare",
+        "DELETE",
+        "/v1/sessions/{session}/shares/{principal}",
+        "shares a session no more",
+        "for its owner and admins; anybody may give up its own. Holds from the next request, and for streams at once",
+        answers=(Answer(200, "it is gone", _json("ShareDeleted")),),
+        errors=(*_SESSION, "invalid_value", "role_too_small", "share_not_found"),
+    ),
+)
+
 OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
     "chat": CHAT,
     "messages": MESSAGES,
     "sessions": (*SESSIONS, *TRANSFERS),
+    "shares": SHARES,
     "turns": TURNS,
     "models": MODELS,
     "admin": ADMIN,

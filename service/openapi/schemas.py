@@ -16,6 +16,7 @@ from service.errors import CODES
 from service.exchange import ON_DISCONNECT
 from service.prefix import PREFIXES
 from storage.keys import KEY_ID, SESSION_ID, TURN_ID
+from storage.shares import OWNER, ROLES
 
 Schema = dict[str, Any]
 
@@ -92,8 +93,12 @@ MODEL_NAME: Final = {"type": "string", "pattern": "^[!-~]+$", "maxLength": model
 _ISSUED: Final = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
 _TURN_ID: Final = {"type": "string", "pattern": f"^{TURN_ID.pattern}$"}
 
+_PRINCIPAL: Final[Schema] = {"type": "string", "pattern": f"^{access.ANY_PRINCIPAL.pattern}$"}
+_ROLE: Final[Schema] = one_of(*ROLES)
+
 PATH_PARAMETERS: Final[dict[str, tuple[Schema, str]]] = {
     "session": (ADDRESS, "a session: its issued id, or the caller's own name for it"),
+    "principal": (_PRINCIPAL, "who a session is shared with"),
     "turn": (TEXT, "a turn of the session: its number, or its id"),
     "model": (TEXT, "a model of Claude's, or an alias"),
     "key": ({"type": "string", "pattern": f"^{KEY_ID.pattern}$"}, "the id of a key"),
@@ -212,11 +217,18 @@ _MESSAGE: Final = said(
     }
 )
 
+_SHARE: Final = {
+    "object": {"const": "session.share"},
+    "session_id": _ISSUED,
+    "principal": _PRINCIPAL,
+    "role": _ROLE,
+}
+
 _SESSION: Final = said(
     {
         "id": _ISSUED,
         "name": maybe(SESSION_NAME),
-        "session_id": {**SESSION_NAME, "description": "the name, if it has one, else the id"},
+        "session_id": {**SESSION_NAME, "description": "the name, if it is the caller's own and has one, else the id"},
         "object": {"const": "session"},
         "created_at": INSTANT,
         "last_accessed_at": INSTANT,
@@ -231,6 +243,7 @@ _SESSION: Final = said(
         "title": maybe(TEXT),
         "metadata": METADATA,
         "owner": TEXT,
+        "role": {**one_of(OWNER, *ROLES), "description": "of the caller; what is not its own is shared with it"},
         "ttl_seconds": _TTL,
         "usage": said(
             {
@@ -362,6 +375,17 @@ SCHEMAS: Final[dict[str, Schema]] = {
         }
     ),
     "Deleted": said({"id": _ISSUED, "object": {"const": "session.deleted"}, "deleted": {"const": True}}),
+    "NewShare": asked({"role": _ROLE}, required=["role"]),
+    "Share": said(_SHARE),
+    "ShareList": said({"object": {"const": "list"}, "session_id": _ISSUED, "shares": listed(ref("Share"))}),
+    "ShareDeleted": said(
+        {
+            "object": {"const": "session.share.deleted"},
+            "session_id": _ISSUED,
+            "principal": _PRINCIPAL,
+            "deleted": {"const": True},
+        }
+    ),
     "Turn": said(_TURN),
     "TurnDetail": said({**_TURN, "session_id": SESSION_NAME, "messages": listed(ref("Message"))}),
     "TurnCancel": said({**_TURN, "cancel_requested": {**YES_OR_NO, "description": "it ran, and was asked to stop"}}),

@@ -22,6 +22,7 @@ from service import (
     tool_calls,
     turn_record,
 )
+from service.archive import Archived
 from service.asgi import header, json_response, parse_json, read_body
 from service.dialects import chat_messages
 from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
@@ -34,6 +35,7 @@ from storage import elements
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Created, Exists, Fate, Full, Gone
 from storage.sessions import Sessions
+from storage.shares import Role, Shares
 from storage.transfer import Restored, Transfer, Whole
 from storage.turns import Usage
 
@@ -49,13 +51,14 @@ class TransferRoutes:
 
     Attributes:
         settings: of this replica.
-        sessions, transfer: the store.
+        sessions, shares, transfer: the store.
         forking: makes forks.
         replica: for the turn record of what is imported.
     """
 
     settings: Settings
     sessions: Sessions
+    shares: Shares
     transfer: Transfer
     forking: Forking
     replica: str
@@ -92,7 +95,12 @@ class TransferRoutes:
         raw, key = await self._body(request), idempotency.key_of(request.scope)
         lines = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower() == archive.MEDIA_TYPE
         ignored: set[str] = set()
-        restored = self._archived(raw) if lines else self._listed(parse_json(raw), ignored)
+        shares: dict[str, Role] = {}
+        if lines:
+            archived = self._archived(raw)
+            restored, shares = archived.restored, archived.shares
+        else:
+            restored = self._listed(parse_json(raw), ignored)
         name = request.query_params.get("name", restored.name)
         owner, keyspace = access.principal(request.scope), self.sessions.keyspace
         nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
@@ -110,9 +118,11 @@ class TransferRoutes:
                 other = "This Idempotency-Key imported another session."
                 raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
             case Created() as created:
+                for grantee, role in shares.items():
+                    await stored(self.shares.share(ref, grantee, role))
                 return await self._created(ref, created, ignored)
 
-    def _archived(self, raw: bytes) -> Restored:
+    def _archived(self, raw: bytes) -> Archived:
         reader, found = archive.Reader(), None
         for line in raw.splitlines():
             if found is not None:
@@ -120,7 +130,7 @@ class TransferRoutes:
             found = reader.feed(line)
         reader.close()
         assert found is not None
-        return found.restored
+        return found
 
     def _listed(self, body: Any, ignored: set[str]) -> Restored:
         """A session of one turn, which nobody asked of Claude: the messages."""

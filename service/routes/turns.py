@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from service import access, sse, telemetry
 from service.asgi import header, json_response, query_number
 from service.dialect import Dialect
-from service.errors import BatonError, events_not_found, session_not_found
+from service.errors import BatonError, events_not_found, role_too_small, session_not_found
 from service.exchange import Exchanges
 from service.following import Following
 from service.routes.visible import looked_at
@@ -23,7 +23,7 @@ from service.stored import stored
 from storage import elements
 from storage.keys import SessionRef
 from storage.log import Log
-from storage.results import Cancelling, Gone, Live, Over, UnknownTurn
+from storage.results import Cancelling, Denied, Gone, Live, Over, UnknownTurn
 from storage.sessions import Sessions
 from storage.turns import Turns
 
@@ -94,6 +94,8 @@ class TurnRoutes:
             ended = await stored(self.turns.abort(ref, turn["id"], "finder"))
             # Or its replica was only frozen, and has just gone on.
             result = await stored(self.turns.cancel(ref, turn["id"])) if isinstance(ended, Live) else result
+        if isinstance(result, Denied):
+            raise role_too_small(result.role, "writer")
         if isinstance(result, Gone):
             raise session_not_found()
         if isinstance(result, UnknownTurn):

@@ -3,7 +3,7 @@
 --
 -- Guarantees: repeatable by nonce, capped and inheriting nothing of its id, as create; there whole or not at all. Nothing of
 --   it runs: a turn without a verdict is given aborted by the caller. A full server refuses the script before its first write.
--- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
+-- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce, 5 ttl ms, 6 absolute end ms (0 none), 7 name ('' none), 8 head
 --   ('' the nonce), 9 created ms (0 now), 10 model, 11 max turns, 12 committed turns, 13 epoch hash, 14 epoch start,
 --   15 input, 16 output, 17 cache read, 18 cache written tokens, 19 system prompt as JSON, 20 title, 21 metadata as JSON,
@@ -57,7 +57,7 @@ for at = first_turn, first_blob - 1, 3 do
   redis.call('HSET', VERDICTS, ARGV[at], ARGV[at + 1])
 end
 for at = first, first_turn - 1 do redis.call('RPUSH', CUTS, ARGV[at]) end
-redis.call('UNLINK', LOG)  -- of a session of this id that has expired: it may outlive that one
+redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
 write_size(size)
 count('messages', size.messages)
 count('bytes', size.bytes)

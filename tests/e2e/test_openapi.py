@@ -160,6 +160,10 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, aski
     assert (await strict.get(f"{session}/export")).body.endswith(b'{"type":"end"}\n')
     imported = {"model": MODEL, "messages": [user("a"), assistant("b")]}
     assert (await strict.request("POST", "/v1/sessions/import", json=imported)).status == 201
+    for status in (201, 200):
+        assert (await strict.request("PUT", f"{session}/shares/ada", json={"role": "viewer"})).status == status
+    assert (await strict.get(f"{session}/shares")).json["shares"] == [(await strict.get(f"{session}/shares/ada")).json]
+    assert (await strict.request("DELETE", f"{session}/shares/ada")).json["deleted"]
     assert (await strict.request("DELETE", session)).json["deleted"]
 
     answered = {(method, path) for method, path, status in strict.interface.seen if status < 300}

@@ -16,6 +16,9 @@ from tests.instruments.wire import Sent
 SEEDED: Final = "fuzz-seeded"
 """The name of a session that has a turn in every dialect, whatever happened to it before."""
 
+FRIEND: Final = "fuzz-friend"
+"""With whom that session is shared, whatever happened before."""
+
 SEEDED_KEY: Final = "key_" + "s" * 26
 """Stands in a path for the id of a key that is there; the wire puts that in its place."""
 
@@ -213,6 +216,7 @@ class Requests:
             "session": _SESSIONS,
             "turn": _TURNS,
             "model": st.sampled_from([*_MODELS, "none", "a/b"]),
+            "principal": st.sampled_from([*[FRIEND] * 4, "admin", "an-app/its-user", "a b", "/", "a/b/c"]),
         }
         texts = self._fitting.values(parameter["schema"]).filter(lambda text: 0 < len(text) < 300)
         return st.integers(0, 7).flatmap(lambda kind: known[parameter["name"]] if kind else texts)

@@ -8,7 +8,7 @@ import pytest
 
 from storage.api_keys import ApiKeys
 from storage.keys import SessionRef, new_nonce, new_turn_id
-from storage.results import Answered, Cancelling, Created, Removed, Renewed, Running, Settled
+from storage.results import Answered, Cancelling, Created, Removed, Renewed, Running, Settled, Shared
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
 from storage.turns import Request, Rewind
 from tests.store.harness import OWNER, PLAIN, Store, attached, elements, shown
@@ -85,6 +85,10 @@ async def a_life(store: Store) -> SessionRef:
     ref = await store.created()
     await streamed_turns(store, ref)
     await store.sessions.get(ref)
+    assert await store.shares.share(ref, "bob", "viewer") == Shared(new=True)
+    assert await store.shares.of(ref) == {"bob": "viewer"}
+    assert await store.shares.unshare(ref, "bob") is True
+    await store.shares.share(ref, "carol", "writer")
     await store.sessions.touch(ref)
     await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=None)
     await store.begun(ref, streamed=True, lease_ms=1)
@@ -121,6 +125,7 @@ async def early_ends(store: Store) -> None:
     await store.renew(removed, creating, shown(1, 2))
     assert await store.abort(removed, creating) == Removed()
     deleted, evicted = await store.created(), await store.created()
+    await store.shares.share(deleted, "bob", "admin")
     assert await store.sessions.delete(deleted) is True
     args = (evicted.id, evicted.owner_tag, await store.field(evicted, "la"))
     assert await ScriptRunner(store.redis).run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]

@@ -189,6 +189,7 @@ async def test_the_documented_user_may_do_all_that_is_done(restricted: Server) -
         await store.sessions.snapshots([ref])
         await store.sessions.labels([ref])
         await store.index.page("alice", None, 10)
+        await store.index.shared_active("alice")
         await store.index.counts(None)
         await store.index.expired(10)
         await store.index.oldest(None, 10)
