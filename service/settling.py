@@ -74,7 +74,7 @@ class Settlement:
                 telemetry.log.error("session_corrupt", session=self._ref.id)
                 return session_corrupt()
             case Denied():
-                await self.abort(Interrupt.ROLE_LOST.told())
+                await self.abort(Interrupt.ROLE_LOST.told(), told)
                 return Interrupt.ROLE_LOST.told()
             case Gone():
                 count("session_gone")
