@@ -371,6 +371,7 @@ def _told(error: Exception) -> BatonError:
     told = _as_told(error)
     if told.code == "internal_error":
         telemetry.log.error("internal_error", exc_info=error)
+    told.forget()
     return told
 
 

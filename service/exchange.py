@@ -256,6 +256,8 @@ class Exchange:
             except Exception as error:  # the last resort of a task that nobody awaits for its result
                 self.error = _fault(error)
             self._settled = True
+            if self.error is not None:
+                self.error.forget()
             self._tell_end(time.perf_counter() - started)
             if self.error is None and self._streamed:
                 await self._hand_over_or_gone(self._last_frames())

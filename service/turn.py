@@ -133,32 +133,39 @@ class Turn(Exchange):
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
         self._prepared: Prepared | None = None
+        self.headers["x-turn-id"] = self.id
+
+    async def run(self) -> None:
+        """The task."""
         self._opening = Opening(
-            store.sessions,
-            store.turns,
-            rules,
-            wish,
+            self._sessions,
+            self._turns,
+            self._rules,
+            self._wish,
             turn_id=self.id,
-            model=ask.model,
+            model=self._ask.model,
             streamed=self._streamed,
             pending_record=lambda: turn_record.pending(self._provenance, self._ask.model),
         )
         self._lease = Lease(
-            store.turns,
+            self._turns,
             self._ref,
             self.id,
-            lease_ms=rules.lease_ms,
+            lease_ms=self._rules.lease_ms,
             usage=self.answer.tokens,
             interrupt=self.interrupt,
         )
         self._settlement = Settlement(
-            store.turns,
+            self._turns,
             self._ref,
             self.id,
             told=self._told,
-            abort_later_s=rules.lease_ms / 1000,
+            abort_later_s=self._rules.lease_ms / 1000,
         )
-        self.headers["x-turn-id"] = self.id
+        try:
+            await super().run()
+        finally:  # they call this turn and it calls them: it would stay until a full collection of garbage
+            del self._opening, self._lease, self._settlement
 
     def _facts(self) -> dict[str, str | int | float | None]:
         return {
