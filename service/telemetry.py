@@ -228,7 +228,7 @@ STORE_CLOCK_AHEAD_SECONDS = families.gauge(
 LOOP_LAG_SECONDS = families.histogram(
     "baton_event_loop_lag_seconds", "How late a timer of 250 ms fires: what everything else waits, too.", _FROM_1_MS
 )
-DRAINING = families.gauge("baton_draining", "1 while this replica drains.")
+DRAINING = families.gauge("baton_draining", "1 once this replica has been told to end: /readyz is 503.")
 MEMORY_MAX_BYTES = families.gauge("baton_memory_max_bytes", "Memory that the container may use; 0 without a limit.")
 ProcessCollector(registry=REGISTRY)
 PROCESS: Final = {

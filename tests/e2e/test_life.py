@@ -77,6 +77,7 @@ async def test_after_the_signal_it_serves_on_until_balancers_have_noticed(
         replica.terminate()
         await is_draining(Caller(http, replica.url))
         assert (await Caller(http, replica.url).get("/livez")).status == 200
+        assert b"\nbaton_draining 1.0\n" in (await Caller(http, replica.url).get("/metrics")).body
         used.send("POST", CHAT, TURN)  # as a balancer would that has not noticed
         head, body = await used.answer()
         assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head
