@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import telemetry
+from service import logs, telemetry
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
@@ -335,7 +335,7 @@ class Edge:
         started = time.perf_counter()
         unread = False
         running = telemetry.REQUESTS_RUNNING.track_inprogress()
-        with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
+        with logs.of_request(request_id), running, self._bodies.counted(receive) as body:
             try:
                 await self._app(scope, body.receive, tell)
             except ClientGone:

@@ -10,11 +10,10 @@ Counting costs about a microsecond: series are found in a dict, or are names of 
 
 import contextlib
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-import structlog
 from prometheus_client import Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import Scope
 
@@ -311,13 +310,6 @@ def status_of(status: int) -> str:
     """A status, of the closed set; 0 is ``none``."""
     exact = str(status) if status else "none"
     return exact if exact in STATUSES else f"{status // 100}xx" if 2 <= status // 100 <= 5 else "none"
-
-
-@contextlib.contextmanager
-def request(request_id: str) -> Iterator[None]:
-    """Binds the request id to every log line within."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        yield
 
 
 def count_tokens(usage: Usage) -> None:
