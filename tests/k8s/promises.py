@@ -226,7 +226,7 @@ def _within(one: Network, other: Network) -> bool:
 
 def exposure(manifests: Manifests) -> list[str]:
     """Only /v1 is published; a silent turn is waited for; bodies are as large as Baton takes; no POST is repeated."""
-    wait_s = manifests.seconds("BATON_TURN_DEADLINE_S") + _default("queue_wait_s")
+    wait_s = manifests.seconds("BATON_TURN_DEADLINE_S") + 2 * _default("store_settle_s")
     found = []
     for one in manifests.of("Ingress"):
         found += [f"{named(one)}: {path['path']} is published" for path in ingress_paths(one) if path["path"] != "/v1"]
