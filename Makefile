@@ -53,9 +53,9 @@ format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-faults: $(INSTALLED) ## the failure matrix at length (FAULTS_TURNS=300), and the store's whole suite on a cluster
-	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m "faults or at_length" --timeout 1800 \
-	  -o faulthandler_timeout=0 $(ARGS)
+test-faults: $(INSTALLED) ## the failure matrix at length on one server, Sentinel and a cluster (FAULTS_TURNS=100 FAULTS_TOPOLOGY=all), and the store's whole suite on a cluster
+	FAULTS_TURNS=$(or $(FAULTS_TURNS),100) FAULTS_TOPOLOGY=$(or $(FAULTS_TOPOLOGY),all) FAULTS_SEED=$(FAULTS_SEED) \
+	  $(BIN)/python -m pytest $(SPREAD) -m "faults or at_length" --timeout 1800 -o faulthandler_timeout=0 $(ARGS)
 
 fuzz: $(INSTALLED) ## many more requests made from /openapi.json, sound and bent (FUZZ_EXAMPLES=1000 FUZZ_SEED=1)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),1000) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest --timeout 3600 \

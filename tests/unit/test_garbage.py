@@ -42,7 +42,8 @@ def uncollected() -> Iterator[None]:
     ids=["wrong", "the store is away", "no request"],
 )
 async def test_a_refused_body_is_not_kept(uncollected: None, path: str, asked: Any, status: int) -> None:
-    settings = Settings.model_validate({"anthropic_base_url": "http://127.0.0.1:1", "secret": "x" * 16})
+    given = {"anthropic_base_url": "http://127.0.0.1:1", "secret": "x" * 16, "auth": "open"}
+    settings = Settings.model_validate(given)
     application = build(settings, "redis://127.0.0.1:1/0", "x" * 16, on_refused=lambda error: None)
     body = json.dumps(asked).encode()
     others = sys.getrefcount(body)
