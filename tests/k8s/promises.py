@@ -18,7 +18,7 @@ from tests.k8s.manifests import Document, Manifests, ports
 from tests.k8s.shape import ingress_paths, named
 
 RESIDENT_BYTES = 140_000_000  # of a replica after many turns, as the soak run finds it
-BODY_COPIES = 20  # of what bodies may be held at once
+BODY_COPIES = 6  # of a body, while it is parsed, translated and sent
 Network = IPv4Network | IPv6Network
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _NOT_PUBLIC = (
