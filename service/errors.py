@@ -154,13 +154,6 @@ class BatonError(Exception):
         self.headers: dict[str, str] = dict(headers or {})
         self.claude_said = claude_said
 
-    def forget(self) -> None:
-        """Lets go of where it was raised and of what caused it, which hold the request, and often the error itself.
-
-        Without this a request that was refused, its body above all, stays until a full collection of garbage.
-        """
-        self.__traceback__ = self.__context__ = self.__cause__ = None
-
     @property
     def status(self) -> int:
         """HTTP status, if the response has not begun."""

@@ -17,8 +17,9 @@ from service.life import MARGIN_S
 from tests.k8s.manifests import Document, Manifests, ports
 from tests.k8s.shape import ingress_paths, named
 
-RESIDENT_BYTES = 140_000_000  # of a replica after many turns, as the soak run finds it
-BODY_COPIES = 6  # of a body, while it is parsed, translated and sent
+RESIDENT_BYTES = 200_000_000  # of a replica; this and what follows as in docs/operations.md, "Sizing"
+BODY_COPIES = 4  # of all bodies that may be held at once
+HOSTILE_COPIES = 32  # of one body, whose caller wants it to cost
 Network = IPv4Network | IPv6Network
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _NOT_PUBLIC = (
@@ -162,6 +163,7 @@ def resources(manifests: Manifests) -> list[str]:
             if "cpu" in told.get("limits", {}):
                 found.append(f"{named(workload)}: has a limit of CPU")
     needed = RESIDENT_BYTES + BODY_COPIES * int(manifests.config()["BATON_BODIES_BYTES_MAX"])
+    needed += HOSTILE_COPIES * int(manifests.config()["BATON_BODY_BYTES_MAX"])
     limit = amount(manifests.replica()["resources"].get("limits", {}).get("memory", "0"))
     return found if limit >= needed else [*found, f"a replica may need {needed} bytes and has {limit:.0f}"]
 
