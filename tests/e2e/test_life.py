@@ -34,6 +34,11 @@ CONTINUE = {"X-Session-On-Disconnect": "continue"}
 TURN = b'{"messages":[{"role":"user","content":"Count to 2"}]}'
 
 
+def head_of(request: str, size_bytes: int) -> bytes:
+    told = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {size_bytes}"
+    return f"{request} HTTP/1.1\r\n{told}\r\n\r\n".encode()
+
+
 class Raw:
     """One connection to a replica, and what comes on it."""
 
@@ -42,8 +47,7 @@ class Raw:
 
     def send(self, method: str, path: str, body: bytes = b"", length_bytes: int | None = None) -> None:
         size_bytes = len(body) if length_bytes is None else length_bytes
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size_bytes}"
-        self.writer.write(head.encode() + b"\r\n\r\n" + body)
+        self.writer.write(head_of(f"{method} {path}", size_bytes) + body)
 
     async def answer(self) -> tuple[bytes, bytes]:
         """Head and body."""
@@ -209,10 +213,7 @@ async def test_a_slow_reader_is_not_waited_for(fleet: Fleet, simulator: Simulato
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((parts.hostname, parts.port))
         body = json.dumps({"stream": True, "messages": [{"role": "user", "content": f"Count to 400000 {name}"}]})
-        head = (
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        slow.sendall((head + body).encode())
+        slow.sendall(head_of(f"POST {CHAT}", len(body)) + body.encode())
         await eventually(lambda: asked_for(simulator, name), "the question")
         await asyncio.sleep(1.0)  # until all that may wait waits
         started = time.monotonic()
