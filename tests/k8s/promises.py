@@ -225,9 +225,14 @@ def _within(one: Network, other: Network) -> bool:
 
 
 def exposure(manifests: Manifests) -> list[str]:
-    """Only /v1 is published; a silent turn is waited for; bodies are as large as Baton takes; no POST is repeated."""
+    """Only /v1 is published, to callers with keys; a silent turn is waited for; no POST is repeated.
+
+    Bodies are as large as Baton takes.
+    """
     wait_s = manifests.seconds("BATON_TURN_DEADLINE_S") + _default("queue_wait_s")
-    found = []
+    published = [named(one) for kind in ("Ingress", "HTTPRoute") for one in manifests.of(kind)]
+    asks = manifests.config().get("BATON_AUTH") == "keys"
+    found = [] if asks else [f"{one}: publishes what asks nobody for a key" for one in published]
     for one in manifests.of("Ingress"):
         found += [f"{named(one)}: {path['path']} is published" for path in ingress_paths(one) if path["path"] != "/v1"]
         told = one["metadata"]["annotations"]
@@ -275,6 +280,13 @@ def secrets(manifests: Manifests) -> list[str]:
     found += [
         f"{name} is not given" for name in ("ANTHROPIC_API_KEY", "BATON_REDIS_URL", "BATON_SECRET") if name not in given
     ]
+    optional = {
+        one["name"]
+        for one in manifests.replica().get("env", [])
+        if one.get("valueFrom", {}).get("secretKeyRef", {}).get("optional")
+    }
+    if optional != {"BATON_ADMIN_KEY"}:
+        found.append(f"pods start without {sorted(optional)}; only BATON_ADMIN_KEY may be left away")
     for name, value in literal.items():
         for used in (one.split(")")[0] for one in value.split("$(")[1:]):
             if used not in given[: given.index(name)]:
