@@ -3,7 +3,8 @@
 --
 -- Guarantees: repeatable by nonce, capped and inheriting nothing of its id, as create; there whole or not at all, shares
 --   included: a restore that is sent again gives nobody a share that was taken away since. A principal with whom as many
---   sessions are shared as may be gets none. Nothing of it runs: a turn without a verdict is given aborted by the caller. A full server refuses the script before its first write.
+--   sessions are shared as may be gets none. Nothing of it runs: a turn without a verdict is given aborted by the caller.
+--   A full server refuses the script before its first write.
 -- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's. 18…: for each share the
 --   grantee's list of what is shared with it (zset, no TTL).
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce, 5 ttl ms, 6 absolute end ms (0 none), 7 name ('' none), 8 head
@@ -24,9 +25,9 @@
 local owner, nonce = ARGV[2], ARGV[4]
 local ttl_ms, absolute_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local cuts, turns, blobs = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[28])
-local bytes_of_messages, shares = tonumber(ARGV[27]), #KEYS - 17
-local first = 30 + 2 * shares
-local first_turn = first + cuts
+local bytes_of_messages, first = tonumber(ARGV[27]), 30
+local first_cut = first + 2 * (#KEYS - 17)
+local first_turn = first_cut + cuts
 local first_blob = first_turn + 3 * turns
 local first_message = first_blob + 2 * blobs
 local STEP = 500
@@ -60,12 +61,12 @@ for at = first_turn, first_blob - 1, 3 do
   redis.call('RPUSH', TURNS, ARGV[at + 2])
   redis.call('HSET', VERDICTS, ARGV[at], ARGV[at + 1])
 end
-for at = first, first_turn - 1 do redis.call('RPUSH', CUTS, ARGV[at]) end
+for at = first_cut, first_turn - 1 do redis.call('RPUSH', CUTS, ARGV[at]) end
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
-for one = 1, shares do
-  local list = KEYS[17 + one]
+for at = first, first_cut - 1, 2 do
+  local list = KEYS[18 + (at - first) / 2]
   if redis.call('ZCARD', list) < tonumber(ARGV[29]) then
-    redis.call('HSET', SHARES, ARGV[28 + 2 * one], ARGV[29 + 2 * one])
+    redis.call('HSET', SHARES, ARGV[at], ARGV[at + 1])
     redis.call('ZADD', list, text(now), ARGV[1])
   end
 end
