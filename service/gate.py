@@ -13,7 +13,8 @@ A credential comes as ``Authorization: Bearer`` or ``x-api-key``; both, and diff
 401: missing, malformed, unknown (also: a known id with another secret), expired, disabled. Of a key only a keyed digest
 is compared, in constant time; BATON_ADMIN_KEY in the same way.
 
-What runs when its key is disabled, deleted, expired or loses the scope that it needs ends within seconds with
+A request is judged before its body is read, and once more when it is there, for a body may take its time. What
+runs when its key is disabled, deleted, expired or loses the scope that it needs ends within seconds with
 `revoked_api_key` in its dialect; a streamed turn is then stored as if its caller had hung up (`cancel`).
 
 **Browsers.** A page of any site can send requests to loopback and to private networks. In open mode a request that
@@ -32,12 +33,13 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import access, api_key, logs, telemetry
 from service.access import ADMIN_PRINCIPAL, ALL_SCOPES, OPEN_PRINCIPAL, OPEN_SCOPES, USER, Grant, Held
 from service.asgi import header
 from service.errors import BatonError
+from service.exchange import Interrupt
 from service.known_keys import KnownKeys
 from service.stored import stored
 from storage.api_keys import ApiKey
@@ -158,6 +160,16 @@ class Gate:
                 telemetry.REVOKED.inc()
                 end()
 
+    def check(self, scope: Scope) -> None:
+        """Asked once a body is there, which may take its time: nothing is begun by a key that was lost meanwhile.
+
+        Raises:
+            BatonError: revoked_api_key.
+        """
+        granted = access.grant(scope)
+        if granted.key_id and not self._still(granted, _now_ms()):
+            raise Interrupt.REVOKED.told()
+
     def _in_use(self) -> set[str]:
         return {granted.key_id for granted, _ in self._held.values() if granted.key_id}
 
@@ -222,7 +234,14 @@ class _Guarded:
                 by = {} if who is None else {"by": who.principal, "by_key": who.by}
                 logs.audit(f"{scope['method']} {self._path}", outcome=error.code, **by)
             raise
-        await self._app(scope, receive, send)
+
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                self._gate.check(scope)
+            return message
+
+        await self._app(scope, received, send)
 
 
 def _now_ms() -> int:

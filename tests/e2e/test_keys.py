@@ -337,6 +337,30 @@ async def test_a_refused_attempt_to_administer_tells_whose_key_it_was(calm: Flee
     assert (line["changed"], line.get("undeclared")) == ("disabled labels", None)
 
 
+async def test_a_body_that_takes_its_time_does_not_outlive_its_key(first: Caller, second: Caller, name: str) -> None:
+    """Else whoever has stolen an administrator's key could make itself another one after it was disabled."""
+    key = await made(first, name, scopes=["admin", "sessions:read"])
+    headers, begun = bearer(key["key"]), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"principal": '
+        begun.set()
+
+        async def disabled() -> bool:
+            return await refused(second, headers) == (401, "disabled_api_key")
+
+        await eventually(disabled, "401", WITHIN_S)
+        yield b'"%s-heir"}' % name.encode()
+
+    asking = asyncio.create_task(second.request("POST", "/v1/admin/keys", data=body(), headers=headers))
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    assert (await administer(first, "PATCH", f"/{key['id']}", {"disabled": True})).status == 200
+    answer = await asking
+    assert (answer.status, answer.code) == (401, "revoked_api_key")
+    assert (await administer(first, "GET", f"?principal={name}-heir")).json["keys"] == []
+
+
 async def test_the_numbers_of_everybody_are_an_administrators(first: Caller, second: Caller, name: str) -> None:
     """Of one who acts for nobody; everybody else is told of its own."""
     own = await made(first, name, scopes=["chat", "sessions:read"])
