@@ -27,7 +27,7 @@
 -- @include declared
 
 local turn_id, expected_head = ARGV[3], ARGV[4]
-local blobs, first = tonumber(ARGV[22]), 23
+local blobs, first = tonumber(ARGV[23]), 24
 local first_message = first + 2 * blobs
 local added = #ARGV - first_message + 1
 
@@ -50,7 +50,7 @@ if ARGV[16] ~= '' then
   kept, kept_bytes, turns = tonumber(ARGV[16]), kept_bytes - tonumber(ARGV[17]), turns - tonumber(ARGV[18])
   if kept > messages or kept_bytes < 0 or turns < 1 then return { 'CORRUPT' } end
 end
-local bytes = tonumber(ARGV[21]) + new_blob_bytes(first, blobs)
+local bytes = tonumber(ARGV[22]) + new_blob_bytes(first, blobs)
 local input, output = tonumber(s[10]) + tonumber(ARGV[12]), tonumber(s[11]) + tonumber(ARGV[13])
 local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[14]), tonumber(s[13]) + tonumber(ARGV[15])
 local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
