@@ -188,6 +188,8 @@ def _rules(settings: Settings, models: Models, replica: str) -> Rules:
         queue_wait_s=settings.queue_wait_s,
         deadline_s=settings.turn_deadline_s,
         max_tokens_default=settings.max_tokens_default,
+        cache_life=settings.cache_ttl,
+        cache_diagnosed=settings.cache_diagnostics,
         model_of=models.of,
     )
 

@@ -19,6 +19,7 @@ from typing import Final
 from service import telemetry
 from service.addressing import Address
 from service.conflict import OnConflict, Patience
+from service.context.caching import Setting
 from service.errors import (
     BatonError,
     history_moved,
@@ -65,6 +66,8 @@ class Rules:
     queue_wait_s: float
     deadline_s: float
     max_tokens_default: int
+    cache_life: Setting
+    cache_diagnosed: bool
     model_of: Callable[[str], Model]
 
 

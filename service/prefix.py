@@ -16,6 +16,8 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from service import epoch, tool_calls
+from service.context import caching
+from service.context.caching import NO_MARKERS, PLAINLY, Caching, Markers
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
 from service.errors import invalid_value
 from service.model_table import Traits
@@ -23,9 +25,6 @@ from storage import elements
 from storage.turns import History
 
 _THINKING: Final = ("thinking", "redacted_thinking")
-_CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
-_MARKER: Final = b'"cache_control"'
-_MARKERS_MAX: Final = 4  # that Claude takes in one request
 _PLAIN: Final = ("inference_geo", "max_tokens", "service_tier", "speed")
 _PLAIN_CHARS_MAX: Final = 64
 
@@ -99,11 +98,18 @@ def stateless(ask: Ask, traits: Traits) -> bytes:
     preamble = Preamble(_json(ask.system), _json(ask.tools), b"")
     messages = [orjson.dumps(message) for message in ask.messages]
     system = [at for at, message in enumerate(ask.messages) if message["role"] == "system"]
-    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, cached=False)
+    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, NO_MARKERS)
 
 
 def continued(
-    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
+    ask: Ask,
+    standing: Standing,
+    history: History,
+    new: list[bytes],
+    traits: Traits,
+    use: Caching = PLAINLY,
+    *,
+    refused: bool = False,
 ) -> Prepared:
     """The request body of a session's next turn.
 
@@ -113,13 +119,17 @@ def continued(
         history: its messages, system prompt and preamble.
         new: the ask's messages as elements; none where the last answer goes on.
         traits: of the model.
+        use: of the prompt cache.
         refused: Claude has refused this request before, for a signature in it.
 
     Raises:
         BatonError: a choice of a tool that there is not.
     """
-    this, new, messages = _placed(ask, standing, history, new, traits, refused=refused)
-    body = _body(ask, this.preamble, messages, {"stream": True}, cached=True)
+    this, new, sent = _placed(ask, standing, history, new, traits, refused=refused)
+    marked = caching.markers(this.preamble.system, this.preamble.tools, ask.params, use.life)
+    messages = [json for json in caching.with_anchor(sent, use.asked, marked.anchor) if json]
+    more = {"stream": True} if "diagnostics" in ask.params else {"stream": True, **use.diagnostics()}
+    body = _body(ask, this.preamble, messages, more, marked)
     preamble = this.preamble.packed()
     return Prepared(
         body=body,
@@ -132,6 +142,7 @@ def continued(
             **_plain(ask.params),
             "messages": len(messages),
             "body_bytes": len(body),
+            "cached_for": (marked.end or {}).get("ttl", "5m") if marked.end else None,
             "epoch": this.hash,
             "epoch_began": list(this.reasons),
         },
@@ -158,14 +169,14 @@ def _is_plain(value: Any) -> bool:
 def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
     """The body of a request that asks how large a session's next turn would be; arguments and errors of `continued`."""
     asked = replace(ask, params={name: value for name, value in ask.params.items() if name not in _OF_ANSWERS})
-    this, _, messages = _placed(asked, standing, history, new, traits)
-    return _body(asked, this.preamble, messages, {}, cached=True)
+    this, _, sent = _placed(asked, standing, history, new, traits)
+    return _body(asked, this.preamble, [json for json in sent if json], {}, NO_MARKERS)
 
 
 def _placed(
     ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
-) -> tuple[Epoch, list[bytes], list[bytes | memoryview]]:
-    """The turn's epoch, its new messages as elements, and all messages as they are sent."""
+) -> tuple[Epoch, list[bytes], Sequence[bytes | memoryview]]:
+    """The turn's epoch, its new messages as elements, and all messages as they are sent, empty where they are not."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
     this = epoch.decide(wanted, standing, history, traits, refused=refused)
     if this.told:
@@ -173,7 +184,7 @@ def _placed(
     everything = [*history.elements, *new]
     sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
     system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
-    return this, new, [json for json in _where_taken(sent, system, traits) if json]
+    return this, new, _where_taken(sent, system, traits)
 
 
 def last_digest(history: History) -> bytes:
@@ -256,7 +267,7 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
 
 
 def _body(
-    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], *, cached: bool
+    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], marked: Markers
 ) -> bytes:
     choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
@@ -268,10 +279,8 @@ def _body(
         parts += [b'"system":', preamble.system, b","]
     if preamble.tools:
         parts += [b'"tools":', preamble.tools, b","]
-    # A caller's own marker goes first, and a request has room for so many.
-    markers = preamble.system.count(_MARKER) + preamble.tools.count(_MARKER)
-    if cached and "cache_control" not in params and markers < _MARKERS_MAX:
-        parts.append(_CACHED)
+    if marked.end is not None:
+        parts.append(b'"cache_control":%b,' % orjson.dumps(marked.end))
     listed: list[bytes | memoryview] = [b","] * (2 * len(messages) - 1)
     listed[::2] = messages
     return b"".join((*parts, b'"messages":[', *listed, b"]}"))  # the only copy: attachments may be large

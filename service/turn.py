@@ -45,6 +45,9 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
+from service.context import caching, word
+from service.context.caching import Caching
+from service.context.word import Context
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
@@ -217,9 +220,19 @@ class Turn(Exchange):
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
         ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
-        self._prepare = partial(continued, ask, begun, history, new, model.traits)
+        self._prepare = partial(continued, ask, begun, history, new, model.traits, self._caching(begun))
         self._prepared = self._permitted(self._prepare())
         return self._prepared.body
+
+    def _caching(self, begun: Begun) -> Caching:
+        """How this turn uses the prompt cache; what a rewind took away was never asked."""
+        before = word.unpacked(begun.context)
+        return Caching(
+            life=caching.life(self._rules.cache_life, begun.idle_ms),
+            asked=before.asked if before.asked <= begun.messages else 0,
+            message_id=before.message_id,
+            diagnosed=self._rules.cache_diagnosed,
+        )
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
@@ -398,4 +411,9 @@ class Turn(Exchange):
             rewind=None if is_refused else self._rewind,
             end=end,
             known=self._known,
+            context=standing.context if is_refused else self._context(first + len(prepared.elements)),
         )
+
+    def _context(self, asked: int) -> str:
+        """What this turn leaves about the context, if its request held so many messages of the history."""
+        return Context(asked, word.sound_id(self.answer.message.get("id"))).packed()

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from service.context import caching
 from service.transcript import Answer
 
 
@@ -86,6 +87,7 @@ def settled(
         "stop_sequence": answer.stop_sequence,
         "stop_details": answer.stop_details,
         "usage": answer.usage,
+        "cache_miss": caching.miss(answer.message.get("diagnostics")),
         "from": span[0],
         "to": span[1],
     }

@@ -12,8 +12,8 @@
 --   revision moves on), 11 input, 12 output, 13 cache read, 14 cache written tokens, 15 messages kept of the history
 --   ('' all; fewer: a rewind), 16 bytes of the messages that the rewind drops, 17 committed turns that it drops, 18 ordinal of the
 --   last frame of the answer, 19 the frames that the log does not have yet, the last one included ('' for both of a turn
---   that is not streamed), 20 bytes of the new messages, 21 how many attachments come with them, 22… the attachments as
---   pairs name, bytes, then the new messages (0 or more, opaque)
+--   that is not streamed), 20 what the session's context is for Claude from now on, opaque, 21 bytes of the new messages,
+--   22 how many attachments come with them, 23… the attachments as pairs name, bytes, then the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
@@ -24,7 +24,7 @@
 -- @include blobs
 
 local turn_id, expected_head = ARGV[2], ARGV[3]
-local blobs, first = tonumber(ARGV[21]), 22
+local blobs, first = tonumber(ARGV[22]), 23
 local first_message = first + 2 * blobs
 local added = #ARGV - first_message + 1
 
@@ -44,7 +44,7 @@ if ARGV[15] ~= '' then
   kept, kept_bytes, turns = tonumber(ARGV[15]), kept_bytes - tonumber(ARGV[16]), turns - tonumber(ARGV[17])
   if kept > messages or kept_bytes < 0 or turns < 1 then return { 'CORRUPT' } end
 end
-local bytes = tonumber(ARGV[20]) + new_blob_bytes(first, blobs)
+local bytes = tonumber(ARGV[21]) + new_blob_bytes(first, blobs)
 local input, output = tonumber(s[10]) + tonumber(ARGV[11]), tonumber(s[11]) + tonumber(ARGV[12])
 local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[13]), tonumber(s[13]) + tonumber(ARGV[14])
 local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
@@ -65,7 +65,7 @@ log_end(s[3], s[16], s[17], ARGV[18], ARGV[19], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[6], 'es', ARGV[7], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',
-  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
+  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written), 'ctx', ARGV[20], 'ca', text(now))
 if s[14] == ARGV[10] and (s[15] ~= ARGV[5] or ARGV[8] ~= '') then
   redis.call('HSET', SESSION, 'md', ARGV[5], 'rev', text(tonumber(s[14]) + 1))
   if ARGV[8] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[8]) end

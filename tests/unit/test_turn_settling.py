@@ -33,6 +33,8 @@ RULES = Rules(
     queue_wait_s=1.0,
     deadline_s=5.0,
     max_tokens_default=9,
+    cache_life="auto",
+    cache_diagnosed=True,
     model_of=ModelTable().model,
 )
 
