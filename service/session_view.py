@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from service.context import word
 from service.resend import was_rewound
 from storage.results import Fate
 from storage.sessions import Snapshot
@@ -51,6 +52,7 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
             "full_price_tokens": snapshot.input_tokens + snapshot.cache_written_tokens,
             "saved_tokens": snapshot.cache_read_tokens,
         },
+        "context_tokens": word.unpacked(snapshot.context).tokens or None,
         "checkpoint": None,
     }
 

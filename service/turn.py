@@ -45,16 +45,15 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.context import caching, word
-from service.context.caching import Caching
-from service.context.word import Context
+from service.context import caching, fit
+from service.context.fit import Asking, Fitted
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, last_digest, with_length
+from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
 from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
@@ -135,7 +134,7 @@ class Turn(Exchange):
         self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
-        self._prepared: Prepared | None = None
+        self._fitted: Fitted | None = None
         self._opening = Opening(
             store.sessions,
             store.turns,
@@ -220,19 +219,15 @@ class Turn(Exchange):
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
         ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
-        self._prepare = partial(continued, ask, begun, history, new, model.traits, self._caching(begun))
-        self._prepared = self._permitted(self._prepare())
-        return self._prepared.body
-
-    def _caching(self, begun: Begun) -> Caching:
-        """How this turn uses the prompt cache; what a rewind took away was never asked."""
-        before = word.unpacked(begun.context)
-        return Caching(
-            life=caching.life(self._rules.cache_life, begun.idle_ms),
-            asked=before.asked if before.asked <= begun.messages else 0,
-            message_id=before.message_id,
-            diagnosed=self._rules.cache_diagnosed,
+        before = fit.known(begun, self._ask.model)
+        use = caching.next_use(
+            self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
         )
+        self._prepare = partial(continued, ask, begun, history, new, model.traits, use)
+        count = partial(counted, ask, begun, history, new, model.traits)
+        asking = Asking(self._claude, self._claude_headers, model, self._prepare, count)
+        self._fitted = await fit.fitted(asking, before, history)
+        return self._permitted(self._fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
@@ -248,13 +243,13 @@ class Turn(Exchange):
         try:
             await super()._relay(body)
         except BatonError as error:
-            if error.code != "thinking_refused" or self._prepare is None:
+            if error.code != "thinking_refused" or self._prepare is None or self._fitted is None:
                 raise
             prepared = self._prepare(refused=True)
             if prepared.body == body:
                 raise
             telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
-            self._prepared = self._permitted(prepared)
+            self._fitted = self._fitted.instead(self._permitted(prepared))
             await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
@@ -366,7 +361,7 @@ class Turn(Exchange):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING)
-        if kept and self._streamed and self._prepared is not None and self.answer.content():
+        if kept and self._streamed and self._fitted is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
         await self._settlement.abort(failure)
         return failure
@@ -378,11 +373,12 @@ class Turn(Exchange):
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
         assert self._standing is not None
-        assert self._prepared is not None
-        prepared, standing, is_refused = self._prepared, self._standing, status == "refused"
+        assert self._fitted is not None
+        prepared, standing, is_refused = self._fitted.prepared, self._standing, status == "refused"
         content = self.answer.content()
         reply = [{"role": "assistant", "content": content}] if content else []
-        elements = [] if is_refused else [*prepared.elements, *pack(reply, prepared.digest)]
+        replied = pack(reply, prepared.digest)
+        elements = [] if is_refused else [*prepared.elements, *replied]
         asked = [unpack(element) for element in prepared.elements] if is_refused else []
         first = self._begun.messages
         record = turn_record.settled(
@@ -390,12 +386,13 @@ class Turn(Exchange):
             self._ask.model,
             status,
             self.answer,
-            sent=prepared.summary,
+            sent={**prepared.summary, "context_tokens": self._fitted.tokens},
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
+        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"))
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,
@@ -411,9 +408,5 @@ class Turn(Exchange):
             rewind=None if is_refused else self._rewind,
             end=end,
             known=self._known,
-            context=standing.context if is_refused else self._context(first + len(prepared.elements)),
+            context=standing.context if is_refused else left.packed(),
         )
-
-    def _context(self, asked: int) -> str:
-        """What this turn leaves about the context, if its request held so many messages of the history."""
-        return Context(asked, word.sound_id(self.answer.message.get("id"))).packed()

@@ -80,6 +80,7 @@ class Snapshot:
     system_json: bytes
     title: str
     metadata_json: bytes
+    context: str = ""
 
 
 def _pairs(flat: list[bytes]) -> dict[str, bytes]:
@@ -113,6 +114,7 @@ def _snapshot(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, by
         system_json=j["system"],
         title=j["title"].decode(),
         metadata_json=j["metadata"],
+        context=s.get("ctx", b"").decode(),
     )
 
 

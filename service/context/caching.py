@@ -22,6 +22,8 @@ from typing import Any, Final, Literal, get_args
 
 import orjson
 
+from service.context.word import Context
+
 Life = Literal["5m", "1h"]
 Setting = Literal["auto", "5m", "1h"]
 SETTINGS: Final[tuple[Setting, ...]] = get_args(Setting)
@@ -64,6 +66,20 @@ class Caching:
 
 PLAINLY: Final = Caching()
 """For five minutes, with nothing known of the turn before."""
+
+
+def next_use(setting: Setting, idle_ms: int | None, before: Context, messages: int, *, diagnosed: bool) -> Caching:
+    """How a session's next turn uses the cache.
+
+    Args:
+        setting: of the deployment.
+        idle_ms: see `life`.
+        before: what the last turn left.
+        messages: how many of the history stay; what a rewind takes away was never asked.
+        diagnosed: whether Claude is asked why a prefix was not found.
+    """
+    asked = before.asked if before.asked <= messages else 0
+    return Caching(life(setting, idle_ms), asked, before.message_id, diagnosed)
 
 
 def life(setting: Setting, idle_ms: int | None) -> Life:

@@ -241,6 +241,10 @@ _SESSION: Final = said(
                 "saved_tokens": {**COUNT, "description": "of those sent, what was: billed at a tenth"},
             }
         ),
+        "context_tokens": {
+            **maybe(COUNT),
+            "description": "what the last turn and its answer take of the model's window, as Claude counted it",
+        },
         "checkpoint": NOTHING,
     }
 )

@@ -16,7 +16,7 @@ MODEL = "claude-sonnet-5-5"
 FIELDS = {
     *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
     *("status", "message_count", "turn_count", "model", "system_prompt", "max_turns", "title", "metadata", "owner"),
-    *("ttl_seconds", "usage", "checkpoint"),
+    *("ttl_seconds", "usage", "checkpoint", "context_tokens"),
 }
 
 

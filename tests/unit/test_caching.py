@@ -5,9 +5,8 @@ from typing import Any
 import orjson
 import pytest
 
-from service.context import caching, word
+from service.context import caching
 from service.context.caching import Caching, Markers
-from service.context.word import Context
 from service.model_table import NEWEST
 from service.prefix import continued, last_digest
 from service.simulator import rules
@@ -128,15 +127,6 @@ def test_an_anchor_is_not_set_where_nothing_is_known_or_there_is_no_room() -> No
     assert session.turn_of(60)[1].count(b'"cache_control"') == 1
     full = [{**text("S"), "cache_control": FIVE} for _ in range(3)]
     assert session.turn_of(60, system=full)[1].count(b'"cache_control"') == 4
-
-
-def test_what_a_turn_leaves_is_read_by_the_next() -> None:
-    left = Context(asked=3, message_id="msg_1")
-    assert word.unpacked(left.packed()) == left
-    assert word.unpacked(Context(3, "").packed()) == Context(3, "")
-    for other in ("", "2 3 msg_1", "1 x msg_1", "1 3"):
-        assert word.unpacked(other) == word.UNKNOWN
-    assert [word.sound_id(id) for id in ("msg_01Ab-c", "a b", "x" * 101, None, "")] == ["msg_01Ab-c", "", "", "", ""]
 
 
 def test_why_a_prefix_was_not_found_is_told_in_known_words() -> None:
