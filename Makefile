@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null | awk '{ print ($$1 < 3) ? $$1 + 1 : 4 }')
 SPREAD := -n $(or $(WORKERS),4) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients bench bench-streams soak lock \
+.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients test-compose bench bench-streams soak lock \
 	clean
 .DEFAULT_GOAL := help
 
@@ -53,9 +53,9 @@ format: $(INSTALLED) ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test-faults: $(INSTALLED) ## the failure matrix at length (FAULTS_TURNS=300), and the store's whole suite on a cluster
-	FAULTS_TURNS=$(or $(FAULTS_TURNS),300) $(BIN)/python -m pytest -m "faults or at_length" --timeout 1800 \
-	  -o faulthandler_timeout=0 $(ARGS)
+test-faults: $(INSTALLED) ## the failure matrix at length on one server, Sentinel and a cluster (FAULTS_TURNS=100 FAULTS_TOPOLOGY=all), and the store's whole suite on a cluster
+	FAULTS_TURNS=$(or $(FAULTS_TURNS),100) FAULTS_TOPOLOGY=$(or $(FAULTS_TOPOLOGY),all) FAULTS_SEED=$(FAULTS_SEED) \
+	  $(BIN)/python -m pytest $(SPREAD) -m "faults or at_length" --timeout 1800 -o faulthandler_timeout=0 $(ARGS)
 
 fuzz: $(INSTALLED) ## many more requests made from /openapi.json, sound and bent (FUZZ_EXAMPLES=1000 FUZZ_SEED=1)
 	FUZZ_EXAMPLES=$(or $(FUZZ_EXAMPLES),1000) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest --timeout 3600 \
@@ -71,6 +71,9 @@ storm: $(INSTALLED) ## many more turns while replicas, connections and primaries
 test-clients: $(INSTALLED) ## the clients people use already, against Baton; installs them into .clients (ARGS='-k claude')
 	$(BIN)/python -m pytest -m clients -o faulthandler_timeout=0 tests/clients $(ARGS)
 
+test-compose: $(INSTALLED) ## the image and docker-compose.yml in a real Docker engine: conversation, stop, paused store, rolling restart
+	$(BIN)/python -m pytest -m compose --timeout 420 -o faulthandler_timeout=0 -s tests/deployment $(ARGS)
+
 bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, what translation adds, server time per script, costs at 100,000 sessions
 	$(BIN)/python -m bench $(ARGS)
 
@@ -85,6 +88,8 @@ lock: ## renew requirements/*.txt from pyproject.toml, and the pins of the clien
 	  --no-annotate pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --no-annotate --extra demo --group dev pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	  --no-annotate --group build -o requirements/build.txt
 	for name in frameworks openai litellm aider; do uv pip compile --quiet --universal --python-version 3.11 --upgrade \
 	  --no-emit-index-url --no-header --no-annotate tests/clients/requirements/$$name.in \
 	  -o tests/clients/requirements/$$name.txt || exit 1; done

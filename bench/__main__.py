@@ -38,6 +38,7 @@ _NAMESPACE: Final = "bench"
 _TURNS_PER_SESSION: Final = 4
 _WARM_UP_TURNS: Final = 200
 _LENGTHS: Final = [10, 10_000]
+_KEYED: Final = "keyed"
 _FEW: Final = 1_000
 _MANY: Final = 100_000
 _MANY_QUICK: Final = 10_000
@@ -92,7 +93,8 @@ _WAYS: Final = {
 class Bench:
     """The processes of a run, and the numbers."""
 
-    def __init__(self, store: Store, generator: Load, targets: dict[str, Process]) -> None:
+    def __init__(self, store: Store, generator: Load, targets: dict[str, Process], key: str = "") -> None:
+        self._key = key
         self._store = store
         self._generator = generator
         self._targets = targets
@@ -108,7 +110,7 @@ class Bench:
         target = self._targets[name]
         before = target.cpu_s()
         order = {"port": target.port, "dialect": cell.dialect, "model": cell.model, "stream": cell.streamed}
-        await self._generator.run({**order, "lanes": lanes})
+        await self._generator.run({**order, "key": self._key if name == _KEYED else "", "lanes": lanes})
         turns = cell.lanes * cell.turns
         self.turns[name] += turns
         return (target.cpu_s() - before) / turns / cell.units * 1e6
@@ -149,17 +151,20 @@ async def processes(valkey_url: str, secret: str, folder: Path) -> AsyncIterator
         ]
         floor = await stack.enter_async_context(running(floor_argv, folder / "floor.log"))
         baton = await stack.enter_async_context(baton_serve(valkey_url, secret, fake.port, folder / "baton.log"))
+        asking = baton_serve(valkey_url, secret, fake.port, folder / "keyed.log", auth="keys")
+        keyed = await stack.enter_async_context(asking)
         generator = await stack.enter_async_context(load([sys.executable, "-m", "bench.load"]))
-        yield generator, {"floor": floor, "baton": baton}
+        yield generator, {"floor": floor, "baton": baton, _KEYED: keyed}
 
 
 def baton_serve(
-    valkey_url: str, secret: str, fake_port: int, log: Path, cwd: Path | None = None
+    valkey_url: str, secret: str, fake_port: int, log: Path, cwd: Path | None = None, *, auth: str = "open"
 ) -> contextlib.AbstractAsyncContextManager[Process]:
-    """A replica, with every setting at its default but where things are."""
+    """A replica, with every setting at its default but where things are and who may call."""
     env = {
         "ANTHROPIC_API_KEY": "sk-ant-bench",
         "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{fake_port}",
+        "BATON_AUTH": auth,
         "BATON_LISTEN": "127.0.0.1:0",
         "BATON_NAMESPACE": _NAMESPACE,
         "BATON_REDIS_URL": valkey_url,
@@ -174,8 +179,8 @@ async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
     store = Store(valkey_url, _NAMESPACE, secret, OPEN_PRINCIPAL)
     await store.open()
     async with contextlib.aclosing(store), processes(valkey_url, secret, folder) as (generator, targets):
-        bench = Bench(store, generator, targets)
-        await bench.rounds([Cell("", "bench-plain", 2, 4, _WARM_UP_TURNS // 4, 1)], 1)
+        bench = Bench(store, generator, targets, await store.key())
+        await bench.rounds([Cell("", "bench-plain", 2, 4, _WARM_UP_TURNS // 4, 1)], 1, list(targets))
         resident_mb = targets["baton"].resident_mb()
         samples = await bench.rounds(_CELLS, 2 if quick else 5)
         print(f"\n{'CPU of the process, µs per':<40}{'floor':>9}{'baton':>9}{'ratio':>8}")
@@ -185,11 +190,25 @@ async def measure(valkey_url: str, folder: Path, *, quick: bool) -> None:
             print(f"{cell.name:<40}{medians}{ratio(baton, floor):>8.2f}")
         growth = ratio(samples["baton", _CELLS[1]], samples["baton", _CELLS[0]])
         print(f"{'baton, 200 stored messages / 2':<40}{growth:>26.2f}")
+        await _print_authentication(bench, 2 if quick else 5)
         await _print_translation(bench, 2 if quick else 5)
         now_mb = targets["baton"].resident_mb()
         print(f"\nbaton resident: {resident_mb:.0f} MB after {_WARM_UP_TURNS} turns, ", end="")
         print(f"{now_mb:.0f} MB after {bench.turns['baton']}; floor: {targets['floor'].resident_mb():.0f} MB")
     await _print_server_times(valkey_url, secret, quick=quick)
+
+
+async def _print_authentication(bench: Bench, repeats: int) -> None:
+    """A plain turn where callers are not asked for a key and where they show one, round by round in turn."""
+    cell = _CELLS[0]
+    samples = await bench.rounds([cell], repeats, ["baton", _KEYED])
+    without, shown = (samples[name, cell] for name in ("baton", _KEYED))
+    more = statistics.median(b - a for a, b in zip(without, shown, strict=True))
+    print(
+        f"{'plain turn, with a key / open':<40}{statistics.median(without):>9.1f}{statistics.median(shown):>9.1f}",
+        end="",
+    )
+    print(f"{ratio(shown, without):>8.2f}   {more:+.1f} µs")
 
 
 async def _print_translation(bench: Bench, repeats: int) -> None:

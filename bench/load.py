@@ -2,11 +2,12 @@
 
 ``python -m bench.load`` reads orders from stdin, one JSON a line, and answers each with one line when it is done:
 
-    {"port": 8000, "dialect": "chat", "model": "bench-plain", "stream": false, "lanes": [["sess_…", …], …]}
+    {"port": 8000, "dialect": "chat", "model": "bench-plain", "stream": false, "key": "", "lanes": [["sess_…", …], …]}
     →  {"turns": 120}
 
-A lane is one connection; its turns go one after the other, each to the session named, or to none if that is null. Any
-answer but 200, or a stream without its end, is an error: {"error": "…"}.
+A key is shown with every request unless it is empty. A lane is one connection; its turns go one after the other, each
+to the session named, or to none if that is null. Any answer but 200, or a stream without its end, is an error:
+{"error": "…"}.
 """
 
 import asyncio
@@ -75,6 +76,8 @@ def _request(order: dict[str, Any], session: str | None) -> bytes:
         named = b"X-Session-Id: %s\r\n" % session.encode()
     json = orjson.dumps(body)
     head = b"POST %b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n" % _PATHS[order["dialect"]]
+    if order["key"]:
+        named += b"Authorization: Bearer %s\r\n" % order["key"].encode()
     return head + named + b"Content-Length: %d\r\n\r\n" % len(json) + json
 
 

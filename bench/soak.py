@@ -3,8 +3,9 @@
 Two replicas, a fake Claude and a Valkey. Callers ask in sessions that live for seconds: streamed and not, some hanging
 up in the middle, some with a key and sent twice, some deleting their session. Every so often a line is printed: memory,
 descriptors and connections of the replicas, keys and memory of the store. At the end the callers stop, the sessions
-expire and are swept, and the run fails if anything is left that should not be: memory that grew between the first third
-and the end, descriptors that are still open, a lease, a key.
+expire and are swept, and the run fails if anything is left that should not be: memory of a replica that grew between
+the first third and the end, or of the empty store; descriptors and connections that are still open; a lease that nobody
+holds any more; a key.
 """
 
 import argparse
@@ -36,6 +37,8 @@ _LINES: Final = 12
 _GROWTH_MAX: Final = 1.1
 _SETTLED_S: Final = 30.0
 _SPARE_DESCRIPTORS: Final = 8  # kept-alive connections to Claude and to the store come and go
+_STORE_GROWTH_MB_MAX: Final = 4.0  # what is reused of memory once freed differs from run to run
+_CONNECTIONS_MAX: Final = 2 * _CALLERS  # of all replicas: no call holds one for longer than its answer takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +76,12 @@ class Soak:
 
     async def sample(self) -> Sample:
         """How everything is now."""
-        ours = [client for client in await self._store.client_list() if client["lib-name"]]
+        of_replicas = [client for client in await self._store.client_list() if not client["lib-name"]]  # but our own
         return Sample(
             self.outcomes.total(),
             [replica.resident_mb() for replica in self._replicas],
             [len(os.listdir(f"/proc/{replica.pid}/fd")) for replica in self._replicas],
-            len(ours) - 1,
+            len(of_replicas),
             await self._store.dbsize(),
             (await self._store.info("memory"))["used_memory"] / 1e6,
         )
@@ -134,6 +137,14 @@ class Soak:
                 return left, sample
             await asyncio.sleep(1.0)
 
+    async def leases(self) -> int:
+        """Sessions with a holder, once nobody runs a turn any more and a lease's time has passed."""
+        await asyncio.sleep(_LEASE_MS / 1000)
+        held = 0
+        async for key in self._store.scan_iter(match="*}:s:*", count=1000):
+            held += bool(await self._store.hget(key, "lt"))
+        return held
+
 
 _STAYS: Final = {"swl", "cnt", "oc", "cfg"}
 """Kinds of keys that outlive sessions: the lock of the sweep, the counters, the configuration of the namespace."""
@@ -144,7 +155,7 @@ def _kind(key: bytes) -> str:
     return key.partition(b"}:")[2].split(b":")[0].decode()
 
 
-def leaks(idle: Sample, samples: list[Sample], end: Sample, left: Counter[str]) -> list[str]:
+def leaks(idle: Sample, samples: list[Sample], end: Sample, left: Counter[str], leases: int) -> list[str]:
     """What is left that should not be, in sentences."""
     found = []
     early = samples[len(samples) // 3]
@@ -156,8 +167,14 @@ def leaks(idle: Sample, samples: list[Sample], end: Sample, left: Counter[str]) 
     for number, (before, after) in enumerate(open_now):
         if after > before + store_connections + _SPARE_DESCRIPTORS:
             found.append(f"replica {number} had {before} descriptors open before, and {after} after")
+    if end.connections > idle.connections + _CONNECTIONS_MAX:
+        found.append(f"there were {idle.connections} connections to the store before, and {end.connections} after")
+    if end.store_mb > idle.store_mb + _STORE_GROWTH_MB_MAX:
+        found.append(f"the empty store grew from {idle.store_mb:.1f} to {end.store_mb:.1f} MB")
+    if leases:
+        found.append(f"{leases} sessions have a holder, and no turn runs")
     if left:
-        found.append(f"keys are left: {dict(left)}")  # a lease is a field of a session's, so none of these holds one
+        found.append(f"keys are left: {dict(left)}")
     return found
 
 
@@ -190,10 +207,11 @@ async def soak(valkey: EmbeddedValkey, folder: Path, minutes: float) -> int:
         print(idle.line(0))
         samples = await one.run(minutes)
         await connector.close()
+        leases = await one.leases()
         left, end = await one.settled()
         print(end.line(minutes * 60))
         print(f"told: {dict(one.outcomes)}")
-        found = leaks(idle, samples, end, left)
+        found = leaks(idle, samples, end, left, leases)
         print("\n".join(found) if found else "nothing is left")
         return len(found)
 

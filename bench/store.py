@@ -4,14 +4,15 @@ import statistics
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+from service import api_key
 from storage import elements
+from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.connect import Deadlines, connect
 from storage.first_contact import first_contact
 from storage.index import Index
 from storage.keys import Keyspace, SessionRef, new_nonce, new_turn_id
 from storage.results import Begun, Created, Settled
-from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
 from storage.turns import Commit, Request, Turns, Usage
 
@@ -45,8 +46,8 @@ def _commit(begun: Begun, messages: list[bytes]) -> Commit:
 def capacity(redis: Any, keyspace: Keyspace, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> Capacity:
     """The caps of a replica; none that matters unless told so."""
     return Capacity(
+        redis,
         Index(redis, keyspace, budget_s=10),
-        ScriptRunner(redis),
         keyspace,
         per_owner_max=per_owner_max,
         total_max=total_max,
@@ -68,6 +69,16 @@ class Store:
     async def open(self) -> None:
         """Claims the namespace."""
         await first_contact(self._redis, self._keyspace, eviction_allowed=False, deadline_s=10)
+
+    async def key(self) -> str:
+        """The text of a new key of the owner's."""
+        keys = ApiKeys(self._redis, self._keyspace, budget_s=10)
+        key_id = self._keyspace.issue_key_id(self._owner)
+        text = api_key.issue(key_id)
+        digest = self._keyspace.key_digest(text)
+        scopes = ("chat", "sessions:read", "sessions:write")
+        assert await keys.create(key_id, digest, principal=self._owner, scopes=scopes, expires_ms=0, labels_json=b"{}")
+        return text
 
     async def aclose(self) -> None:
         await self._redis.aclose()

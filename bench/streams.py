@@ -3,7 +3,8 @@
 A replica with every setting at its default gets a core for itself; the callers, the fake Claude and Valkey share
 another. Each caller has a session of its own and asks for one answer of 60 deltas, one every 250 ms; they come one by
 one over the first seconds. Printed: how long after its predecessor an event came at its caller, CPU and memory of the
-replica, and whether every answer was whole. A stall is a gap of more than ten times the pace.
+replica, and whether every answer was whole. A stall is a gap of more than ten times the pace. It
+fails if there was one, or if an answer was not whole.
 
 With ``--callers PORT N`` this is the process of the callers; it prints its gaps as JSON.
 """
@@ -91,8 +92,8 @@ async def call(port: int, streams: int) -> dict[str, Any]:
     return {**at, "max": longest, "stalls": stalls, "whole": whole, "events": len(gaps), "refused": refused}
 
 
-async def measure(valkey: EmbeddedValkey, folder: Path, streams: int) -> None:
-    """Starts everything on its core, and prints what came of it."""
+async def measure(valkey: EmbeddedValkey, folder: Path, streams: int) -> bool:
+    """Starts everything on its core, and prints what came of it; whether it `held`."""
     cores = sorted(os.sched_getaffinity(0))
     own, others = {cores[0]}, set(cores[1:]) or {cores[0]}
     os.sched_setaffinity(valkey.pid, others)
@@ -130,6 +131,12 @@ async def measure(valkey: EmbeddedValkey, folder: Path, streams: int) -> None:
                 end="",
             )
             print(f"{baton.resident_mb():.0f} MB resident")
+            return held(found, streams)
+
+
+def held(found: dict[str, Any], streams: int) -> bool:
+    """Whether all of them came whole, and none stood still."""
+    return bool(found["whole"] == streams and found["stalls"] == 0)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         tempfile.TemporaryDirectory(prefix="baton-streams-") as folder,
         EmbeddedValkey.start(Path(folder) / "store") as valkey,
     ):
-        asyncio.run(measure(valkey, Path(folder), told.streams))
+        sys.exit(not asyncio.run(measure(valkey, Path(folder), told.streams)))
 
 
 if __name__ == "__main__":

@@ -20,34 +20,44 @@ from service import telemetry
 from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
+from service.cors import Cors
 from service.counting import CountTokens
 from service.cursor import Cursors
 from service.delivery import Deliveries
 from service.dialect import Dialect, offered
 from service.endpoint import MessagesEndpoint, Parts, TurnEndpoint
 from service.exchange import Exchanges
+from service.forking import Forking
+from service.gate import Gate
+from service.known_keys import KnownKeys
 from service.life import Life
 from service.model_table import ModelTable
 from service.models import Models
 from service.openapi import document
 from service.opening import Rules
+from service.routes.admin import AdminRoutes
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
+from service.routes.shares import ShareRoutes
+from service.routes.transfer import TransferRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
 from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
 from service.vital_signs import watch_loop, watch_store
+from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.connect import Client, Credential, Deadlines, connect
 from storage.first_contact import StoreRefused, first_contact, health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
-from storage.scripts import ScriptRunner
+from storage.results import StoreUnavailable
 from storage.sessions import Sessions
+from storage.shares import Shares
+from storage.transfer import Transfer
 from storage.turns import Turns
 from storage.vitals import vitals
 
@@ -93,6 +103,9 @@ def build(
     life = Life()
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, beside, keyspace, on_refused)
+    keys = ApiKeys(redis, keyspace, budget_s=settings.store_begin_s)
+    known = KnownKeys(keys, watch.require)
+    gate = _gate(settings, known, keyspace)
     parts = Parts(
         settings=settings,
         claude=claude,
@@ -106,6 +119,7 @@ def build(
     ops = OpsRoutes(
         watch,
         life,
+        gate,
         replica=replica,
         default_model=settings.default_model,
         document=document.rendered(),
@@ -124,10 +138,14 @@ def build(
     @contextlib.asynccontextmanager
     async def lifespan(_: Router) -> AsyncIterator[None]:
         ask = partial(vitals, redis, deadline_s=_CONTACT_S)
-        lasting = (watch.run(), sweeper.run(), watch_loop(), watch_store(ask, lambda: watch.reached))
+        lasting = (watch.run(), sweeper.run(), known.run(), watch_loop(), watch_store(ask, lambda: watch.reached))
         tasks = [asyncio.create_task(one) for one in lasting]
         models.refresh()
         await watch.looked(_FIRST_CONTACT_S)
+        if watch.reached:
+            with contextlib.suppress(StoreUnavailable):
+                await known.look()
+        gate.tell_mode()
         yield
         for task in tasks:
             task.cancel()
@@ -140,9 +158,11 @@ def build(
 
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
-    routes = _routes(parts, dialects, ops, ModelRoutes(models), *turns)
+    admin = AdminRoutes(settings, keys, known)
+    routes = [gate.guard(route) for route in _routes(parts, dialects, ops, ModelRoutes(models), *turns, admin)]
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
-    return Application(Edge(router, lambda: life.leaving, bodies), life, exchanges, bodies)
+    edge = Edge(router, lambda: life.leaving, bodies, Cors(settings.cors_origins))
+    return Application(edge, life, exchanges, bodies)
 
 
 def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> None:
@@ -179,6 +199,17 @@ def _watch(
     )
 
 
+def _gate(settings: Settings, known: KnownKeys, keyspace: Keyspace) -> Gate:
+    return Gate(
+        settings.auth,
+        settings.admin_credential(),
+        known,
+        keyspace.key_digest,
+        loopback=settings.loopback,
+        origins=settings.cors_origins,
+    )
+
+
 def _rules(settings: Settings, models: Models, replica: str) -> Rules:
     return Rules(
         replica=replica,
@@ -203,23 +234,28 @@ class _Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    shares: Shares
+    transfer: Transfer
 
 
 def _store(settings: Settings, redis: Client, keyspace: Keyspace) -> _Store:
     budget_s, told = settings.store_begin_s, telemetry.store_called
     index = Index(redis, keyspace, budget_s=budget_s)
     capacity = Capacity(
+        redis,
         index,
-        ScriptRunner(redis, on_call=told),
         keyspace,
         per_owner_max=settings.sessions_per_owner_max,
         total_max=settings.sessions_max,
         budget_s=budget_s,
         on_end=lambda end: telemetry.SESSIONS_ENDED[end].inc(),
+        on_call=told,
     )
     sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s, on_call=told)
     turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=settings.store_settle_s, on_call=told)
-    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s))
+    shares = Shares(redis, budget_s=budget_s, on_call=told)
+    transfer = Transfer(redis, capacity, budget_s=budget_s, on_call=told)
+    return _Store(index, capacity, sessions, turns, Log(redis, budget_s=budget_s), shares, transfer)
 
 
 def _session_routes(
@@ -229,7 +265,7 @@ def _session_routes(
     replica: str,
     exchanges: Exchanges,
     dialects: dict[str, Dialect],
-) -> tuple[SessionRoutes, TurnRoutes]:
+) -> tuple[SessionRoutes, ShareRoutes, TurnRoutes, TransferRoutes]:
     appending = Appending(
         store.sessions,
         store.turns,
@@ -248,7 +284,9 @@ def _session_routes(
         followers_max=settings.turns_running_max,
         status_wait_s=settings.status_wait_s,
     )
-    return routes, turns
+    forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
+    transfer = TransferRoutes(settings, store.sessions, store.shares, store.transfer, forking, replica)
+    return routes, ShareRoutes(settings, store.sessions, store.shares), turns, transfer
 
 
 def _routes(
@@ -257,7 +295,10 @@ def _routes(
     ops: OpsRoutes,
     models: ModelRoutes,
     sessions: SessionRoutes,
+    shares: ShareRoutes,
     turns: TurnRoutes,
+    transfer: TransferRoutes,
+    admin: AdminRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
     return [
@@ -266,14 +307,28 @@ def _routes(
         Route("/v1/messages", MessagesEndpoint(parts, dialects["messages"]), methods=["POST"]),
         *resource("/v1/sessions", admit, GET=sessions.listed, POST=sessions.create),
         *resource("/v1/sessions/stats", admit, GET=sessions.stats),
+        *resource("/v1/sessions/import", admit, POST=transfer.imported),
         *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),
+        *resource("/v1/sessions/{session}/fork", admit, POST=transfer.fork),
+        *resource("/v1/sessions/{session}/export", admit, GET=transfer.export),
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
+        *resource("/v1/sessions/{session}/shares", admit, GET=shares.listed),
+        *resource(
+            "/v1/sessions/{session}/shares/{principal:path}",  # an end user's has a slash
+            admit,
+            GET=shares.get,
+            PUT=shares.put,
+            DELETE=shares.delete,
+        ),
         *resource("/v1/sessions/{session}/turns", admit, GET=turns.listed),
         *resource("/v1/sessions/{session}/turns/{turn}", admit, GET=turns.get),
         *resource("/v1/sessions/{session}/turns/{turn}/cancel", admit, POST=turns.cancel),
         *resource("/v1/sessions/{session}/turns/{turn}/events", admit, GET=turns.events),
         Route("/v1/models", models.listed),
         Route("/v1/models/{model:path}", models.get),  # a name may have slashes
+        *resource("/v1/admin/keys", admit, GET=admin.listed, POST=admin.create),
+        *resource("/v1/admin/keys/{key}", admit, GET=admin.get, PATCH=admin.patch, DELETE=admin.delete),
+        *resource("/v1/admin/keys/{key}/rotate", admit, POST=admin.rotate),
         Route("/livez", ops.livez),
         Route("/readyz", ops.readyz),
         Route("/health", ops.health),

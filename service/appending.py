@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import telemetry, tool_calls
+from service import telemetry, tool_calls, turn_record
 from service.conflict import OnConflict, Patience
 from service.errors import (
     CLAUDE_BYTES_MAX,
@@ -19,6 +19,7 @@ from service.errors import (
     conversation_too_large,
     history_moved,
     key_reused,
+    role_too_small,
     session_corrupt,
     session_not_found,
     store_unavailable,
@@ -31,6 +32,7 @@ from storage.results import (
     AppendResult,
     Busy,
     Corrupt,
+    Denied,
     Fenced,
     Gone,
     KeyReused,
@@ -124,7 +126,8 @@ class Appending:
             size_bytes = snapshot.size_bytes + sum(map(len, packed))
             if size_bytes > CLAUDE_BYTES_MAX:
                 raise conversation_too_large(size_bytes)
-            record = self._record(turn_id, started, snapshot.messages, len(packed))
+            span = (snapshot.messages, snapshot.messages + len(packed))
+            record = turn_record.without_claude(turn_id, "append", self._replica, span, started=started)
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
                 case Settled("committed"):
                     telemetry.TURNS["appended"].inc()
@@ -193,25 +196,10 @@ class Appending:
             raise BatonError("session_save_unknown", f"Whether turn {turn_id} was stored is not known.") from error
         return settled if isinstance(settled, Settled) else Gone()
 
-    def _record(self, turn_id: str, started: datetime, first: int, count: int) -> bytes:
-        return orjson.dumps(
-            {
-                "id": turn_id,
-                "state": "complete",
-                "started_at": started.isoformat(timespec="milliseconds"),
-                "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "dialect": "append",
-                "replica": self._replica,
-                "model": None,
-                "stop_reason": None,
-                "usage": {},
-                "from": first,
-                "to": first + count,
-            }
-        )
 
-
-def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone, snapshot: Snapshot) -> BatonError:
+def _refusal(
+    refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Denied | Gone, snapshot: Snapshot
+) -> BatonError:
     match refused:
         case Settled():
             return BatonError("session_not_saved", "The messages could not be stored; nothing has changed.")
@@ -223,5 +211,7 @@ def _refusal(refused: Settled | KeyReused | Fenced | TurnsFull | Corrupt | Gone,
             return BatonError("max_turns_reached", "The session has had all the turns it may have.")
         case Corrupt():
             return session_corrupt()
+        case Denied(role):
+            return role_too_small(role, "writer")
         case Gone():
             return session_not_found()

@@ -1,4 +1,4 @@
-"""The ASGI edge: request id, body limit, the one error boundary, one log line a request.
+"""The ASGI edge: request id, body limit, CORS, the one error boundary, one log line a request.
 
 Everything behind it may raise `BatonError`; anything else is a fault of ours and becomes ``internal_error`` with the
 cause in the log only. Once a response has begun it cannot become another one: what fails after that is the business of
@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import telemetry
+from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
@@ -304,12 +305,14 @@ class Edge:
         app: what it wraps.
         leaving: while true, every response closes its connection, so that clients find another replica.
         bodies: of all requests.
+        cors: what pages of other origins may.
     """
 
-    def __init__(self, app: ASGIApp, leaving: Callable[[], bool], bodies: Bodies) -> None:
+    def __init__(self, app: ASGIApp, leaving: Callable[[], bool], bodies: Bodies, cors: Cors) -> None:
         self._app = app
         self._leaving = leaving
         self._bodies = bodies
+        self._cors = cors
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -321,13 +324,14 @@ class Edge:
         own = [(b"x-request-id", request_id.encode())]
         if is_anthropic(scope):
             own.append((b"request-id", request_id.encode()))
+        own += self._cors.told(scope)
         status = 0
 
         async def tell(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *own]
+                message["headers"] = [*message.get("headers", ()), *own, *_unshared(scope, message)]
                 if self._leaving() and _CLOSE not in message["headers"]:
                     message["headers"].append(_CLOSE)
             await send(message)
@@ -337,7 +341,7 @@ class Edge:
         running = telemetry.REQUESTS_RUNNING.track_inprogress()
         with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
             try:
-                await self._app(scope, body.receive, tell)
+                await self._serve(scope, body.receive, tell)
             except ClientGone:
                 status = 499
             except asyncio.CancelledError:  # by the server, which has no more time for it
@@ -357,6 +361,23 @@ class Edge:
         if unread:
             await body.drop()
             await send({"type": "http.response.body"})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        preflight = self._cors.preflight(scope)
+        if preflight is None:
+            await self._app(scope, receive, send)
+            return
+        await send({"type": "http.response.start", "status": 204, "headers": preflight})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _unshared(scope: Scope, message: Message) -> list[tuple[bytes, bytes]]:
+    """What keeps caches between here and the caller from telling another caller what this one was told."""
+    if "grant" not in scope or not scope["grant"].authenticated:
+        return []
+    if any(name == b"cache-control" for name, _ in message["headers"]):
+        return []
+    return [(b"cache-control", b"no-store")]
 
 
 def _cut_short(scope: Scope) -> BatonError:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from service import keys_command
 from service import settings as settings_module
 from service.settings import EX_CONFIG, Settings, SettingsProblem
 
@@ -75,6 +76,19 @@ def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | No
     from service.simulator.app import Options, run
 
     run(listen, Options(first_byte_ms=first_byte_ms, delta_ms=delta_ms, log_path=log_path))
+
+
+def _store_settings() -> Settings:
+    """The settings as far as they are about the store: whoever makes keys need not be able to reach Claude."""
+    try:
+        return settings_module.read_for_store()
+    except SettingsProblem as problem:
+        for line in problem.problems:
+            click.echo(f"error: {line}", err=True)
+        sys.exit(EX_CONFIG)
+
+
+main.add_command(keys_command.command(_store_settings))
 
 
 @main.command()

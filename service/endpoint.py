@@ -18,7 +18,7 @@ from service.delivery import Deliveries, connection_of
 from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
-from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
+from service.exchange import ON_DISCONNECT, Exchange, Exchanges, Interrupt, OnDisconnect
 from service.models import Models
 from service.opening import Rules, Wish
 from service.passage import Passage, with_model
@@ -98,7 +98,12 @@ class TurnEndpoint:
         if prepared.address is not None:
             await self._parts.watch.require()
         exchange = prepared.exchange
-        self._parts.exchanges.start(exchange)
+        release = access.hold(scope, lambda: exchange.interrupt(Interrupt.REVOKED))
+        try:
+            self._parts.exchanges.start(exchange, on_end=release)
+        except BatonError:
+            release()
+            raise
         try:
             async with sse.watching(receive, exchange.hang_up):
                 await (self._stream if prepared.stream else _whole)(send, exchange)

@@ -1,7 +1,9 @@
 """The one error that callers are told, and the table of its codes.
 
     400  what the caller can fix            invalid_json, invalid_value, missing_value, unknown_field, unsupported, …
-    404  not there, or not theirs           session_not_found, model_not_found, route_not_found
+    401  the caller's credential            missing_api_key, invalid_api_key, …
+    403  the caller's scope or role         insufficient_scope, role_too_small, origin_refused
+    404  not there, or not theirs           session_not_found, share_not_found, model_not_found, route_not_found
     405  method_not_allowed
     408  body_timeout
     409  conflict with another turn         turn_in_progress, turn_superseded, history_moved, session_exists, …
@@ -54,7 +56,24 @@ CODES: Final[Mapping[str, Code]] = {
     "context_length_exceeded": Code(400, False, "The conversation no longer fits the model's window."),
     "thinking_refused": Code(400, False, "Claude refused the signature of a thinking block."),
     "upstream_invalid_request": Code(400, False, "Claude refused the request as it stands."),
-    "session_not_found": Code(404, False, "Unknown, expired or another owner's session: they look alike."),
+    "role_too_small": Code(403, False, "The session is shared with you, but in a role that may not do this."),
+    "session_not_found": Code(
+        404, False, "Unknown, expired, or another owner's session that is not shared with you: they look alike."
+    ),
+    "share_not_found": Code(404, False, "The session is not shared with that principal."),
+    "missing_api_key": Code(401, False, "No key was shown, and one is needed."),
+    "malformed_api_key": Code(401, False, "What was shown cannot be a key: cut, mistyped, or somebody else's."),
+    "invalid_api_key": Code(401, False, "The key is not known."),
+    "expired_api_key": Code(401, False, "The key has expired."),
+    "disabled_api_key": Code(401, False, "The key is disabled."),
+    "revoked_api_key": Code(
+        401, False, "The key was disabled, deleted or changed, or has expired, while the request ran."
+    ),
+    "insufficient_scope": Code(403, False, "The key has not the scope that this needs; the message names it."),
+    "origin_refused": Code(
+        403, False, "Without keys: the request comes from another site's page, or is addressed to another host."
+    ),
+    "key_not_found": Code(404, False, "There is no such key."),
     "turn_not_found": Code(404, False, "The session has no such turn."),
     "events_not_found": Code(
         404, False, "The turn's events are not kept: it was not streamed, ended over five minutes ago, or was too long."
@@ -73,6 +92,9 @@ CODES: Final[Mapping[str, Code]] = {
         409, False, "The tool call has a result already, or the turn after it went on without one."
     ),
     "prefix_changed": Code(409, False, "The turn would begin a new epoch, and `X-Session-Prefix: strict` wants none."),
+    "shares_full": Code(
+        409, False, "A bound on shares is reached: 100 principals a session, 1,000 sessions of a bucket a principal."
+    ),
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "turn_rewound": Code(410, False, "The turn was stored and is no longer part of the history: it was rewound."),
@@ -214,6 +236,13 @@ def events_not_found() -> BatonError:
 def session_not_found() -> BatonError:
     """Unknown, expired, deleted or another's: nothing tells them apart."""
     return BatonError("session_not_found", "There is no such session, or it has expired.", param="session_id")
+
+
+def role_too_small(role: str, needed: str) -> BatonError:
+    """The session is shared with the caller, in a role that may not do this."""
+    return BatonError(
+        "role_too_small", f"The session is shared with you as {role}; this takes the role {needed}.", param="session_id"
+    )
 
 
 def history_mismatch() -> BatonError:

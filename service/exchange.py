@@ -5,7 +5,7 @@ of a step that must be finished. Its life: *opening* (what must happen before Cl
 events, to the answer and to the caller), *settling* (what must be certain before the caller is told the end), *told*.
 
 While it opens and relays, one thing can interrupt it: the first of its deadline, the caller hanging up, a cancel, the
-loss of its lease, the replica's drain. Settling is never interrupted; it has its own time limits.
+loss of its lease or of its key, the replica's drain. Settling is never interrupted; it has its own time limits.
 
 What the caller is shown is rendered here, in the caller's dialect, and handed over as frames. The hand-over has a
 bounded size: a slow reader slows Claude down, not us.
@@ -43,7 +43,9 @@ class Interrupt(Enum):
     DRAINING = "draining"
     LEASE_LOST = "lease_lost"
     SESSION_GONE = "session_gone"
+    ROLE_LOST = "role_lost"
     REPLICA_LOST = "replica_lost"
+    REVOKED = "revoked"
 
     def told(self) -> BatonError:
         """The error for a caller who still listens."""
@@ -57,9 +59,17 @@ _TOLD: Final = {
     Interrupt.CANCELLED: ("turn_interrupted", "The turn was cancelled."),
     Interrupt.DRAINING: ("turn_interrupted", "This replica is shutting down."),
     Interrupt.SESSION_GONE: ("session_not_found", "The session was deleted or has expired."),
+    Interrupt.ROLE_LOST: (
+        "session_not_found",
+        "The session is not shared with you any more so that you may write; this turn was not stored.",
+    ),
     Interrupt.REPLICA_LOST: (
         "turn_interrupted",
         "The replica that ran this turn has vanished; nothing of it is stored.",
+    ),
+    Interrupt.REVOKED: (
+        "revoked_api_key",
+        "The key of this request was disabled, deleted or changed, or has expired, while it ran.",
     ),
     Interrupt.LEASE_LOST: ("turn_superseded", "Another turn of this session went ahead; this one was not stored."),
 }
@@ -408,8 +418,8 @@ class Exchanges:
             telemetry.REFUSALS["turns"].inc()
             raise BatonError("overloaded", "This replica runs all the turns it may; try again.", retry_after_s=1)
 
-    def start(self, exchange: Exchange) -> None:
-        """Runs an exchange as a task that outlives its request.
+    def start(self, exchange: Exchange, on_end: Callable[[], object] = lambda: None) -> None:
+        """Runs an exchange as a task that outlives its request; calls ``on_end`` when it is settled.
 
         Raises:
             BatonError: as `admit`, for what has changed since the request was admitted.
@@ -418,6 +428,7 @@ class Exchanges:
         task = asyncio.create_task(exchange.run())
         self._running[task] = exchange
         task.add_done_callback(lambda done: self._running.pop(done, None))
+        task.add_done_callback(lambda _: on_end())
 
     def drain(self) -> None:
         """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""

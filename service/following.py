@@ -36,6 +36,7 @@ class Following:
     Attributes:
         ordinal: of the last frame that was yielded.
         settled: the turn has its verdict.
+        revoked: set by whoever learns that the follower may not follow any more.
     """
 
     def __init__(
@@ -58,16 +59,19 @@ class Following:
         self._heard_at = time.monotonic()
         self.ordinal = after
         self.settled = False
+        self.revoked = False
 
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Frames after the ones that the caller has, as they come; the last ones say how the turn ended.
 
         Raises:
-            BatonError: turn_interrupted if its replica vanished, events_not_found, session_not_found,
+            BatonError: revoked_api_key, turn_interrupted if its replica vanished, events_not_found, session_not_found,
                 store_unavailable, draining.
         """
         polls = 0
         while True:
+            if self.revoked:
+                raise Interrupt.REVOKED.told()
             tail = await self._tail()
             self.settled = tail.fate is not None
             if tail.frames:
@@ -81,7 +85,7 @@ class Following:
                     raise Interrupt.REPLICA_LOST.told()
                 case "overflow":
                     raise events_not_found()
-                case "gone":
+                case "gone" | "hidden":
                     raise session_not_found()
             if tail.fate is not None and not tail.frames:
                 raise events_not_found()

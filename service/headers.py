@@ -60,6 +60,11 @@ HEADERS: Final = (
         "the version of Anthropic's API: a stateless message's is passed on to Claude, a session's is understood; with "
         "any, models are told as that API tells them, and so are errors",
     ),
+    Header(
+        "X-Baton-User",
+        ("request",),
+        "the end user for whom the request is, who then owns what it makes; needs a key with the scope `act-for`",
+    ),
     Header("X-Request-Id", ("request", "answer", "error"), "echoed if it has a harmless form, else made"),
     Header("anthropic-beta", ("request",), "passed on to Claude"),
     Header("request-id", ("answer", "error"), "the same, where Anthropic's shapes are spoken"),
@@ -70,6 +75,7 @@ HEADERS: Final = (
     Header(
         "ETag", ("answer", "error"), "the session's revision, for `If-Match`; on `revision_conflict` the present one"
     ),
+    Header("WWW-Authenticate", ("error",), "with 401 and 403: what is wrong with the key, or which scope it needs"),
     Header("Retry-After", ("error",), "after how many seconds the same request may succeed"),
     Header("x-should-retry", ("error",), "whether it may: `true` or `false`, as the SDKs read it"),
 )

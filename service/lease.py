@@ -1,7 +1,8 @@
 """The lease of a running turn, and its log: renewed every third of the lease's length, from begin to the verdict.
 
 A renewal carries what the caller was shown since the last one into the session's log, and asks how the turn stands:
-whether somebody wants it cancelled, whether it was declared dead meanwhile, and whether its session is still there.
+whether somebody wants it cancelled, whether it was declared dead meanwhile, whether its session is still there, and
+still shared with its caller so that it may write.
 While an answer streams it comes sooner: with the first frame, then once 8 KiB wait or 250 ms have passed. A store that
 does not answer is no reason to stop: the lease may run out, but commit decides by the session's head. What could not be
 logged is tried again with what came since, and at last goes with the commit.
@@ -15,7 +16,7 @@ from typing import Final
 
 from service.exchange import Interrupt
 from storage.keys import SessionRef
-from storage.results import Gone, Lost, Renewed, Settled, StoreUnavailable
+from storage.results import Denied, Gone, Lost, Renewed, Settled, StoreUnavailable
 from storage.turns import Shown, Turns, Usage
 
 _BATCH_BYTES: Final = 8 * 1024
@@ -123,7 +124,7 @@ class Lease:
     async def _renew(self) -> None:
         batch = 0 if self._handed_on else len(self._unlogged)
         shown = Shown(self._ordinal, b"".join(self._unlogged[:batch])) if batch else Shown()
-        result: Renewed | Settled | Lost | Gone | None
+        result: Renewed | Settled | Lost | Denied | Gone | None
         try:
             result = await self._turns.renew(
                 self._ref, self._turn_id, lease_ms=self._lease_ms, usage=self._usage(), shown=shown
@@ -138,6 +139,8 @@ class Lease:
         match result:
             case Gone():
                 self._interrupt(Interrupt.SESSION_GONE)
+            case Denied():
+                self._interrupt(Interrupt.ROLE_LOST)
             case Settled() | Lost():
                 self._interrupt(Interrupt.LEASE_LOST)
             case _:

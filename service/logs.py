@@ -22,14 +22,16 @@ import orjson
 import structlog
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("baton")
+_audit: Any = log
 
 FIELDS: Final = frozenset(
     {
         *("event", "level", "timestamp", "request_id", "session", "turn", "replica", "version"),
         *("method", "route", "status", "dialect", "model", "streamed", "replayed", "outcome"),
-        *("duration_ms", "queue_ms", "first_event_ms", "answer_ms"),
+        *("duration_ms", "queue_ms", "first_event_ms", "answer_ms", "notice_s", "drain_s"),
         *("input_tokens", "output_tokens", "cache_read_tokens", "cache_written_tokens"),
         *("attempt", "code", "claude_request_id", "unknown", "cause", "warning", "problem", "health"),
+        *("action", "by", "by_key", "key", "principal", "mode"),
         *("bucket", "sessions", "unwritten_bytes", "url", "logger", "where", "exception", "left_out", "undeclared"),
     }
 )
@@ -154,6 +156,17 @@ class Libraries(logging.Handler):
         log.log(record.levelno, "library", **told)
 
 
+def audit(action: str, *, outcome: str, **told: str) -> None:
+    """One line for what an administrator did or tried, whatever the least level that is logged.
+
+    Args:
+        action: what.
+        outcome: ``done``, or the code of the error that was told.
+        told: by whom (principal, key) and of which key; ids and principals only.
+    """
+    _audit.info("audit", action=action, outcome=outcome, **told)
+
+
 def configure(log_format: str, log_level: str) -> None:
     """Sets up logging for the process; the arguments are as in settings."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
@@ -166,12 +179,19 @@ def configure(log_format: str, log_level: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer(orjson.dumps)
+    factory: Any = structlog.PrintLoggerFactory(sys.stderr)
+    if not console:
+        factory = structlog.BytesLoggerFactory(sys.stderr.buffer)
+    global _audit
+    _audit = structlog.wrap_logger(
+        factory(),
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.NOTSET),
+    )
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[log_level.upper()]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-        if console
-        else structlog.BytesLoggerFactory(sys.stderr.buffer),
+        logger_factory=factory,
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(handlers=[Libraries()], level=logging.WARNING, force=True)

@@ -24,6 +24,7 @@ from service.errors import (
     BatonError,
     history_moved,
     key_reused,
+    role_too_small,
     session_corrupt,
     session_exists,
     session_not_found,
@@ -40,6 +41,7 @@ from storage.results import (
     Busy,
     Corrupt,
     Created,
+    Denied,
     Full,
     Gone,
     KeyReused,
@@ -186,7 +188,7 @@ class Opening:
         """Whether a session that is not there is made; one that an earlier attempt made may have gone with it."""
         return self._expected == "unused" or (self._address.mode == "any" and not self._expected)
 
-    def _refusal(self, refused: KeyReused | Moved | Settled | TurnsFull | Gone | Corrupt) -> BatonError:
+    def _refusal(self, refused: KeyReused | Moved | Settled | TurnsFull | Denied | Gone | Corrupt) -> BatonError:
         match refused:
             case KeyReused(turn_id):
                 return key_reused(turn_id)
@@ -197,6 +199,8 @@ class Opening:
             case Corrupt():
                 telemetry.log.error("session_corrupt", session=self._ref.id)
                 return session_corrupt()
+            case Denied(role):
+                return role_too_small(role, "writer")
             case Gone():
                 return session_not_found()
             case Settled():

@@ -31,6 +31,7 @@ from typing import Any
 
 import orjson
 
+from service import turn_record
 from service.errors import BatonError, history_mismatch, invalid_value
 from service.transcript import visible
 from storage import elements
@@ -81,9 +82,11 @@ def live(ledger: Ledger) -> list[Span]:
     spans = []
     for number, raw in enumerate(ledger.records, start=1):
         record = orjson.loads(raw)
+        if record["dialect"] == "fork":  # it has no messages, and only says where the others come from
+            continue
         if ledger.verdicts.get(record["id"]) == "committed" and not was_rewound(number, record["to"], ledger.cuts):
             refused = tuple(bytes.fromhex(digest) for digest in record.get("refused", ()))
-            kind = {"incomplete": record["state"] == "incomplete", "by_hand": record["dialect"] == "append"}
+            kind = {"incomplete": record["state"] == "incomplete", "by_hand": record["dialect"] in turn_record.BY_HAND}
             kind["paused"] = record.get("stop_reason") == "pause_turn"
             spans.append(Span(record["from"], record["to"], **kind, refused=refused))
     return spans

@@ -7,13 +7,10 @@ what runs behind them.
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import socket
 import sys
 from collections.abc import Iterator
-from pathlib import Path
-from secrets import token_hex
 from typing import cast
 
 import uvicorn
@@ -21,6 +18,7 @@ import uvicorn
 from service import logs, telemetry
 from service.app import Application, build
 from service.http_protocol import HttpProtocol, Limits, http_protocol
+from service.kept_secret import kept_secret
 from service.life import CLOSE_HURRIED_S, CLOSE_S, REST_S, SETTLE_HURRIED_S, SETTLE_S
 from service.settings import EX_CONFIG, Settings
 from service.settling import unanswered_aborts
@@ -128,7 +126,7 @@ def serve(settings: Settings) -> int:
         except EmbeddedRefused as error:
             print(error, file=sys.stderr)  # noqa: T201 - for whoever started it, before there is a service
             return EX_CONFIG
-        url, secret = embedded.url, secret or _kept_secret(settings.data_dir)
+        url, secret = embedded.url, secret or kept_secret(settings.data_dir)
     try:
         return _run(settings, url, secret, listening)
     finally:
@@ -155,26 +153,6 @@ def _bound(host: str, port: int) -> list[socket.socket]:
             taken.close()
         raise
     return bound
-
-
-def _kept_secret(data_dir: Path) -> str:
-    """The secret of an embedded store: made once, kept beside its data.
-
-    It appears whole or not at all. An empty file (of a disk that was full, say) keyed nothing yet and counts as none.
-    """
-    path = data_dir / "secret"
-    kept = path.read_text("ascii").strip() if path.exists() else ""
-    if kept:
-        return kept
-    made, fresh = token_hex(32), data_dir / "secret.new"
-    fresh.unlink(missing_ok=True)
-    fresh.touch(mode=0o600, exist_ok=False)
-    with fresh.open("w", encoding="ascii") as file:
-        file.write(made)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    return made
 
 
 def _tune_collector() -> None:

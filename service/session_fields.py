@@ -25,7 +25,7 @@ _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
 _READ_ONLY: Final = frozenset(
     {
         *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
-        *("status", "message_count", "turn_count", "owner", "usage", "context_tokens", "checkpoint"),
+        *("status", "message_count", "turn_count", "owner", "role", "usage", "context_tokens", "checkpoint"),
     }
 )
 
@@ -64,10 +64,10 @@ def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: 
         model=_model(fields["model"], aliases),
         system_json=_system(fields["system_prompt"]) if "system_prompt" in fields else b"",
         max_turns=_whole(fields.get("max_turns", 0), "max_turns", 1, TURNS_MAX) if "max_turns" in fields else 0,
-        ttl_ms=1000 * _whole(fields.get("ttl_seconds", ttl_default_s), "ttl_seconds", 1, TTL_S_MAX),
+        ttl_ms=ttl_ms(fields.get("ttl_seconds", ttl_default_s)),
         absolute_end_ms=_instant_ms(fields["absolute_expires_at"], now_ms) if "absolute_expires_at" in fields else 0,
-        title=_title(fields["title"]) if "title" in fields else "",
-        metadata_json=_metadata(fields.get("metadata", {})),
+        title=title(fields["title"]) if "title" in fields else "",
+        metadata_json=metadata(fields.get("metadata", {})),
     )
 
 
@@ -87,11 +87,11 @@ def changes(body: Any, *, aliases: dict[str, str]) -> dict[str, Any]:
             case "max_turns":
                 changed["max_turns"] = 0 if value is None else _whole(value, name, 1, TURNS_MAX)
             case "title":
-                changed["title"] = "" if value is None else _title(value)
+                changed["title"] = "" if value is None else title(value)
             case "metadata":
-                changed["metadata"] = _metadata({} if value is None else value)
+                changed["metadata"] = metadata({} if value is None else value)
             case "ttl_seconds":
-                changed["ttl"] = 1000 * _whole(value, name, 1, TTL_S_MAX)
+                changed["ttl"] = ttl_ms(value)
             case _ if name in _READ_ONLY:
                 raise _invalid(name, f"cannot be changed; these can: {', '.join(_PATCHABLE)}")
             case _:
@@ -121,13 +121,23 @@ def _system(value: Any) -> bytes:
     return orjson.dumps(_text(value, "system_prompt"))
 
 
-def _title(value: Any) -> str:
+def title(value: Any) -> str:
+    """A title.
+
+    Raises:
+        BatonError: invalid_value.
+    """
     if not isinstance(value, str) or len(value) > TITLE_CHARS_MAX:
         raise _invalid("title", f"must be a string of at most {TITLE_CHARS_MAX} characters")
     return value
 
 
-def _metadata(value: Any) -> bytes:
+def metadata(value: Any) -> bytes:
+    """Metadata as JSON.
+
+    Raises:
+        BatonError: invalid_value.
+    """
     if not isinstance(value, dict):
         raise _invalid("metadata", "must be an object of strings")
     if len(value) > METADATA_PAIRS_MAX:
@@ -148,6 +158,15 @@ def check_pair(key: str, value: Any) -> None:
         raise _invalid(shown, f"must have a key of 1 to {METADATA_KEY_CHARS_MAX} characters")
     if not isinstance(value, str) or len(value) > METADATA_VALUE_CHARS_MAX:
         raise _invalid(shown, f"must be a string of at most {METADATA_VALUE_CHARS_MAX} characters")
+
+
+def ttl_ms(value: Any) -> int:
+    """How long a session lives without being used, given in seconds.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    return 1000 * _whole(value, "ttl_seconds", 1, TTL_S_MAX)
 
 
 def _whole(value: Any, name: str, low: int, high: int) -> int:

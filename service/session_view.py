@@ -23,7 +23,7 @@ def iso(ms: int) -> str | None:
 
 
 def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
-    """A session; ``session_id`` is what its owner calls it, ``id`` the issued id."""
+    """A session; ``session_id`` is what the caller calls it, ``id`` the issued id."""
     return {
         "id": session_id,
         "name": snapshot.name or None,
@@ -42,6 +42,7 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
         "title": snapshot.title or None,
         "metadata": orjson.loads(snapshot.metadata_json),
         "owner": snapshot.owner,
+        "role": snapshot.role,
         "ttl_seconds": snapshot.ttl_ms // 1000,
         "usage": {
             "input_tokens": snapshot.input_tokens,

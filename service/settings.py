@@ -27,6 +27,7 @@ CLAUDE_URL = "https://api.anthropic.com"
 
 _INJECTED = re.compile(r"^BATON_(.*_)?(SERVICE_|PORT)")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ORIGIN = re.compile(r"https?://[a-z0-9.:\[\]-]+")
 _GRAPHIC = re.compile(r"[\x21-\x7e]*")
 
 
@@ -51,8 +52,16 @@ class Settings(BaseSettings):
     )
 
     listen: str = Field("127.0.0.1:8000", description="host:port; port 0 takes a free one and logs it.")
-    auth: Literal["local", "open"] = Field(
-        "local", description="local: no keys, loopback only; open: no keys on any address (a trusted network)."
+    auth: Literal["keys", "open"] | None = Field(
+        None,
+        description="keys: callers need one; open: nobody does. Unset, on loopback: keys as soon as there is one.",
+    )
+    admin_key: SecretStr | None = Field(
+        None, description="16+ characters; a key with every scope, to make others with. Implies keys."
+    )
+    admin_key_file: Path | None = Field(None, description="A file that holds it instead.")
+    cors_origins: Annotated[frozenset[str], NoDecode] = Field(
+        frozenset(), description="Origins whose pages may call, comma-separated: https://app.example.org; * for all."
     )
     redis_url: SecretStr = Field(
         SecretStr("embedded"),
@@ -164,8 +173,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
 
     @field_validator(
+        "admin_key",
+        "admin_key_file",
         "anthropic_api_key",
         "anthropic_base_url",
+        "auth",
         "buckets",
         "redis_sentinel_username",
         "redis_sentinel_password",
@@ -178,6 +190,16 @@ class Settings(BaseSettings):
     def _blank_is_absent(cls, value: Any) -> Any:
         """An empty variable is what a compose file makes of one that is not set."""
         return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        origins = frozenset(origin.strip().rstrip("/") for origin in value.split(",") if origin.strip())
+        if not all(origin == "*" or _ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("write origins as browsers do: https://app.example.org,http://localhost:5173")
+        return origins
 
     @field_validator("model_aliases", mode="before")
     @classmethod
@@ -242,10 +264,20 @@ class Settings(BaseSettings):
                 "BATON_SECRET is not set: it keys the hashes of names and owners, every replica needs the same one, "
                 "and it is permanent. Make one with: openssl rand -hex 32"
             )
-        if self.auth == "local" and self.host.strip("[]") not in _LOOPBACK:
+        admin_key = None
+        try:
+            admin_key = self.admin_credential()
+        except ValueError as problem:
+            problems.append(str(problem))
+        if admin_key is not None and (len(admin_key) < 16 or not _GRAPHIC.fullmatch(admin_key)):
             problems.append(
-                f"BATON_LISTEN={self.listen} is not loopback and callers are not authenticated. Listen on 127.0.0.1, "
-                "or set BATON_AUTH=open if everybody who can reach this address may use it."
+                "BATON_ADMIN_KEY must have at least 16 characters, and no white space or others that no header takes "
+                "(openssl rand -hex 32 makes a good one)."
+            )
+        if self.auth is None and admin_key is None and not self.loopback:
+            problems.append(
+                f"BATON_LISTEN={self.listen} is not loopback, and nothing says who may call. Set BATON_AUTH=keys (and "
+                "make keys with `baton keys create`), or BATON_AUTH=open if everybody who can reach it may use it."
             )
         if problems:
             raise ValueError("\n".join(problems))
@@ -295,12 +327,22 @@ class Settings(BaseSettings):
         """
         if self.redis_url_file is None:
             return self.redis_url.get_secret_value()
-        try:
-            return self.redis_url_file.read_text("utf-8").strip()
-        except OSError as error:
-            raise ValueError(f"BATON_REDIS_URL_FILE cannot be read: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise ValueError("BATON_REDIS_URL_FILE is not UTF-8 text.") from None
+        return _read_file(self.redis_url_file, "BATON_REDIS_URL_FILE")
+
+    def admin_credential(self) -> str | None:
+        """The administrator's key, from the variable or the file; None without one.
+
+        Raises:
+            ValueError: the file cannot be read.
+        """
+        if self.admin_key_file is None:
+            return self.admin_key.get_secret_value() if self.admin_key else None
+        return _read_file(self.admin_key_file, "BATON_ADMIN_KEY_FILE")
+
+    @property
+    def loopback(self) -> bool:
+        """Whether only this machine reaches the address that is listened on."""
+        return self.host.strip("[]") in _LOOPBACK
 
     @property
     def host(self) -> str:
@@ -311,6 +353,15 @@ class Settings(BaseSettings):
     def port(self) -> int:
         """The port part of ``listen``; 0 for any free one."""
         return int(self.listen.rpartition(":")[2])
+
+
+def _read_file(path: Path, name: str) -> str:
+    try:
+        return path.read_text("utf-8").strip()
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{name} is not UTF-8 text.") from None
 
 
 def _store_problems(url: str) -> list[str]:
@@ -370,6 +421,15 @@ def read(**overrides: Any) -> Settings:
         except ValidationError as error:
             problems += [problem for problem in error.errors() if not problem["loc"]]
     raise SettingsProblem([line for problem in problems for line in _sentences(problem)])
+
+
+def read_for_store() -> Settings:
+    """The same for whoever needs the store alone: what is said of Claude and of listening does not count.
+
+    Raises:
+        SettingsProblem: with every problem there is.
+    """
+    return read(anthropic_api_key=None, anthropic_base_url=CLAUDE_URL, listen="127.0.0.1:0", auth=None)
 
 
 def _sentences(problem: Any) -> list[str]:

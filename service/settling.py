@@ -15,7 +15,7 @@ from service import telemetry
 from service.errors import BatonError, session_corrupt, session_not_found
 from service.exchange import Interrupt
 from storage.keys import SessionRef
-from storage.results import Corrupt, Fenced, Gone, Removed, Settled, StoreUnavailable
+from storage.results import Corrupt, Denied, Fenced, Gone, Removed, Settled, StoreUnavailable
 from storage.turns import Commit, Shown, Turns
 
 _ABORT_WAIT_S: Final = 1.5
@@ -74,6 +74,9 @@ class Settlement:
                 await self.abort(session_corrupt())
                 telemetry.log.error("session_corrupt", session=self._ref.id)
                 return session_corrupt()
+            case Denied():
+                await self.abort(Interrupt.ROLE_LOST.told())
+                return Interrupt.ROLE_LOST.told()
             case Gone():
                 count("session_gone")
                 return session_not_found()

@@ -64,6 +64,8 @@ from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
 from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
+_KEEPING: Final = (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING, Interrupt.REVOKED)
+"""What keeps of a streamed turn what was shown."""
 _POLL_S: Final = 0.25  # how often it is asked whether the earlier turn that a request is has its verdict
 
 
@@ -360,7 +362,7 @@ class Turn(Exchange):
         if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
-        kept = self._interrupt in (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING)
+        kept = self._interrupt in _KEEPING
         if kept and self._streamed and self._fitted is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
         await self._settlement.abort(failure)

@@ -7,12 +7,15 @@ record is written as the turn begins, and says who asks for what; it is replaced
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from service.context import caching
 from service.transcript import Answer
+
+BY_HAND: Final = ("append", "import")
+"""Dialects of turns whose messages Claude did not write; they do not count as turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +99,34 @@ def settled(
     if refused:
         record["refused"] = [digest.hex() for digest in refused]
     return orjson.dumps(record)
+
+
+def without_claude(
+    turn_id: str, dialect: str, replica: str, span: tuple[int, int], *, started: datetime, **more: Any
+) -> bytes:
+    """Of a turn in which nobody asked Claude: messages by hand, a fork, an import.
+
+    Args:
+        turn_id: of the turn.
+        dialect: what was done.
+        replica: who did it.
+        span: its messages in the history, from and to.
+        started: when it was asked for.
+        more: fields of this dialect's own.
+    """
+    return orjson.dumps(
+        {
+            "id": turn_id,
+            "state": "complete",
+            "started_at": started.isoformat(timespec="milliseconds"),
+            "ended_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "dialect": dialect,
+            "replica": replica,
+            "model": None,
+            "stop_reason": None,
+            "usage": {},
+            "from": span[0],
+            "to": span[1],
+            **more,
+        }
+    )

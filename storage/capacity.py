@@ -13,47 +13,55 @@ undone when it dies is found by the next.
 """
 
 import time
-from collections.abc import Callable
-from typing import Final, Literal
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Literal, TypeVar
+
+from redis.asyncio import Redis
 
 from storage.index import Index, Listed
 from storage.keys import Keyspace, SessionRef
-from storage.results import Full, read_evict, read_sweep, read_sweep_lock
-from storage.scripts import ScriptRunner
+from storage.results import Full, Reply, Stale, StoreUnavailable, read_evict, read_sweep, read_sweep_lock
+from storage.scripts import OnCall, ScriptRunner, nobody
+from storage.shares import with_grantees
 
 SWEEP_BATCH: Final = 50
 _SUMS_FRESH_S: Final = 1.0
+_ATTEMPTS: Final = 8  # to place one session
 _CANDIDATES: Final = (4, 64)  # asked for first, and if every one of those is busy
 
 End = Literal["expired", "evicted"]
+_T = TypeVar("_T")
 
 
 class Capacity:
     """Caps and sweeping of one namespace.
 
     Args:
+        redis: see connect.py.
         index: who is there.
-        scripts: evict and sweep.
         keyspace: the namespace.
         per_owner_max: sessions of one owner.
         total_max: sessions of everybody.
         budget_s: how long one script may take in all.
         on_end: told of every session that was taken out here, and why.
+        on_call: see scripts.py.
     """
 
     def __init__(
         self,
+        redis: Redis,
         index: Index,
-        scripts: ScriptRunner,
         keyspace: Keyspace,
         *,
         per_owner_max: int,
         total_max: int,
         budget_s: float,
         on_end: Callable[[End], None],
+        on_call: OnCall = nobody,
     ) -> None:
         self._index = index
-        self._scripts = scripts
+        self._redis = redis
+        self._scripts = ScriptRunner(redis, on_call=on_call)
         self._keyspace = keyspace
         self._per_owner_max = per_owner_max
         self._total_max = total_max
@@ -66,8 +74,34 @@ class Capacity:
         if self._keyspace.buckets == 1:
             return self._per_owner_max, self._total_max
         bucket = int(ref.id[5:7], 16)
-        own, everybody = await self._counted(ref.owner), await self._counted(None)
+        own, everybody = await self._counted(ref.principal), await self._counted(None)
         return self._per_owner_max - sum(own) + own[bucket], self._total_max - sum(everybody) + everybody[bucket]
+
+    async def placed(
+        self, ref: SessionRef, attempt: Callable[[tuple[int, int]], Awaitable[_T | Stale | Full]]
+    ) -> _T | Full:
+        """Places a new session, sweeping an expired one of the same id first and making room.
+
+        Args:
+            ref: of the new session.
+            attempt: to create it, given what the bucket may hold (see `allowance`); may be called several times.
+
+        Returns:
+            Full: a cap is reached and nothing could be removed.
+        """
+        result: _T | Stale | Full = Stale()
+        for _ in range(_ATTEMPTS):
+            result = await attempt(await self.allowance(ref))
+            if isinstance(result, Stale):
+                await self.sweep(ref)
+            elif isinstance(result, Full):
+                if not await self.make_room(ref, result):
+                    return result
+            else:
+                return result
+        if isinstance(result, Full):
+            return result
+        raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)
 
     async def _counted(self, owner: str | None, *, anew: bool = False) -> list[int]:
         """Sessions in each bucket, of one owner or everybody's; up to a second old unless asked for ``anew``."""
@@ -84,13 +118,13 @@ class Capacity:
 
         Sums that were a second old may have said FULL wrongly, so they are taken anew before anybody has to go.
         """
-        own, everybody = [await self._counted(one, anew=True) for one in (ref.owner, None)]
+        own, everybody = [await self._counted(one, anew=True) for one in (ref.principal, None)]
         if sum(own) < self._per_owner_max and sum(everybody) < self._total_max:
             return True
         # What is removed below is in nobody's sums: the next look is a fresh one.
         self._sums.clear()
-        owner = ref.owner if full.cap == "owner" or sum(own) > 0 else None
-        expired = await self._index.expired(_CANDIDATES[0], owner=ref.owner if full.cap == "owner" else None)
+        owner = ref.principal if full.cap == "owner" or sum(own) > 0 else None
+        expired = await self._index.expired(_CANDIDATES[0], owner=ref.principal if full.cap == "owner" else None)
         for gone in await self._index.refs(expired):
             if await self.sweep(gone):
                 return True
@@ -102,8 +136,7 @@ class Capacity:
 
     async def _evict(self, candidate: Listed) -> bool:
         for ref in await self._index.refs([candidate.session_id]):
-            args = (ref.id, ref.owner_tag, candidate.score)
-            end = read_evict(await self._scripts.run("evict", ref.keys, args, budget_s=self._budget_s))
+            end = read_evict(await self._removed("evict", ref, candidate.score))
             if end is not None:
                 self._on_end(end)
                 return True
@@ -111,11 +144,18 @@ class Capacity:
 
     async def sweep(self, ref: SessionRef) -> bool:
         """Takes one expired session out of indexes and counters; False if it lives, or belongs to another owner."""
-        args = (ref.id, ref.owner_tag)
-        swept = read_sweep(await self._scripts.run("sweep", ref.keys, args, budget_s=self._budget_s))
+        swept = read_sweep(await self._removed("sweep", ref))
         if swept == "swept":
             self._on_end("expired")
         return swept != "live"
+
+    async def _removed(self, verb: str, ref: SessionRef, *args: int) -> Reply:
+
+        async def remove(grantees: Sequence[str], lists: Sequence[str]) -> Reply:
+            said = (ref.id, ref.owner_tag, *args, *grantees)
+            return await self._scripts.run(verb, (*ref.keys, *lists), said, budget_s=self._budget_s)
+
+        return await with_grantees(self._redis, ref, remove, budget_s=self._budget_s)
 
     async def sweep_bucket(self, bucket: int, *, interval_ms: int) -> int | None:
         """Sweeps a bucket if nobody did within the interval; how many sessions went, None if it was not our turn.

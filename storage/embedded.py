@@ -168,6 +168,12 @@ class EmbeddedValkey:
         self.stop()
 
 
+def running_url(data_dir: Path) -> str | None:
+    """The address of the server that some process runs on this data directory; None if none answers there."""
+    address = _previous_address(data_dir.absolute() / "valkey.url")
+    return address.url if address and probe(address.port, address.password) == "ready" else None
+
+
 class _Address(NamedTuple):
     port: int
     password: str

@@ -47,7 +47,7 @@ _NO_CLUSTER: Final = "cluster support disabled"
 RIGHTS: Final = load("boot/rights")
 READ_COMMANDS: Final = frozenset(
     {"HGET", "HGETALL", "HMGET", "HSET", "HSETNX", "LLEN", "LRANGE", "PEXPIRETIME", "XRANGE", "XREVRANGE"}
-    | {"ZCARD", "ZCOUNT", "ZRANGE"}
+    | {"ZCARD", "ZCOUNT", "ZINTER", "ZRANGE"}
 )
 """What is sent without a script, with a key; EVAL, EVALSHA, INFO and TIME are sent here anyway."""
 TRANSACTION: Final = frozenset({"MULTI", "EXEC"})

@@ -8,7 +8,7 @@ so what it tells may have changed by the time it is used: whoever acts on it let
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from heapq import nlargest, nsmallest
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from redis.asyncio import Redis
 
@@ -79,16 +79,19 @@ class Index:
         return await answered(ask, budget_s=self._budget_s)
 
     async def page(self, owner: str, before: Listed | None, limit: int) -> list[Listed]:
-        """The owner's sessions, last accessed first, after ``before``; equal times by id, greatest first.
+        """The owner's sessions and those shared with it, last accessed first, after ``before``.
+
+        Equal times by id, greatest first.
 
         A session that is accessed while somebody pages moves to the front, and later pages do not show it again.
 
-        Cost: one command for each bucket and mostly one round trip, to all primaries at once; with many buckets they
-        send about three times the page.
+        Cost: two commands for each bucket and mostly one round trip, to all primaries at once; with many buckets they
+        send about three times the page, and everything that is shared with the owner.
         """
 
         async def ask() -> list[Listed]:
-            found: list[Listed] = []
+            shared = await self._shared(owner, "by_access")
+            found = [listed for listed in shared if before is None or listed < before]
             refs, offset = self._buckets(owner), 0
             # Ids spread evenly, so a bucket rarely has more than twice its share of a page.
             num = limit if len(refs) == 1 else min(limit, 2 * limit // len(refs) + _SPARE)
@@ -109,6 +112,24 @@ class Index:
                 ]
                 offset += num
             return found
+
+        return await self._asked(ask)
+
+    async def _shared(self, principal: str, index: Literal["by_access", "by_expiry"]) -> list[Listed]:
+        """All that is shared with a principal, with its scores in an index of all sessions; one round trip."""
+        async with self._redis.pipeline(transaction=False) as batch:
+            for ref in self._buckets(principal):
+                batch.zinter({ref.shared: 0, getattr(ref, index): 1}, withscores=True)
+            replies: list[Any] = await batch.execute()
+        return [Listed(int(score), session.decode()) for rows in replies for session, score in rows]
+
+    async def shared_active(self, principal: str) -> int:
+        """How many sessions that have not expired are shared with a principal. Cost: two round trips."""
+
+        async def ask() -> int:
+            seconds, micros = await self._redis.time()
+            now_ms = seconds * 1000 + micros // 1000
+            return sum(listed.score > now_ms for listed in await self._shared(principal, "by_expiry"))
 
         return await self._asked(ask)
 
@@ -204,7 +225,7 @@ class Index:
                     batch.hget(self._keyspace.index(int(session_id[5:7], 16), "").sizes, session_id)
                 records = await batch.execute()
             return [
-                self._keyspace.of_tag(session_id, "", record.split()[0].decode())
+                self._keyspace.of_tag(session_id, record.split()[0].decode())
                 for session_id, record in zip(session_ids, records, strict=True)
                 if record
             ]

@@ -20,7 +20,7 @@ from storage.keys import SessionRef
 from storage.results import Fate, read_fate
 from storage.scripts import answered
 
-End = Literal["told", "dead", "overflow", "gone"]
+End = Literal["told", "dead", "overflow", "gone", "hidden"]
 _ENTRIES: Final = 64  # read at once
 _ORDINAL_MAX: Final = 2**63 - 1
 
@@ -34,7 +34,8 @@ class Tail:
         frames: those after that frame, as far as they were read; may be none.
         ordinal: of the last of them, or the one asked for.
         end: how the turn ended, if this is the end of the log: the frames say it (told), its replica vanished (dead),
-            what comes is not in the log (overflow), or the session does not know the turn any more (gone).
+            what comes is not in the log (overflow), the session does not know the turn any more (gone), or is shared no
+            more with who follows (hidden, without frames).
     """
 
     fate: Fate | None
@@ -58,19 +59,26 @@ class Log:
     async def tail(self, ref: SessionRef, turn_id: str, number: int, after: int) -> Tail:
         """What comes after the frame of ordinal ``after`` (0: all of it). Ask `Sessions.get` for permission first.
 
+        Whether the session is still shared with the ref's principal is read at the same instant.
+
         Cost: one round trip, up to 64 entries, all of one instant; there may be more behind them.
         """
         key, last = ref.keys[8], f"{number}-{_ORDINAL_MAX}"
 
         async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=True) as batch:
-                batch.hget(ref.keys[0], "lt")
+                batch.hmget(ref.keys[0], ["own", "lt"])
+                batch.hget(ref.keys[16], ref.principal)
                 batch.hget(ref.keys[3], turn_id)
                 batch.xrange(key, f"({number}-{after}", last, count=_ENTRIES)
                 batch.xrevrange(key, last, f"{number}-0", count=1)
                 return await batch.execute()
 
-        running, fate, entries, newest = await answered(ask, budget_s=self._budget_s)
+        (own, running), share, fate, entries, newest = await answered(ask, budget_s=self._budget_s)
+        # Where the session has expired under its follower, its owner is who was taken for that.
+        is_own = own == ref.principal.encode() if own else ref.taken_for_own
+        if not (is_own or share):
+            return Tail(None, b"", after, "hidden")
         if not fate and running not in (None, turn_id.encode()):
             # Removed and made anew: the log's numbers are those of other turns. (One that expired left its log behind.)
             return Tail(None, b"", after, "gone")

@@ -12,7 +12,7 @@ below and to the header of the script; a test compares the two.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["committed", "aborted", "dead"]
 _VERDICTS: dict[bytes, Verdict] = {b"C": "committed", b"A": "aborted", b"D": "dead"}
@@ -61,7 +61,38 @@ class UnknownReply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Unknown, expired or another owner's session: they look alike."""
+    """Unknown, expired, or another owner's session that is not shared with who acts: they look alike."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The session is shared with who acts, in this role, which is too small; "" if it is not shared any more."""
+
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """What is declared from a prior read is not so any more; read it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The session is shared so; ``new`` if it was not shared with that principal before."""
+
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class IsOwner:
+    """The principal owns the session: it has no share."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharesFull:
+    """A bound of shares is reached: the session's, or that of what is shared with the principal."""
+
+    of: Literal["session", "principal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +284,7 @@ def _settled(value: bytes) -> Settled:
 
 
 def read_create(reply: Reply) -> Created | Exists | Stale | Full:
-    """Reply of create.lua."""
+    """Reply of create.lua and restore.lua."""
     match reply:
         case [b"FULL", b"owner"]:
             return Full("owner")
@@ -270,7 +301,31 @@ def read_create(reply: Reply) -> Created | Exists | Stale | Full:
     raise UnknownReply(reply)
 
 
-BeginResult = Begun | Running | Answered | KeyReused | Busy | Moved | Settled | TurnsFull | Gone | Corrupt
+def read_fork(reply: Reply) -> Created | Exists | Stale | Full | Gone | Moved | TurnsFull | Corrupt:
+    """Reply of fork.lua."""
+    match reply:
+        case [b"MOVED", head]:
+            return Moved(head.decode())
+        case [b"TURNS_FULL"]:
+            return TurnsFull()
+        case [b"GONE"]:
+            return Gone()
+        case [b"CORRUPT"]:
+            return Corrupt()
+    return read_create(reply)
+
+
+def elsewhere(reply: Reply) -> str | None:
+    """The tag of the session's owner, if a script was given the keys of another (shared/declared.lua)."""
+    return reply[1].decode() if reply[0] == b"ELSEWHERE" else None
+
+
+def has_other_grantees(reply: Reply) -> bool:
+    """Whether a script that removes a session was given other grantees than there are (shared/grantees.lua)."""
+    return reply[0] == b"RETRY"
+
+
+BeginResult = Begun | Running | Answered | KeyReused | Busy | Moved | Settled | TurnsFull | Denied | Gone | Corrupt
 
 
 def read_begin(reply: Reply) -> BeginResult:
@@ -305,6 +360,8 @@ def read_begin(reply: Reply) -> BeginResult:
             return _settled(verdict)
         case [b"TURNS_FULL"]:
             return TurnsFull()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
         case [b"GONE"]:
             return Gone()
         case [b"CORRUPT"]:
@@ -312,7 +369,7 @@ def read_begin(reply: Reply) -> BeginResult:
     raise UnknownReply(reply)
 
 
-def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Gone:
+def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Denied | Gone:
     """Reply of cancel.lua."""
     match reply:
         case [b"CANCELLING", number]:
@@ -323,6 +380,8 @@ def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Gon
             return _settled(verdict)
         case [b"UNKNOWN"]:
             return UnknownTurn()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
         case [b"GONE"]:
             return Gone()
     raise UnknownReply(reply)
@@ -338,7 +397,7 @@ def read_delivered(reply: Reply) -> bool:
     raise UnknownReply(reply)
 
 
-def read_renew(reply: Reply) -> Renewed | Settled | Lost | Gone:
+def read_renew(reply: Reply) -> Renewed | Settled | Lost | Denied | Gone:
     """Reply of renew.lua."""
     match reply:
         case [b"RENEWED", cancel]:
@@ -347,12 +406,14 @@ def read_renew(reply: Reply) -> Renewed | Settled | Lost | Gone:
             return _settled(verdict)
         case [b"LOST"]:
             return Lost()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
         case [b"GONE"]:
             return Gone()
     raise UnknownReply(reply)
 
 
-def read_commit(reply: Reply) -> Settled | Fenced | Corrupt | Gone:
+def read_commit(reply: Reply) -> Settled | Fenced | Corrupt | Denied | Gone:
     """Reply of commit.lua; a commit that succeeded is ``Settled("committed", number)``, repeated or not."""
     match reply:
         case [b"COMMITTED", number]:
@@ -363,6 +424,8 @@ def read_commit(reply: Reply) -> Settled | Fenced | Corrupt | Gone:
             return Fenced()
         case [b"CORRUPT"]:
             return Corrupt()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
         case [b"GONE"]:
             return Gone()
     raise UnknownReply(reply)
@@ -385,17 +448,17 @@ def read_abort(reply: Reply) -> Settled | Removed | Live | UnknownTurn | Gone:
 
 
 def read_touch(reply: Reply) -> bool:
-    """Reply of touch.lua: whether the session is there."""
+    """Reply of touch.lua: whether the session is there; no role is too small to look at it."""
     match reply:
         case [b"TOUCHED"]:
             return True
-        case [b"GONE"]:
+        case [b"GONE"] | [b"DENIED", _]:
             return False
     raise UnknownReply(reply)
 
 
 def read_sweep(reply: Reply) -> Literal["swept", "none", "live"]:
-    """Reply of sweep.lua: it was swept, there was nothing, or it lives (or is another owner's by now)."""
+    """Reply of sweep.lua: it was swept, there was nothing, or it lives (or has others by now who must be declared)."""
     match reply:
         case [b"SWEPT"]:
             return "swept"
@@ -406,13 +469,17 @@ def read_sweep(reply: Reply) -> Literal["swept", "none", "live"]:
     raise UnknownReply(reply)
 
 
-def read_delete(reply: Reply) -> bool:
+def read_delete(reply: Reply) -> bool | Retry | Denied:
     """Reply of delete.lua: whether there was such a session."""
     match reply:
         case [b"DELETED"]:
             return True
         case [b"GONE"]:
             return False
+        case [b"RETRY"]:
+            return Retry()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
     raise UnknownReply(reply)
 
 
@@ -428,19 +495,68 @@ def read_evict(reply: Reply) -> Literal["evicted", "expired"] | None:
     raise UnknownReply(reply)
 
 
-def read_patch(reply: Reply) -> Patched | RevisionConflict | Gone:
+def read_share(reply: Reply) -> Shared | IsOwner | SharesFull | Denied | Gone:
+    """Reply of share.lua."""
+    match reply:
+        case [b"SHARED", new]:
+            return Shared(new == b"1")
+        case [b"OWNER"]:
+            return IsOwner()
+        case [b"FULL", b"session"]:
+            return SharesFull("session")
+        case [b"FULL", b"principal"]:
+            return SharesFull("principal")
+        case [b"DENIED", role]:
+            return Denied(role.decode())
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_unshare(reply: Reply) -> bool | IsOwner | Denied | Gone:
+    """Reply of unshare.lua; whether there was such a share."""
+    match reply:
+        case [b"UNSHARED"]:
+            return True
+        case [b"NONE"]:
+            return False
+        case [b"OWNER"]:
+            return IsOwner()
+        case [b"DENIED", role]:
+            return Denied(role.decode())
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_shares(reply: Any) -> dict[str, str] | Denied | Gone:
+    """Reply of shares.lua: role by principal."""
+    match reply:
+        case [b"SHARES", flat]:
+            texts = [text.decode() for text in flat]
+            return dict(zip(texts[::2], texts[1::2], strict=True))
+        case [b"DENIED", role]:
+            return Denied(role.decode())
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_patch(reply: Reply) -> Patched | RevisionConflict | Denied | Gone:
     """Reply of patch.lua."""
     match reply:
         case [b"PATCHED", revision]:
             return Patched(int(revision))
         case [b"CONFLICT", revision]:
             return RevisionConflict(int(revision))
+        case [b"DENIED", role]:
+            return Denied(role.decode())
         case [b"GONE"]:
             return Gone()
     raise UnknownReply(reply)
 
 
-AppendResult = Settled | Answered | KeyReused | Busy | Fenced | TurnsFull | Corrupt | Gone
+AppendResult = Settled | Answered | KeyReused | Busy | Fenced | TurnsFull | Corrupt | Denied | Gone
 
 
 def read_append(reply: Reply) -> AppendResult:
@@ -454,7 +570,7 @@ def read_append(reply: Reply) -> AppendResult:
             return Busy(turn_id.decode(), int(remaining))
         case [b"TURNS_FULL"]:
             return TurnsFull()
-        case [b"COMMITTED" | b"SETTLED" | b"FENCED" | b"CORRUPT" | b"GONE", *_]:
+        case [b"COMMITTED" | b"SETTLED" | b"FENCED" | b"CORRUPT" | b"DENIED" | b"GONE", *_]:
             return read_commit(reply)
     raise UnknownReply(reply)
 
@@ -466,4 +582,52 @@ def read_sweep_lock(reply: Reply) -> bool:
             return True
         case [b"HELD"]:
             return False
+    raise UnknownReply(reply)
+
+
+def read_create_key(reply: Reply) -> bool:
+    """Reply of create_key.lua: whether it is there now; else another of its id is."""
+    match reply:
+        case [b"CREATED"]:
+            return True
+        case [b"EXISTS"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_patch_key(reply: Reply) -> bool:
+    """Reply of patch_key.lua: whether there is such a key."""
+    match reply:
+        case [b"PATCHED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_rotate_key(reply: Reply) -> bool:
+    """Reply of rotate_key.lua: whether there is such a key."""
+    match reply:
+        case [b"ROTATED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_delete_key(reply: Reply) -> bool:
+    """Reply of delete_key.lua: whether there was such a key."""
+    match reply:
+        case [b"DELETED"]:
+            return True
+        case [b"GONE"]:
+            return False
+    raise UnknownReply(reply)
+
+
+def read_note_key(reply: Reply) -> None:
+    """Reply of note_key.lua."""
+    match reply:
+        case [b"NOTED"]:
+            return
     raise UnknownReply(reply)

@@ -43,13 +43,14 @@ _HOPS_MAX: Final = 5
 _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
+_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3, "ZINTER": 2}  # of all others behind the name
 _KEYLESS: Final = ("TIME", "INFO", "PING")
 _PING_EVERY_S: Final = 0.1
 
 
 def _slot(command: Sequence[Any]) -> int:
-    """Of a command's key; every command that the store uses has it first."""
-    key = command[3] if str(command[0]).upper() in _SCRIPTS else command[1]
+    """Of a command's key, its first if it has several: these are in one slot."""
+    key = command[_KEY_AT.get(str(command[0]).upper(), 1)]
     return key_slot(key if isinstance(key, bytes) else str(key).encode())
 
 

@@ -24,8 +24,9 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
+from storage.keys import SessionRef
 from storage.pool import CALL, Call, NoConnection, refused_call
-from storage.results import Reply, StoreBusy, StoreUnavailable
+from storage.results import Reply, StoreBusy, StoreUnavailable, elsewhere
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -59,15 +60,25 @@ VERBS = (
     "cancel",
     "commit",
     "create",
+    "create_key",
     "delete",
+    "delete_key",
     "delivered",
     "evict",
+    "fork",
     "get",
+    "note_key",
     "patch",
+    "patch_key",
     "renew",
+    "restore",
+    "rotate_key",
+    "share",
+    "shares",
     "sweep",
     "sweep_lock",
     "touch",
+    "unshare",
 )
 SCRIPTS = {verb: load(verb) for verb in VERBS}
 READ = "read"
@@ -191,6 +202,21 @@ class ScriptRunner:
             raise
         finally:
             self._on_call(verb, time.perf_counter() - started, failure)
+
+    async def act(
+        self, verb: str, ref: SessionRef, args: Sequence[Any], *, more_keys: Sequence[str] = (), **waiting: Any
+    ) -> Reply:
+        """Runs a script on a session for its ref's principal; ``args`` come behind these two; else as `run`.
+
+        A session of another's is asked for with the wrong keys once: the ref, and all later ones of it, then know its
+        owner. Cost: one round trip, for such a session the first time two.
+        """
+        for _ in range(2):
+            reply = await self.run(verb, (*ref.keys, *more_keys), (ref.id, ref.principal, *args), **waiting)
+            if (owner_tag := elsewhere(reply)) is None:
+                break
+            ref.belongs_to(owner_tag)
+        return reply
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:

@@ -3,7 +3,7 @@
 Turns, the only way that a history grows, are in turns.py.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,10 +15,13 @@ from storage.keys import Keyspace, SessionRef
 from storage.results import (
     LEASE_MS_MAX,
     Created,
+    Denied,
     Exists,
     Full,
     Gone,
     Patched,
+    Reply,
+    Retry,
     RevisionConflict,
     SessionTorn,
     Stale,
@@ -30,8 +33,8 @@ from storage.results import (
     read_touch,
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
+from storage.shares import OWNER, with_grantees
 
-_CREATE_ATTEMPTS = 8
 _TEXTS = ("system", "title", "metadata")  # of a snapshot; the preamble, which may be large, is for turns only
 
 
@@ -53,8 +56,12 @@ class NewSession:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A session at one instant of the server's clock. Times are milliseconds since 1970, 0 for none."""
+    """A session at one instant of the server's clock. Times are milliseconds since 1970, 0 for none.
 
+    ``role`` is what the principal is in it that asked. The name is the owner's own, and "" for anybody else.
+    """
+
+    role: str
     name: str
     owner: str
     created_ms: int
@@ -87,9 +94,19 @@ def _pairs(flat: list[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def _snapshot(expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
+def read_fields(role: str, expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
+    """The snapshot that the fields of a session and its texts make.
+
+    Args:
+        role: of who reads.
+        expires: end of life, ms.
+        remaining: of the lease, ms; 0 if no turn runs.
+        s: the fields, key 1 of storage/README.md.
+        j: the texts, key 5.
+    """
     return Snapshot(
-        name=s["nm"].decode(),
+        role=role,
+        name=s["nm"].decode() if role == OWNER else "",
         owner=s["own"].decode(),
         created_ms=int(s["cr"]),
         accessed_ms=int(s["la"]),
@@ -151,7 +168,7 @@ class Sessions:
         """
         args = (
             ref.id,
-            ref.owner,
+            ref.principal,
             ref.owner_tag,
             new.nonce,
             new.ttl_ms,
@@ -164,38 +181,35 @@ class Sessions:
             new.title,
             new.metadata_json,
         )
-        result: Created | Exists | Stale | Full = Stale()
-        for _ in range(_CREATE_ATTEMPTS):
-            allowed = await self._capacity.allowance(ref)
-            reply = await self._scripts.run("create", ref.keys, (*args, *allowed), budget_s=self._budget_s)
-            result = read_create(reply)
-            if isinstance(result, Stale):
-                await self._capacity.sweep(ref)
-            elif isinstance(result, Full):
-                if not await self._capacity.make_room(ref, result):
-                    return result
-            else:
-                return result
-        if isinstance(result, Full):
-            return result
-        raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)
 
-    async def delete(self, ref: SessionRef) -> bool:
-        """Removes a session with all that it holds; False if it is not there for this owner."""
-        return read_delete(await self._scripts.run("delete", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s))
+        async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
+            reply = await self._scripts.run("create", ref.keys, (*args, *allowed), budget_s=self._budget_s)
+            return read_create(reply)
+
+        return await self._capacity.placed(ref, attempt)
+
+    async def delete(self, ref: SessionRef) -> bool | Denied:
+        """Removes a session with all that it holds; False if it is not there for this principal."""
+
+        async def remove(grantees: Sequence[str], lists: Sequence[str]) -> Reply:
+            return await self._scripts.act("delete", ref, grantees, more_keys=lists, budget_s=self._budget_s)
+
+        result = read_delete(await with_grantees(self._redis, ref, remove, budget_s=self._budget_s))
+        if isinstance(result, Retry):
+            raise StoreUnavailable("its shares keep changing", outcome_unknown=False)
+        return result
 
     async def patch(
         self, ref: SessionRef, changes: dict[str, Any], *, expected_revision: int | None
-    ) -> Patched | RevisionConflict | Gone:
+    ) -> Patched | RevisionConflict | Denied | Gone:
         """Changes fields: model, max_turns, ttl (ms), system, title, metadata; texts as in `NewSession`."""
         expected = "" if expected_revision is None else expected_revision
-        args = (ref.id, ref.owner, expected, *(item for pair in changes.items() for item in pair))
-        return read_patch(await self._scripts.run("patch", ref.keys, args, budget_s=self._budget_s))
+        args = (expected, *(item for pair in changes.items() for item in pair))
+        return read_patch(await self._scripts.act("patch", ref, args, budget_s=self._budget_s))
 
     async def touch(self, ref: SessionRef) -> bool:
-        """Starts the session's TTL anew; False if it is not there for this owner."""
-        args = (ref.id, ref.owner)
-        return read_touch(await self._scripts.run("touch", ref.keys, args, budget_s=self._budget_s))
+        """Starts the session's TTL anew; False if it is not there for this principal."""
+        return read_touch(await self._scripts.act("touch", ref, (), budget_s=self._budget_s))
 
     async def get(self, ref: SessionRef) -> Snapshot | Gone:
         """The session at one instant; changes nothing.
@@ -203,19 +217,19 @@ class Sessions:
         Raises:
             SessionTorn: a part of it is missing.
         """
-        reply: Any = await self._scripts.run("get", ref.keys, (ref.id, ref.owner), budget_s=self._budget_s)
+        reply: Any = await self._scripts.act("get", ref, (), budget_s=self._budget_s)
         match reply:
-            case [b"FOUND", _now, expires, remaining, fields, flat]:
+            case [b"FOUND", role, _now, expires, remaining, fields, flat]:
                 texts = _pairs(flat)
                 if not texts.keys() >= set(_TEXTS):
                     raise SessionTorn("texts")
-                return _snapshot(int(expires), int(remaining), _pairs(fields), texts)
-            case [b"GONE"]:
+                return read_fields(role.decode(), int(expires), int(remaining), _pairs(fields), texts)
+            case [b"GONE"] | [b"DENIED", _]:
                 return Gone()
         raise UnknownReply(reply)
 
     async def snapshots(self, refs: list[SessionRef]) -> list[Snapshot | None]:
-        """Many sessions of one owner, as `get` tells them; None for one that is not there any more.
+        """Many sessions, as `get` tells them; None for one that is not there for its ref's principal any more.
 
         Each session's fields are of one instant, different sessions of different ones. Cost: two round trips.
         """
@@ -227,16 +241,18 @@ class Sessions:
                     batch.hgetall(ref.keys[0])
                     batch.hmget(ref.keys[4], _TEXTS)
                     batch.pexpiretime(ref.keys[0])
+                    batch.hget(ref.keys[16], ref.principal)
                 return seconds, micros, await batch.execute()
 
         seconds, micros, replies = await self._scripts.read(ask, budget_s=self._budget_s)
         now_ms = seconds * 1000 + micros // 1000
         found: list[Snapshot | None] = []
         for at, ref in enumerate(refs):
-            fields, texts, expires = replies[3 * at : 3 * at + 3]
+            fields, texts, expires, share = replies[4 * at : 4 * at + 4]
             s, j = {key.decode(): value for key, value in fields.items()}, dict(zip(_TEXTS, texts, strict=True))
-            there = s and None not in texts and expires > 0 and s["own"] == ref.owner.encode()
-            found.append(_snapshot(expires, _lease_remaining_ms(s, now_ms), s, j) if there else None)
+            there = s and None not in texts and expires > 0
+            role = OWNER if there and s["own"] == ref.principal.encode() else (share or b"").decode()
+            found.append(read_fields(role, expires, _lease_remaining_ms(s, now_ms), s, j) if there and role else None)
         return found
 
     async def labels(self, refs: list[SessionRef]) -> list[tuple[str, bytes]]:

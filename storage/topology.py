@@ -185,7 +185,11 @@ class SentinelTopology(Topology):
 
     async def _look_up(self) -> None:
         asked = (_asked(sentinel, "SENTINEL MASTER", self._service) for sentinel in self._sentinels)
-        answers = await _answers(asked, self._deadline_s, f"No Sentinel names a primary {self._service!r}")
+        try:
+            answers = await _answers(asked, self._deadline_s, f"No Sentinel names a primary {self._service!r}")
+        finally:  # they are asked seldom: by then a connection that was kept may lead nowhere, and cost the deadline
+            for sentinel in self._sentinels:
+                await sentinel.connection_pool.disconnect(inuse_connections=False)
         latest = max(answers, key=lambda answer: int(answer["config-epoch"]))
         self._primary = self.node(str(latest["ip"]), int(latest["port"]))
 

@@ -25,6 +25,7 @@ from storage.results import (
     BeginResult,
     Cancelling,
     Corrupt,
+    Denied,
     Fate,
     Fenced,
     Gone,
@@ -231,8 +232,8 @@ class Turns:
             wanted: asked each time before it is sent, see `scripts.answered`.
         """
         of = (request.fingerprint, request.key, "1" if request.retried else "", request.replaces, expected)
-        args = (ref.id, ref.owner, turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
-        reply = await self._scripts.run("begin", ref.keys, args, budget_s=self._begin_budget_s, wanted=wanted)
+        args = (turn_id, replica, lease_ms, record, turns_max, "1" if streamed else "", *of)
+        reply = await self._scripts.act("begin", ref, args, budget_s=self._begin_budget_s, wanted=wanted)
         return read_begin(reply)
 
     async def history(self, ref: SessionRef, messages: int) -> History:
@@ -263,17 +264,16 @@ class Turns:
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN
-    ) -> Renewed | Settled | Lost | Gone:
+    ) -> Renewed | Settled | Lost | Denied | Gone:
         """Keeps the lease, logs what was shown since and tells whether to cancel; see scripts/renew.lua."""
         numbers = f"{usage.input} {usage.output} {usage.cache_read} {usage.cache_written}"
-        args = (ref.id, turn_id, lease_ms, numbers, *shown.args())
-        return read_renew(await self._scripts.run("renew", ref.keys, args, budget_s=self._begin_budget_s))
+        args = (turn_id, lease_ms, numbers, *shown.args())
+        return read_renew(await self._scripts.act("renew", ref, args, budget_s=self._begin_budget_s))
 
-    async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Gone:
+    async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Denied | Gone:
         """Makes the turn history, or says why not; see scripts/commit.lua."""
         usage, rewind = commit.usage, commit.rewind
         args = (
-            ref.id,
             turn_id,
             commit.head,
             commit.record,
@@ -292,7 +292,7 @@ class Turns:
             commit.context,
             *_messages(commit.elements, commit.known),
         )
-        reply = await self._scripts.run("commit", ref.keys, args, budget_s=self._settle_budget_s, wait_for_server=True)
+        reply = await self._scripts.act("commit", ref, args, budget_s=self._settle_budget_s, wait_for_server=True)
         return read_commit(reply)
 
     async def number(self, ref: SessionRef, turn_id: str) -> int | None:
@@ -374,14 +374,14 @@ class Turns:
         elements: Sequence[bytes],
     ) -> AppendResult:
         """Makes messages history without asking Claude; see scripts/append.lua."""
-        args = (ref.id, ref.owner, turn_id, head, record, turns_max, request.fingerprint, request.key)
+        args = (turn_id, head, record, turns_max, request.fingerprint, request.key)
         args = (*args, *_messages(elements))
-        return read_append(await self._scripts.run("append", ref.keys, args, budget_s=self._begin_budget_s))
+        return read_append(await self._scripts.act("append", ref, args, budget_s=self._begin_budget_s))
 
-    async def cancel(self, ref: SessionRef, turn_id: str) -> Cancelling | Over | Settled | UnknownTurn | Gone:
+    async def cancel(self, ref: SessionRef, turn_id: str) -> Cancelling | Over | Settled | UnknownTurn | Denied | Gone:
         """Asks whoever runs a turn to stop; see scripts/cancel.lua."""
-        args = (ref.id, ref.owner, turn_id)
-        return read_cancel(await self._scripts.run("cancel", ref.keys, args, budget_s=self._begin_budget_s))
+        args = (turn_id,)
+        return read_cancel(await self._scripts.act("cancel", ref, args, budget_s=self._begin_budget_s))
 
     async def delivered(self, ref: SessionRef, turn_id: str) -> bool:
         """Notes that the turn's answer has reached its caller; False if it is not committed."""
@@ -407,11 +407,11 @@ class Turns:
             budget_s: how long it is tried while no server can be reached, too; by default as a commit's outcome is
                 looked for, and only while a server can be reached. One that takes no writes for now is waited for.
         """
-        args = (ref.id, turn_id, mode, *end.args())
+        args = (turn_id, mode, *end.args())
         patient = budget_s is not None
         budget_s = self._settle_budget_s if budget_s is None else budget_s
-        reply = await self._scripts.run(
-            "abort", ref.keys, args, budget_s=budget_s, wait_for_server=patient, wait_for_writes=True
+        reply = await self._scripts.act(
+            "abort", ref, args, budget_s=budget_s, wait_for_server=patient, wait_for_writes=True
         )
         return read_abort(reply)
 

@@ -45,8 +45,13 @@ class Conversation:
     answered: bool
 
 
-def translated(given: Any, ignored: set[str]) -> Conversation:
+def translated(given: Any, ignored: set[str], *, asks: bool = True) -> Conversation:
     """``messages`` as Claude's. Adds to what is ignored.
+
+    Args:
+        given: the field.
+        ignored: names.
+        asks: they ask for an answer; otherwise they may end with one.
 
     Raises:
         BatonError: 400 naming the place.
@@ -73,7 +78,7 @@ def translated(given: Any, ignored: set[str]) -> Conversation:
             calls = chat_tools.calls(message.get("tool_calls"), f"{where}.tool_calls", ignored)
             pairing.said(calls)
             order.add(role, _answer(message, where, ignored, calls))
-    return order.finished()
+    return order.finished(asks=asks)
 
 
 class _Order:
@@ -111,10 +116,10 @@ class _Order:
             self._messages.append({"role": "system", "content": _joined(self._waiting)})
             self._waiting = []
 
-    def finished(self) -> Conversation:
-        if not self._messages or self._messages[-1]["role"] != "user":
+    def finished(self, *, asks: bool) -> Conversation:
+        if asks and (not self._messages or self._messages[-1]["role"] != "user"):
             raise invalid_value("messages", "must end with a user or tool message, but for system messages behind it")
-        if self._messages[0]["role"] != "user":
+        if self._messages and self._messages[0]["role"] != "user":
             raise invalid_value("messages", "must begin with a user or tool message, after any system messages")
         self._place()
         return Conversation(_joined(self._prompt) if self._prompt else None, self._messages, self._answered)

@@ -8,11 +8,15 @@ from starlette.types import Scope
 from service.errors import BatonError
 
 _OPENAI_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
     429: "rate_limit_error",
 }
 ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     409: "conflict_error",

@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import __version__, headers
+from service import __version__, access, headers
 from service.errors import CODES
 from service.openapi import completions, messages, schemas
 from service.openapi.operations import ANYWHERE, OPERATIONS, Answer, Operation, Query
@@ -16,6 +16,15 @@ _DESCRIPTION: Final = (
     "unknown path is `route_not_found` (404), an unknown method of a known one `method_not_allowed` (405)."
 )
 _EVERY_ERROR: Final = ("X-Request-Id", "x-should-retry", "Retry-After")
+_GUARDED: Final = (
+    *("missing_api_key", "malformed_api_key", "invalid_api_key", "expired_api_key", "disabled_api_key"),
+    *("revoked_api_key", "insufficient_scope", "origin_refused", "invalid_value", "store_unavailable"),
+)
+"""Codes of any operation that needs a scope."""
+_SECURITY: Final = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+}
 _ALWAYS: Final = frozenset({"X-Request-Id", "x-should-retry"})
 
 
@@ -40,6 +49,7 @@ def document() -> dict[str, Any]:
             "schemas": completions.SCHEMAS | messages.SCHEMAS | schemas.SCHEMAS,
             "parameters": _parameters(),
             "headers": {name: _header(name) for name in headers.at("answer", "error")},
+            "securitySchemes": _SECURITY,
         },
     }
 
@@ -72,17 +82,23 @@ def _header(name: str) -> dict[str, Any]:
 
 def _operation(operation: Operation, tag: str) -> dict[str, Any]:
     in_path = [name for name in schemas.PATH_PARAMETERS if f"{{{name}}}" in operation.path]
-    named = [*in_path, *operation.headers, "X-Request-Id"]
+    scope = access.needed(operation.method, operation.path)
+    named = [*in_path, *operation.headers, *(("X-Baton-User",) if scope else ()), "X-Request-Id"]
     told: dict[str, Any] = {
         "operationId": operation.id,
         "tags": [tag],
         "summary": operation.summary,
         "parameters": [*map(_query, operation.query), *({"$ref": f"#/components/parameters/{name}"} for name in named)],
     }
+    # OpenAPI 3.1 lets schemes that are no OAuth name roles: here it is the scope. Open mode asks for none of it.
+    told["security"] = [{name: [scope]} for name in _SECURITY] if scope else []
     if operation.details:
         told["description"] = operation.details
     if operation.body:
-        told["requestBody"] = {"required": True, "content": {"application/json": {"schema": ref(operation.body)}}}
+        content: dict[str, Any] = {"application/json": {"schema": ref(operation.body)}}
+        if operation.lines:
+            content[operation.lines] = {"schema": {"type": "string"}}
+        told["requestBody"] = {"required": True, "content": content}
     told["responses"] = {str(answer.status): _answer(answer) for answer in operation.answers} | _errors(operation)
     return told
 
@@ -103,7 +119,8 @@ def _answer(answer: Answer) -> dict[str, Any]:
 
 def _errors(operation: Operation) -> dict[str, Any]:
     """The error responses by status, each with its codes."""
-    codes = sorted({*operation.errors, *ANYWHERE}, key=lambda code: (CODES[code].status, code))
+    guarded = _GUARDED if access.needed(operation.method, operation.path) else ()
+    codes = sorted({*operation.errors, *ANYWHERE, *guarded}, key=lambda code: (CODES[code].status, code))
     by_status: dict[str, list[str]] = {}
     for code in codes:
         by_status.setdefault(str(CODES[code].status), []).append(code)
@@ -113,7 +130,7 @@ def _errors(operation: Operation) -> dict[str, Any]:
     return {
         status: {
             "description": " ".join(f"`{code}`: {CODES[code].meaning}" for code in alike),
-            "headers": _headers(names),
+            "headers": _headers((*names, "WWW-Authenticate") if status in ("401", "403") else names),
             "content": {"application/json": {"schema": _error(alike, operation.error_shapes)}},
         }
         for status, alike in by_status.items()

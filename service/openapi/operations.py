@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from service.openapi.schemas import METADATA, TEXT, Schema, one_or_another, ref, whole
+from service import archive
+from service.openapi.schemas import METADATA, PRINCIPAL, TEXT, Schema, one_or_another, ref, whole
 
 Content = Mapping[str, Schema]
 
@@ -49,6 +50,7 @@ class Operation:
         answers: at least one.
         errors: codes of `errors.CODES`.
         body: name of the schema of the request's body, "" if it has none.
+        lines: media type of JSON lines that the body may be instead, "" if it may not.
         headers: of ours, in a request.
         query: parameters of the query string.
         error_headers: of ours, where they apply, in an error.
@@ -63,6 +65,7 @@ class Operation:
     answers: tuple[Answer, ...] = ()
     errors: tuple[str, ...] = ()
     body: str = ""
+    lines: str = ""
     headers: tuple[str, ...] = ()
     query: tuple[Query, ...] = ()
     error_headers: tuple[str, ...] = ()
@@ -113,6 +116,7 @@ _CLAUDE: Final = (
 )
 _TURN: Final = (
     *_APPENDED,
+    "role_too_small",
     *(
         "history_mismatch",
         "prefix_changed",
@@ -230,7 +234,7 @@ SESSIONS: Final = (
         "listSessions",
         "GET",
         "/v1/sessions",
-        "the caller's sessions, last accessed first",
+        "the caller's sessions and those shared with it, last accessed first",
         "a filtered page may be short, or empty, and still have a next one",
         query=(
             Query("limit", whole(1, 100, 20), "how many at most"),
@@ -245,7 +249,7 @@ SESSIONS: Final = (
         "getSessionStats",
         "GET",
         "/v1/sessions/stats",
-        "exact counts of the caller's sessions",
+        "exact counts of the caller's own sessions",
         answers=(Answer(200, "the counts", _json("Stats")),),
         errors=_STORE,
     ),
@@ -267,7 +271,7 @@ SESSIONS: Final = (
         body="SessionChanges",
         headers=("If-Match",),
         answers=(Answer(200, "the session as it is now", _json("Session"), _AS_SEEN),),
-        errors=(*_BODY, *_SESSION, "revision_conflict"),
+        errors=(*_BODY, *_SESSION, "revision_conflict", "role_too_small"),
         error_headers=("ETag",),
     ),
     Operation(
@@ -277,7 +281,7 @@ SESSIONS: Final = (
         "deletes a session",
         "with all it holds; a running turn of it ends",
         answers=(Answer(200, "it is gone", _json("Deleted")),),
-        errors=_SESSION,
+        errors=(*_SESSION, "role_too_small"),
     ),
     Operation(
         "listMessages",
@@ -300,8 +304,65 @@ SESSIONS: Final = (
         body="NewMessages",
         headers=("X-Session-On-Conflict", "X-Expect-Turn", "Idempotency-Key"),
         answers=(Answer(200, "they are part of the history", _json("Appended")),),
-        errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED),
+        errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED, "role_too_small"),
         error_headers=("X-Turn-Id",),
+    ),
+)
+
+TRANSFERS: Final = (
+    Operation(
+        "forkSession",
+        "POST",
+        "/v1/sessions/{session}/fork",
+        "makes a new session that goes on from a message of this one",
+        "a copy of all messages, unless `message_count` or `turn_id` say where it ends; it has no name",
+        body="Fork",
+        headers=("X-Expect-Turn", "Idempotency-Key"),
+        answers=(
+            Answer(201, "the new session", _json("Session"), _AS_SEEN),
+            Answer(200, "the new session, which the same request has made before", _json("Session"), _AS_SEEN),
+        ),
+        errors=(
+            *(*_BODY, *_SESSION, "history_moved", "max_turns_reached", "session_corrupt", "session_exists"),
+            *("sessions_full", "turn_in_progress", "turn_not_found", "turn_rewound"),
+        ),
+        error_headers=("X-Turn-Id",),
+    ),
+    Operation(
+        "exportSession",
+        "GET",
+        "/v1/sessions/{session}/export",
+        "the whole session as JSON lines",
+        "its last line is `end`; without that it is not whole",
+        answers=(
+            Answer(200, "session, turns and messages", {archive.MEDIA_TYPE: {"type": "string"}}, ("X-Session-Id",)),
+        ),
+        errors=(*_SESSION, "session_corrupt"),
+    ),
+    Operation(
+        "importSession",
+        "POST",
+        "/v1/sessions/import",
+        "makes a session out of an exported one, or out of a list of messages",
+        "JSON lines as they were exported, or a JSON object with messages as chat completions (`dialect`: `chat`) or "
+        "Anthropic's API (`messages`) have them; it gets a new id, and its name unless the query says another",
+        body="Import",
+        lines=archive.MEDIA_TYPE,
+        headers=("Idempotency-Key",),
+        query=(Query("name", {"type": "string"}, "the session's name; empty for none"),),
+        answers=(
+            Answer(201, "the session", _json("Session"), (*_AS_SEEN, "X-Baton-Ignored")),
+            Answer(
+                200,
+                "the session, which the same request has made before",
+                _json("Session"),
+                (*_AS_SEEN, "X-Baton-Ignored"),
+            ),
+        ),
+        errors=(
+            *(*_BODY, "missing_value", "unsupported", *_STORE, "tool_call_closed"),
+            *("idempotency_key_reused", "invalid_session_id", "session_exists", "sessions_full"),
+        ),
     ),
 )
 
@@ -336,7 +397,7 @@ TURNS: Final = (
             Answer(202, "the turn, which was asked to stop", _json("TurnCancel")),
             Answer(200, "the turn, which has ended", _json("TurnCancel")),
         ),
-        errors=(*_SESSION, "turn_not_found"),
+        errors=(*_SESSION, "turn_not_found", "role_too_small"),
     ),
     Operation(
         "followTurn",
@@ -384,6 +445,71 @@ MODELS: Final = (
         errors=(*_CLAUDE, "upstream_nonsense"),
         error_headers=("request-id",),
         error_shapes=("Error", "AnthropicError"),
+    ),
+)
+
+_KEY: Final = ("key_not_found", *_STORE)
+
+ADMIN: Final = (
+    Operation(
+        "listKeys",
+        "GET",
+        "/v1/admin/keys",
+        "the keys of callers, those of one principal together",
+        query=(
+            Query("limit", whole(1, 100, 20), "how many at most"),
+            Query("cursor", TEXT, "`next_cursor` of the page before"),
+            Query("principal", PRINCIPAL, "keys of this one only"),
+        ),
+        answers=(Answer(200, "a page of them", _json("KeyList")),),
+        errors=(*_STORE, "invalid_value"),
+    ),
+    Operation(
+        "createKey",
+        "POST",
+        "/v1/admin/keys",
+        "makes a key",
+        "its text is in this answer and nowhere else",
+        body="NewKey",
+        answers=(Answer(201, "the key", _json("KeyWithText")),),
+        errors=(*_BODY, "missing_value", *_STORE),
+    ),
+    Operation(
+        "getKey",
+        "GET",
+        "/v1/admin/keys/{key}",
+        "a key, without its text",
+        answers=(Answer(200, "the key", _json("Key")),),
+        errors=_KEY,
+    ),
+    Operation(
+        "updateKey",
+        "PATCH",
+        "/v1/admin/keys/{key}",
+        "changes what a key may do, or stops it",
+        "holds everywhere within seconds, for what runs already, too",
+        body="KeyChanges",
+        answers=(Answer(200, "the key as it is now", _json("Key")),),
+        errors=(*_BODY, *_KEY),
+    ),
+    Operation(
+        "deleteKey",
+        "DELETE",
+        "/v1/admin/keys/{key}",
+        "deletes a key",
+        "the sessions of its principal stay",
+        answers=(Answer(200, "it is gone", _json("DeletedKey")),),
+        errors=_KEY,
+    ),
+    Operation(
+        "rotateKey",
+        "POST",
+        "/v1/admin/keys/{key}/rotate",
+        "gives a key another text",
+        "the one before stays good for the overlap; the one before that ends at once",
+        body="Rotation",
+        answers=(Answer(200, "the key, with its new text", _json("KeyWithText")),),
+        errors=(*_BODY, *_KEY),
     ),
 )
 
@@ -440,12 +566,58 @@ OPERATION: Final = (
     ),
 )
 
+SHARES: Final = (
+    Operation(
+        "listShares",
+        "GET",
+        "/v1/sessions/{session}/shares",
+        "who a session is shared with",
+        "for its owner and admins",
+        answers=(Answer(200, "all shares, by principal", _json("ShareList")),),
+        errors=(*_SESSION, "role_too_small"),
+    ),
+    Operation(
+        "getShare",
+        "GET",
+        "/v1/sessions/{session}/shares/{principal}",
+        "what a session is shared with one principal for",
+        "for its owner and admins; anybody may ask for its own",
+        answers=(Answer(200, "the share", _json("Share")),),
+        errors=(*_SESSION, "invalid_value", "role_too_small", "share_not_found"),
+    ),
+    Operation(
+        "putShare",
+        "PUT",
+        "/v1/sessions/{session}/shares/{principal}",
+        "shares a session, or changes the role that it is shared in",
+        "for its owner and admins. A viewer reads and follows; a writer also asks for turns, appends and cancels; an "
+        "admin also patches, shares and deletes. Any well-formed principal will do, known or not",
+        body="NewShare",
+        answers=(
+            Answer(200, "the share, changed or as it was", _json("Share")),
+            Answer(201, "the new share", _json("Share")),
+        ),
+        errors=(*_BODY, *_SESSION, "missing_value", "role_too_small", "shares_full"),
+    ),
+    Operation(
+        "deleteShare",
+        "DELETE",
+        "/v1/sessions/{session}/shares/{principal}",
+        "shares a session no more",
+        "for its owner and admins; anybody may give up its own. Holds from the next request, and for streams at once",
+        answers=(Answer(200, "it is gone", _json("ShareDeleted")),),
+        errors=(*_SESSION, "invalid_value", "role_too_small", "share_not_found"),
+    ),
+)
+
 OPERATIONS: Final[dict[str, tuple[Operation, ...]]] = {
     "chat": CHAT,
     "messages": MESSAGES,
-    "sessions": SESSIONS,
+    "sessions": (*SESSIONS, *TRANSFERS),
+    "shares": SHARES,
     "turns": TURNS,
     "models": MODELS,
+    "admin": ADMIN,
     "operation": OPERATION,
 }
 """All of them, by the tag that documents group them under."""

@@ -7,7 +7,7 @@ What callers say is closed: a field that is not here is refused.
 from collections.abc import Collection
 from typing import Any, Final
 
-from service import addressing, media, model_name, tool_calls
+from service import access, addressing, key_fields, media, model_name, tool_calls
 from service import session_fields as limits
 from service.addressing import MODES, RESERVED
 from service.appended_messages import APPENDED_MAX
@@ -15,7 +15,8 @@ from service.conflict import ON_CONFLICT
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
 from service.prefix import PREFIXES
-from storage.keys import SESSION_ID, TURN_ID
+from storage.keys import KEY_ID, SESSION_ID, TURN_ID
+from storage.shares import OWNER, ROLES
 
 Schema = dict[str, Any]
 
@@ -92,10 +93,15 @@ MODEL_NAME: Final = {"type": "string", "pattern": "^[!-~]+$", "maxLength": model
 _ISSUED: Final = {"type": "string", "pattern": f"^{SESSION_ID.pattern}$"}
 _TURN_ID: Final = {"type": "string", "pattern": f"^{TURN_ID.pattern}$"}
 
+_PRINCIPAL: Final[Schema] = {"type": "string", "pattern": f"^{access.ANY_PRINCIPAL.pattern}$"}
+_ROLE: Final[Schema] = one_of(*ROLES)
+
 PATH_PARAMETERS: Final[dict[str, tuple[Schema, str]]] = {
     "session": (ADDRESS, "a session: its issued id, or the caller's own name for it"),
+    "principal": (_PRINCIPAL, "who a session is shared with"),
     "turn": (TEXT, "a turn of the session: its number, or its id"),
     "model": (TEXT, "a model of Claude's, or an alias"),
+    "key": ({"type": "string", "pattern": f"^{KEY_ID.pattern}$"}, "the id of a key"),
 }
 
 REQUEST_HEADERS: Final[dict[str, Schema]] = {
@@ -107,6 +113,7 @@ REQUEST_HEADERS: Final[dict[str, Schema]] = {
     "X-Session-Prefix": one_of(*PREFIXES),
     "Idempotency-Key": {"type": "string", "pattern": "^[ -~]{1,255}$"},
     "X-Expect-Turn": _TURN_ID,
+    "X-Baton-User": {"type": "string", "pattern": f"^{access.USER.pattern}$"},
     "X-Stainless-Retry-Count": {"type": "string", "pattern": "^[0-9]{1,4}$"},
     "Last-Event-ID": {"type": "string", "pattern": "^[0-9]{0,15}$"},
     "If-Match": {"type": "string", "pattern": r'^(\*|"[0-9]{1,15}")$'},
@@ -210,11 +217,18 @@ _MESSAGE: Final = said(
     }
 )
 
+_SHARE: Final = {
+    "object": {"const": "session.share"},
+    "session_id": _ISSUED,
+    "principal": _PRINCIPAL,
+    "role": _ROLE,
+}
+
 _SESSION: Final = said(
     {
         "id": _ISSUED,
         "name": maybe(SESSION_NAME),
-        "session_id": {**SESSION_NAME, "description": "the name, if it has one, else the id"},
+        "session_id": {**SESSION_NAME, "description": "the name, if it is the caller's own and has one, else the id"},
         "object": {"const": "session"},
         "created_at": INSTANT,
         "last_accessed_at": INSTANT,
@@ -229,6 +243,7 @@ _SESSION: Final = said(
         "title": maybe(TEXT),
         "metadata": METADATA,
         "owner": TEXT,
+        "role": {**one_of(OWNER, *ROLES), "description": "of the caller; what is not its own is shared with it"},
         "ttl_seconds": _TTL,
         "usage": said(
             {
@@ -266,7 +281,7 @@ _TURN: Final = {
     },
     "stop_reason": maybe({**TEXT, "description": "in Claude's words"}),
     "replica": TEXT,
-    "dialect": one_of("append", "chat", "messages"),
+    "dialect": one_of("append", "chat", "fork", "import", "messages"),
     "streamed": YES_OR_NO,
     "delivered": {**YES_OR_NO, "description": "its whole answer was handed to an open connection"},
     "started_at": INSTANT,
@@ -286,13 +301,55 @@ _TURN: Final = {
 }
 
 _PAGED: Final = {"total": COUNT, "has_more": YES_OR_NO}
-_STATE: Final = {"store": one_of("up", "refusing", "down"), "replica": TEXT}
+_STATE: Final = {
+    "store": one_of("up", "refusing", "down"),
+    "replica": TEXT,
+    "auth": {**one_of("keys", "open", "unknown"), "description": "whether callers need a key; unknown: not known yet"},
+    "warnings": listed(TEXT),
+}
+_LABELS: Final = {
+    "type": "object",
+    "maxProperties": key_fields.LABELS_MAX,
+    "propertyNames": {"minLength": 1, "maxLength": key_fields.LABEL_KEY_CHARS_MAX},
+    "additionalProperties": {"type": "string", "maxLength": key_fields.LABEL_VALUE_CHARS_MAX},
+}
+PRINCIPAL: Final = {"type": "string", "pattern": f"^{access.PRINCIPAL.pattern}$"}
+_SCOPES: Final = listed(one_of(*access.SCOPES), minItems=1)
+_KEY: Final = {
+    "id": {"type": "string", "pattern": f"^{KEY_ID.pattern}$"},
+    "object": {"const": "api_key"},
+    "principal": PRINCIPAL,
+    "scopes": _SCOPES,
+    "disabled": YES_OR_NO,
+    "expires_at": {**maybe(INSTANT), "description": "null: never"},
+    "labels": _LABELS,
+    "created_at": INSTANT,
+    "rotated_at": maybe(INSTANT),
+    "overlap_ends_at": {**maybe(INSTANT), "description": "until then the text before the last rotation is good, too"},
+}
 _STATES: Final = ("ready", "starting", "draining")
 
 SCHEMAS: Final[dict[str, Schema]] = {
     "NewSession": asked(_CREATED, required=("model",)),
     "SessionChanges": asked({**_SETTABLE, "ttl_seconds": _TTL}),
     "NewMessages": asked({"messages": listed(_NEW_MESSAGE, maxItems=APPENDED_MAX)}, required=("messages",)),
+    "Fork": asked(
+        {
+            "message_count": {**maybe(COUNT), "description": "how many messages it keeps"},
+            "turn_id": {**maybe(_TURN_ID), "description": "or the last turn that it keeps"},
+            "title": _SETTABLE["title"],
+            "metadata": _SETTABLE["metadata"],
+            "ttl_seconds": maybe(_TTL),
+        }
+    ),
+    "Import": asked(
+        {
+            **_CREATED,
+            "messages": listed({"type": "object", "additionalProperties": True}, maxItems=APPENDED_MAX),
+            "dialect": {**maybe(one_of("chat", "messages")), "description": "whose form the messages have"},
+        },
+        required=("model", "messages"),
+    ),
     "Session": _SESSION,
     "SessionList": said(
         {
@@ -329,6 +386,17 @@ SCHEMAS: Final[dict[str, Schema]] = {
         }
     ),
     "Deleted": said({"id": _ISSUED, "object": {"const": "session.deleted"}, "deleted": {"const": True}}),
+    "NewShare": asked({"role": _ROLE}, required=["role"]),
+    "Share": said(_SHARE),
+    "ShareList": said({"object": {"const": "list"}, "session_id": _ISSUED, "shares": listed(ref("Share"))}),
+    "ShareDeleted": said(
+        {
+            "object": {"const": "session.share.deleted"},
+            "session_id": _ISSUED,
+            "principal": _PRINCIPAL,
+            "deleted": {"const": True},
+        }
+    ),
     "Turn": said(_TURN),
     "TurnDetail": said({**_TURN, "session_id": SESSION_NAME, "messages": listed(ref("Message"))}),
     "TurnCancel": said({**_TURN, "cancel_requested": {**YES_OR_NO, "description": "it ran, and was asked to stop"}}),
@@ -343,6 +411,28 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "ModelInfoList": said(
         {"data": listed(ref("ModelInfo")), "has_more": YES_OR_NO, "first_id": maybe(TEXT), "last_id": maybe(TEXT)}
     ),
+    "NewKey": asked(
+        {
+            "principal": PRINCIPAL,
+            "scopes": maybe(_SCOPES),
+            "expires_at": maybe(INSTANT),
+            "labels": maybe(_LABELS),
+        },
+        required=("principal",),
+    ),
+    "KeyChanges": asked({"scopes": _SCOPES, "expires_at": maybe(INSTANT), "disabled": YES_OR_NO, "labels": _LABELS}),
+    "Rotation": asked({"overlap_seconds": whole(0, key_fields.OVERLAP_S_MAX, key_fields.OVERLAP_S_DEFAULT)}),
+    "Key": said(_KEY),
+    "KeyWithText": said({**_KEY, "key": {**TEXT, "description": "the key itself; it is shown this once"}}),
+    "KeyList": said(
+        {
+            "object": {"const": "list"},
+            "keys": listed(ref("Key")),
+            "has_more": YES_OR_NO,
+            "next_cursor": maybe(TEXT),
+        }
+    ),
+    "DeletedKey": said({"id": _KEY["id"], "object": {"const": "api_key.deleted"}, "deleted": {"const": True}}),
     "Alive": said({"status": {"const": "alive"}}),
     "Readiness": said({"status": one_of(*_STATES), **_STATE}),
     "Health": said(
@@ -355,8 +445,8 @@ SCHEMAS: Final[dict[str, Schema]] = {
                 {
                     "message": {**TEXT, "description": "for people"},
                     "type": one_of(
-                        *("invalid_request_error", "not_found_error", "conflict_error", "rate_limit_error"),
-                        "server_error",
+                        *("invalid_request_error", "authentication_error", "permission_error", "not_found_error"),
+                        *("conflict_error", "rate_limit_error", "server_error"),
                     ),
                     "param": maybe({**TEXT, "description": "the field, parameter or header at fault"}),
                     "code": {**one_of(*sorted(CODES)), "description": "for programs; stable"},

@@ -79,7 +79,7 @@ def query(request: Request) -> Query:
 
 
 async def page(index: Index, sessions: Sessions, owner: str, asked: Query, after: Listed | None) -> Page:
-    """The next page of the owner's sessions after an entry, or from the front."""
+    """The next page of the owner's sessions and those shared with it after an entry, or from the front."""
     found: list[tuple[Listed, Snapshot]] = []
     examined = 0
     batch_size = _BATCH if asked.filters else asked.limit + 1

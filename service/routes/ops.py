@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from service import __version__, telemetry
 from service.asgi import json_response
+from service.gate import OPEN_WARNING, Gate
 from service.life import Life
 from service.store_watch import StoreWatch
 
@@ -48,6 +49,7 @@ class OpsRoutes:
         self,
         store: StoreWatch,
         life: Life,
+        gate: Gate,
         *,
         replica: str,
         default_model: str,
@@ -55,6 +57,7 @@ class OpsRoutes:
     ) -> None:
         self._store = store
         self._life = life
+        self._gate = gate
         self._replica = replica
         self._default_model = default_model
         self._document = document
@@ -64,6 +67,8 @@ class OpsRoutes:
             "status": "draining" if self._life.leaving else "ready" if self._store.reached else "starting",
             "store": _STORE[self._store.health],
             "replica": self._replica,
+            "auth": self._gate.mode,
+            "warnings": [OPEN_WARNING] if self._gate.mode == "open" else [],
         }
 
     async def livez(self, request: Request) -> Response:
@@ -107,7 +112,12 @@ class OpsRoutes:
         )
         headers = {
             "content-type": "text/html; charset=utf-8",
-            "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+            "content-security-policy": (
+                "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+                "frame-ancestors 'none'"
+            ),
+            "referrer-policy": "no-referrer",
             "x-content-type-options": "nosniff",
+            "x-frame-options": "DENY",
         }
         return Response(page, headers=headers)

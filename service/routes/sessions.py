@@ -13,7 +13,7 @@ from service.appending import Appending
 from service.asgi import header, json_response, parse_json, query_number, read_body
 from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
-from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
+from service.errors import BatonError, chosen, role_too_small, session_exists, session_not_found, sessions_full
 from service.routes import listing
 from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object
@@ -22,7 +22,7 @@ from service.stored import stored
 from storage import elements
 from storage.index import Index
 from storage.keys import SessionRef, new_nonce
-from storage.results import Created, Exists, Full, Gone, RevisionConflict
+from storage.results import Created, Denied, Exists, Full, Gone, RevisionConflict
 from storage.sessions import NewSession, Sessions, Snapshot
 
 _PAGE_MESSAGES_MAX: Final = 100
@@ -89,7 +89,10 @@ class SessionRoutes:
         return _answer(ref, await snapshot_of(ref, self.sessions), status=200 if repeated else 201)
 
     async def listed(self, request: Request) -> Response:
-        """``GET /v1/sessions?limit&cursor&title_prefix&metadata[key]``: the caller's, last accessed first."""
+        """``GET /v1/sessions?limit&cursor&title_prefix&metadata[key]``: the caller's, and what is shared with it.
+
+        Last accessed first.
+        """
         asked, owner, now_s = listing.query(request), access.principal(request.scope), int(time.time())
         after = None
         if asked.cursor is not None:
@@ -98,7 +101,7 @@ class SessionRoutes:
         total = None
         if not asked.filters:
             counts = await stored(self.index.counts(owner))
-            total = counts.total - counts.expired_unswept
+            total = counts.total - counts.expired_unswept + await stored(self.index.shared_active(owner))
         last = self.cursors.issue(page.last, owner, asked.filters, now_s=now_s) if page.last else None
         sessions = [session_object(session_id, snapshot) for session_id, snapshot in page.sessions]
         return json_response(
@@ -106,7 +109,7 @@ class SessionRoutes:
         )
 
     async def stats(self, request: Request) -> Response:
-        """``GET /v1/sessions/stats``: the caller's sessions in numbers.
+        """``GET /v1/sessions/stats``: the caller's own sessions in numbers.
 
         Ends are counted once, when they happen: a session that expired counts as expired from that moment, and in
         ``total_sessions`` until it is swept.
@@ -136,6 +139,8 @@ class SessionRoutes:
         changes = session_fields.changes(await self._body(request), aliases=self.settings.model_aliases)
         expected = _revision(header(request.scope, b"if-match"))
         match await stored(self.sessions.patch(ref, changes, expected_revision=expected)):
+            case Denied(role):
+                raise role_too_small(role, "admin")
             case Gone():
                 raise session_not_found()
             case RevisionConflict(revision):
@@ -150,8 +155,11 @@ class SessionRoutes:
     async def delete(self, request: Request) -> Response:
         """``DELETE /v1/sessions/{id}``: gone with all it held; a running turn of it ends."""
         ref = named_by(request, self.sessions)
-        if not await stored(self.sessions.delete(ref)):
-            raise session_not_found()
+        match await stored(self.sessions.delete(ref)):
+            case Denied(role):
+                raise role_too_small(role, "admin")
+            case False:
+                raise session_not_found()
         telemetry.SESSIONS_ENDED["deleted"].inc()
         return json_response({"id": ref.id, "object": "session.deleted", "deleted": True})
 

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service import sse, telemetry
+from service import access, sse, telemetry
 from service.asgi import header, json_response, query_number
 from service.dialect import Dialect
-from service.errors import BatonError, events_not_found, session_not_found
+from service.errors import BatonError, events_not_found, role_too_small, session_not_found
 from service.exchange import Exchanges
 from service.following import Following
 from service.routes.visible import looked_at
@@ -23,7 +23,7 @@ from service.stored import stored
 from storage import elements
 from storage.keys import SessionRef
 from storage.log import Log
-from storage.results import Cancelling, Gone, Live, Over, UnknownTurn
+from storage.results import Cancelling, Denied, Gone, Live, Over, UnknownTurn
 from storage.sessions import Sessions
 from storage.turns import Turns
 
@@ -94,6 +94,8 @@ class TurnRoutes:
             ended = await stored(self.turns.abort(ref, turn["id"], "finder"))
             # Or its replica was only frozen, and has just gone on.
             result = await stored(self.turns.cancel(ref, turn["id"])) if isinstance(ended, Live) else result
+        if isinstance(result, Denied):
+            raise role_too_small(result.role, "writer")
         if isinstance(result, Gone):
             raise session_not_found()
         if isinstance(result, UnknownTurn):
@@ -182,16 +184,21 @@ class _Events(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         self._followers.add(self._following)
+        release = access.hold(scope, self._revoke)
         relay = asyncio.create_task(self._stream(send))
         try:
             with telemetry.FOLLOWERS.track_inprogress():
                 async with sse.watching(receive, relay.cancel):
                     await asyncio.wait([relay])
         finally:
+            release()
             self._followers.discard(self._following)
             relay.cancel()
         if not relay.cancelled():
             relay.result()
+
+    def _revoke(self) -> None:
+        self._following.revoked = True
 
     async def _stream(self, send: Send) -> None:
         ready = asyncio.Event()

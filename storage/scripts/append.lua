@@ -3,13 +3,14 @@
 --
 -- Guarantees: a compare-and-set on head like commit's, and only while no turn runs; the turn is numbered and has its
 --   verdict at once. Repeatable by turn id, and by idempotency key while that is one of the last 128 turns'; a turn whose
---   lease is found over is declared dead here, and its key is free.
--- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
--- ARGV: 1 session id, 2 owner, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max,
+--   lease is found over is declared dead here, and its key is free. It takes the role writer.
+-- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
+-- ARGV: 1 session id, 2 acting principal, 3 turn id, 4 expected head, 5 turn record (opaque), 6 turns max,
 --   7 fingerprint of the request, 8 digest of its idempotency key ('' none), 9 bytes of the messages,
 --   10 how many attachments come with them, 11… the attachments as pairs name, bytes, then the messages (1 or more, opaque)
 -- Replies: COMMITTED number | ANSWERED turn_id number | REUSED turn_id | SETTLED verdict+number
---   | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT | GONE
+--   | BUSY turn_id remaining_ms | FENCED | TURNS_FULL | CORRUPT
+--   | DENIED role | ELSEWHERE owner_tag | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
 -- @include clock
@@ -20,6 +21,9 @@
 -- @include whole
 -- @include size
 -- @include blobs
+-- @include role
+-- @include refusal
+-- @include declared
 
 local turn_id, fingerprint, key = ARGV[3], ARGV[7], ARGV[8]
 local blobs, first = tonumber(ARGV[10]), 11
@@ -27,7 +31,8 @@ local first_message = first + 2 * blobs
 local added = #ARGV - first_message + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'ttl', 'ax', 'eo')
-if not s[1] or s[1] ~= ARGV[2] then return { 'GONE' } end
+local refused = refusal(s[1], 'writer') or misdeclared(s[1])
+if refused then return refused end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
 local now = now_ms()

@@ -7,16 +7,17 @@
 --   A request that names the key of one of the last 128 turns is that turn, if that runs or is committed; a request that
 --   a client library sends again is the last turn of the same request, among the last 16 of the session, if that was sent
 --   within ten minutes and its answer did not reach anybody. Nothing is written then.
---   The answer's head is what commit must present. A full server refuses the script before its first write.
--- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's, of the log five minutes.
--- ARGV: 1 session id, 2 owner, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max,
+--   It takes the role writer, before anything else is told. The answer's head is what commit must present. A full server
+--   refuses the script before its first write.
+-- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's, of the log five minutes.
+-- ARGV: 1 session id, 2 acting principal, 3 turn id, 4 replica, 5 lease ms, 6 pending turn record (opaque), 7 turns max,
 --   8 1 if the turn is streamed ('' not), 9 fingerprint of the request, 10 digest of its idempotency key ('' none),
 --   11 1 if it was sent before without a key ('' not), 12 earlier turn that this one takes the place of ('' none),
 --   13 expected head ('' any; unused: no turn was ever stored, and it was a turn that created the session)
 -- Replies: BEGUN number head messages bytes turns model epoch_hash epoch_start revision dead_turn_id context idle_ms
 --     (context as the last commit left it, '' none; ms since that commit, '' before the first)
 --   | RUNNING turn_id number | ANSWERED turn_id number | REUSED turn_id | BUSY turn_id remaining_ms | MOVED head
---   | SETTLED verdict+number | GONE | TURNS_FULL | CORRUPT
+--   | SETTLED verdict+number | TURNS_FULL | CORRUPT | DENIED role | ELSEWHERE owner_tag | GONE
 -- Complexity: O(log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
 -- @include clock
@@ -25,13 +26,18 @@
 -- @include life
 -- @include ring
 -- @include whole
+-- @include size
+-- @include role
+-- @include refusal
+-- @include declared
 
-local owner, turn_id, replica, lease_ms = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local turn_id, replica, lease_ms = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local fingerprint, key, retried, replaced, expected = ARGV[9], ARGV[10], ARGV[11] == '1', ARGV[12], ARGV[13]
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'tn', 'mt', 'ttl', 'ax', 'md',
   'eh', 'es', 'rev', 'eo', 'nonce', 'ct', 'ctx', 'ca')
-if not s[1] or s[1] ~= owner then return { 'GONE' } end
+local refused = refusal(s[1], 'writer') or misdeclared(s[1])
+if refused then return refused end
 local holder, holder_number, lease_ends, head, messages, turns = s[2], s[3], s[4], s[5], s[6], tonumber(s[8])
 local max_turns, ttl_ms, absolute_ms = tonumber(s[9]), tonumber(s[10]), tonumber(s[11])
 

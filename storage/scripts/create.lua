@@ -5,7 +5,7 @@
 --   never goes over a cap: the caller evicts on FULL and asks again; inherits nothing: while a size record of the id
 --   stands without its session, the caller must sweep it first.
 --   A full server refuses the script before its first write.
--- KEYS 1-16: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
+-- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce (the first head), 5 ttl ms, 6 absolute end ms (0 none),
 --   7 name ('' none), 8 creating turn id ('' none), 9 model ('' none), 10 max turns (0 none),
 --   11 system prompt as JSON ('' none), 12 title, 13 metadata as JSON, 14 sessions that the owner may still have in this
@@ -34,7 +34,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', t
   'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', ARGV[8], 'md', ARGV[9], 'mt', ARGV[10],
   'n', '0', 'b', '0', 'tn', '0', 'lt', '', 'ln', '0', 'lx', '0', 'lr', '', 'cx', '0', 'eh', '', 'es', '0',
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'eo', '', 'eb', '0', 'ctx', '', 'ca', '0')
-redis.call('UNLINK', LOG)  -- of a session of this id that has expired: it may outlive that one
+redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
 redis.call('HSET', TEXTS, 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13])
 local size = { tag = tag, bytes = 0, messages = 0, created = seconds_of_service(now) }
 write_size(size)

@@ -43,7 +43,7 @@ async def raw(url: str, request: bytes) -> tuple[int, dict[str, str], bytes]:
 
 def post(body: bytes, *headers: bytes, path: str = CHAT) -> bytes:
     """A request as bytes."""
-    lines = [b"POST %b HTTP/1.1" % path.encode(), b"Host: x", b"Content-Length: %d" % len(body), *headers]
+    lines = [b"POST %b HTTP/1.1" % path.encode(), b"Host: localhost", b"Content-Length: %d" % len(body), *headers]
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
@@ -120,14 +120,14 @@ async def test_the_content_type_does_not_matter(one: Caller) -> None:
 
 
 async def test_a_body_that_says_it_is_too_large_is_not_waited_for(hasty: Replica) -> None:
-    request = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 4097\r\n\r\n" % CHAT.encode()
+    request = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n" % CHAT.encode()
     status, headers, body = await raw(hasty.url, request)
     assert (status, code_of(body)) == (413, "request_too_large")
     assert headers["x-should-retry"] == "false"
 
 
 async def test_a_chunked_body_that_becomes_too_large_is_not_waited_for(hasty: Replica) -> None:
-    head = b"POST %b HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
     chunk = b"800\r\n" + b"x" * 0x800 + b"\r\n"
     status, _, body = await raw(hasty.url, head + 3 * chunk)
     assert (status, code_of(body)) == (413, "request_too_large")
@@ -141,7 +141,7 @@ async def test_a_body_of_just_the_limit_is_read(impatient: Caller) -> None:
 
 @pytest.mark.parametrize("sent", [b"", b'{"messages": '], ids=["nothing", "half"])
 async def test_a_body_that_never_arrives(hasty: Replica, sent: bytes) -> None:
-    head = b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n" % CHAT.encode()
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n" % CHAT.encode()
     status, headers, body = await raw(hasty.url, head + sent)
     assert (status, code_of(body)) == (408, "body_timeout")
     assert headers["x-should-retry"] == "true"
@@ -241,9 +241,9 @@ async def test_paths_of_strange_bytes(one: Caller) -> None:
         b"/v1/sessions/%00",
         b"/v1/sessions/%F0%9F%99%82/messages",
     ):
-        status, _, body = await raw(one.url, b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path)
+        status, _, body = await raw(one.url, b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path)
         assert status == 400, path
         if path.isascii():
             assert code_of(body) == "invalid_session_id"
-    status, _, body = await raw(one.url, b"GET /v1/sessions/a%2Fb HTTP/1.1\r\nHost: x\r\n\r\n")
+    status, _, body = await raw(one.url, b"GET /v1/sessions/a%2Fb HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert (status, code_of(body)) == (404, "route_not_found")

@@ -35,9 +35,9 @@ async def everything(url: str, request: bytes) -> bytes:
 async def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(one: Caller, offer: tuple[bytes, ...]) -> None:
     status, _, body = await raw(one.url, post(REFUSED, *offer))
     assert (status, json.loads(body)["error"]["param"]) == (400, "messages")
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n%b\r\n" % b"\r\n".join(offer)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n%b\r\n" % b"\r\n".join(offer)
     chunked = head + b"Transfer-Encoding: chunked\r\n\r\n10\r\n" + REFUSED + b"\r\n0\r\n\r\n"
-    last = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    last = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     answers = await everything(
         one.url, post(REFUSED, *offer) + chunked + head.replace(b"POST", b"GET") + b"\r\n" + last
     )
@@ -50,7 +50,7 @@ async def test_an_offer_to_upgrade_is_ignored_and_the_body_is_read(one: Caller, 
 
 @pytest.mark.parametrize(
     "request_",
-    [b"nonsense\r\n\r\n", b"BREW / HTTP/1.1\r\n\r\n", b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n"],
+    [b"nonsense\r\n\r\n", b"BREW / HTTP/1.1\r\n\r\n", b"GET /caf\xc3\xa9 HTTP/1.1\r\nHost: localhost\r\n\r\n"],
     ids=repr,
 )
 async def test_what_is_not_http_is_told_so_in_json(one: Caller, request_: bytes) -> None:
@@ -65,13 +65,13 @@ async def test_what_is_not_http_is_told_so_in_json(one: Caller, request_: bytes)
     ids=["value", "count", "endless"],
 )
 async def test_headers_have_a_limit(one: Caller, head: bytes) -> None:
-    status, headers, body = await raw(one.url, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + head)
+    status, headers, body = await raw(one.url, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + head)
     assert (status, code_of(body), headers["connection"]) == (431, "headers_too_large", "close")
 
 
 @pytest.mark.parametrize("line", [b"X: " + b"x" * 65536, b"X\x00: y"], ids=["too large", "not HTTP"])
 async def test_a_bad_head_is_told_in_the_dialect_of_its_path(one: Caller, line: bytes) -> None:
-    head = b"POST /v1/%%6dessages?beta=true HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % line
+    head = b"POST /v1/%%6dessages?beta=true HTTP/1.1\r\nHost: localhost\r\n%b\r\n\r\n" % line
     status, headers, body = await raw(one.url, head)
     told = json.loads(body)
     assert told["error"].keys() == {"type", "message", "details"}
@@ -112,7 +112,7 @@ async def test_who_sends_all_before_reading_reads_why_it_was_refused(hasty: Repl
 
 
 async def test_a_refused_sender_who_falls_silent_is_not_waited_for(hasty: Replica) -> None:
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4097\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 4097\r\n\r\n"
     answer = await everything(hasty.url, head + b"x")
     assert answer.startswith(b"HTTP/1.1 413 ")
     assert answer.count(b"HTTP/1.1") == 1

@@ -11,12 +11,13 @@ from tests.e2e.by_hand import append, assistant, user
 from tests.e2e.caller import CHAT, Answer, Caller, Stream
 from tests.instruments.interface import STRUCTURE, Interface
 from tests.instruments.json_schema import Checker
-from tests.instruments.processes import Fleet, Simulator
+from tests.instruments.processes import Fleet, Replica, Simulator
 
 pytestmark = pytest.mark.anyio
 
 MODEL = "claude-sonnet-5-5"
 VERSION = {"anthropic-version": "2026-10-21"}
+ADMIN = {"x-api-key": "admin-key-of-the-tests-0123456789"}
 HELLO = {"messages": [user("Hello.")]}
 
 
@@ -76,6 +77,31 @@ async def strict(fleet: Fleet, http: aiohttp.ClientSession) -> AsyncIterator[Str
     yield Strict(http, url, Interface(answer.json))
 
 
+@pytest.fixture(scope="session")
+async def asking(anyio_backend: str, fleet: Fleet) -> Replica:
+    """A replica that asks for keys, in a namespace of its own, so that the others need not."""
+    return await fleet.add_replica(env={"BATON_ADMIN_KEY": ADMIN["x-api-key"], "BATON_NAMESPACE": "asking"})
+
+
+async def administered(strict: Strict, asking: Replica) -> None:
+    """Every operation on keys."""
+    admin = Strict(strict.http, asking.url, strict.interface)
+    keys = "/v1/admin/keys"
+    asked = {"principal": "ada", "labels": {"a": "b"}, "expires_at": "2999-01-31T12:00:00Z", "scopes": ["chat"]}
+    made = [await admin.request("POST", keys, json=asked, headers=ADMIN) for _ in range(2)]
+    assert [one.status for one in made] == [201, 201]
+    page = await admin.request("GET", f"{keys}?limit=1&principal=ada", headers=ADMIN)
+    assert (await admin.request("GET", f"{keys}?cursor={page.json['next_cursor']}", headers=ADMIN)).json["keys"]
+    key = f"{keys}/{made[0].json['id']}"
+    assert (await admin.request("GET", key, headers=ADMIN)).status == 200
+    stopped: dict[str, Any] = {"disabled": True, "expires_at": None, "scopes": ["admin"], "labels": {}}
+    assert (await admin.request("PATCH", key, json=stopped, headers=ADMIN)).json["expires_at"] is None
+    assert (await admin.request("POST", f"{key}/rotate", json={"overlap_seconds": 5}, headers=ADMIN)).json["key"]
+    assert (await admin.request("DELETE", key, headers=ADMIN)).json["deleted"]
+    assert (await admin.request("GET", key, headers=ADMIN)).code == "key_not_found"
+    assert (await admin.get("/v1/sessions")).code == "missing_api_key"
+
+
 async def test_every_replica_serves_the_same_sound_document(one: Caller, two: Caller) -> None:
     first, second = await one.get("/openapi.json"), await two.get("/openapi.json")
     assert first.body == second.body
@@ -83,7 +109,8 @@ async def test_every_replica_serves_the_same_sound_document(one: Caller, two: Ca
     assert "/openapi.json" in (await one.get("/")).body.decode()
 
 
-async def test_every_operation_answers_as_the_document_says(strict: Strict, two: Caller, name: str) -> None:
+async def test_every_operation_answers_as_the_document_says(strict: Strict, asking: Replica, name: str) -> None:
+    await administered(strict, asking)
     for path in ("/", "/health", "/livez", "/readyz", "/metrics", "/version", "/openapi.json"):
         assert (await strict.get(path)).status == 200, path
     for path in ("/v1/models", "/v1/models?limit=1", f"/v1/models/{MODEL}"):
@@ -129,6 +156,14 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, two:
         assert (await strict.get(f"{session}/turns/{address}")).json["messages"]
     assert await strict.followed(f"{session}/turns/{turns[0]['id']}/events") == frames
     assert (await strict.request("POST", f"{session}/turns/1/cancel")).json["cancel_requested"] is False
+    assert (await strict.request("POST", f"{session}/fork", json={"message_count": 2})).status == 201
+    assert (await strict.get(f"{session}/export")).body.endswith(b'{"type":"end"}\n')
+    imported = {"model": MODEL, "messages": [user("a"), assistant("b")]}
+    assert (await strict.request("POST", "/v1/sessions/import", json=imported)).status == 201
+    for status in (201, 200):
+        assert (await strict.request("PUT", f"{session}/shares/ada", json={"role": "viewer"})).status == status
+    assert (await strict.get(f"{session}/shares")).json["shares"] == [(await strict.get(f"{session}/shares/ada")).json]
+    assert (await strict.request("DELETE", f"{session}/shares/ada")).json["deleted"]
     assert (await strict.request("DELETE", session)).json["deleted"]
 
     answered = {(method, path) for method, path, status in strict.interface.seen if status < 300}
@@ -247,8 +282,11 @@ async def test_errors_of_a_session_are_as_described(strict: Strict, simulator: S
     assert json.loads((await strict.frames("count to 5", name))[-1][6:])["error"]["code"] == "upstream_overloaded"
 
 
-async def test_numbers_of_a_query_have_the_bounds_that_the_document_gives(strict: Strict, name: str) -> None:
-    await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL})
+async def test_numbers_of_a_query_have_the_bounds_that_the_document_gives(
+    strict: Strict, asking: Replica, name: str
+) -> None:
+    strict = Strict(strict.http, asking.url, strict.interface)
+    await strict.request("POST", "/v1/sessions", json={"name": name, "model": MODEL}, headers=ADMIN)
     tried = set()
     for (method, path), operation in strict.interface.operations().items():
         for parameter in operation["parameters"]:
@@ -257,7 +295,7 @@ async def test_numbers_of_a_query_have_the_bounds_that_the_document_gives(strict
                 for number, status in ((low, 200), (high, 200), (low - 1, 400), (high + 1, 400)):
                     target = f"{path.format(session=name)}?{parameter['name']}={number}"
                     # Models come in pages in Anthropic's shape only.
-                    assert (await strict.request(method, target, headers=VERSION)).status == status, target
+                    assert (await strict.request(method, target, headers=VERSION | ADMIN)).status == status, target
                 tried.add(parameter["name"])
     assert tried == {"limit", "offset", "before"}
 

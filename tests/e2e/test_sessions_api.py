@@ -15,7 +15,18 @@ pytestmark = pytest.mark.anyio
 MODEL = "claude-sonnet-5-5"
 FIELDS = {
     *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
-    *("status", "message_count", "turn_count", "model", "system_prompt", "max_turns", "title", "metadata", "owner"),
+    *(
+        "status",
+        "message_count",
+        "turn_count",
+        "model",
+        "system_prompt",
+        "max_turns",
+        "title",
+        "metadata",
+        "owner",
+        "role",
+    ),
     *("ttl_seconds", "usage", "checkpoint", "context_tokens"),
 }
 

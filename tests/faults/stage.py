@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import redis.asyncio
 
-from service.access import OPEN_PRINCIPAL
+from storage.connect import Deadlines, connect
 from storage.elements import unpack
-from storage.keys import Keyspace, SessionRef
+from storage.keys import SessionRef
 from storage.scripts import SCRIPTS
 from tests.faults.call import Call, Seen, assert_complete
+from tests.faults.places import Place, now_ms, scripts_executed
 from tests.instruments.history import text_of
-from tests.instruments.processes import SECRET, Fleet, Replica
+from tests.instruments.processes import Fleet, Replica
 from tests.instruments.proxy import Trap
 from tests.instruments.resp import Argv
 from tests.instruments.stall import HttpRequest
@@ -35,11 +35,12 @@ from tests.instruments.stall import HttpRequest
 LEASE_MS = 800
 WAIT_S = 10.0
 _POLL_S = 0.01
-_NAMESPACE = "baton"
+_CONNECTIONS_MAX = 4
 _QUESTIONS = {
     "first": "My name is Ada.",
     "victim": "Please count to 20.",
     "other": "Count to 3.",
+    "again": "Count to 4.",
     "long": "Count to 1000.",
 }
 _QUESTION = "What is my name?"
@@ -95,7 +96,7 @@ def question(mark: str) -> str:
 
 def answer(mark: str, before: str) -> str:
     """What the simulator answers to a turn of this mark, if the turn in front of it is ``before``."""
-    counts = {"victim": 20, "other": 3, "long": 1000}
+    counts = {"victim": 20, "other": 3, "again": 4, "long": 1000}
     if mark == "first":
         said = 'You said: "My name is Ada. [mark:first]". I received 1 message.'
     elif mark in counts:
@@ -191,14 +192,30 @@ def _is_turn(request: HttpRequest) -> bool:
 
 
 class Stage:
-    """A fleet of a survivor, ``replicas[0]``, and victims behind stalls of their own; see ``stage``."""
+    """A fleet of a survivor, ``replicas[0]``, and victims behind stalls of their own; see ``stage``.
 
-    def __init__(self, fleet: Fleet, store: Any) -> None:
+    Attributes:
+        place: the store, and ``server`` who holds the sessions of all scenes.
+        store: a client of the test's own.
+    """
+
+    _runs = itertools.count()
+
+    def __init__(self, fleet: Fleet, place: Place) -> None:
         self.fleet = fleet
-        self.store = store
+        self.place = place
+        self.server = place.primary()
+        self.store: Any = None
         self.survivor = fleet.replicas[0]
-        self._keyspace = Keyspace(_NAMESPACE, 1, SECRET.encode())
-        self._names = itertools.count(1)
+        run = next(self._runs)
+        self._names = place.names(f"scene-{run}")
+        self._elsewhere = place.names(f"scene-{run}", here=False)
+
+    async def connect(self) -> None:
+        """Connects anew: not on a connection that a server has left behind."""
+        if self.store is not None:
+            await self.store.aclose()
+        self.store = connect(self.place.url, connections_max=_CONNECTIONS_MAX, deadlines=Deadlines())
 
     async def victim(self, **env: str) -> Replica:
         """The last victim if it lives and no settings are asked for, else a new one."""
@@ -216,8 +233,13 @@ class Stage:
 
     def empty_scene(self) -> Scene:
         """A session that nobody has asked for yet."""
-        name = f"scene-{next(self._names)}"
-        return Scene(self, name, self._keyspace.session(self._keyspace.named(OPEN_PRINCIPAL, name), OPEN_PRINCIPAL))
+        name = next(self._names)
+        return Scene(self, name, self.place.ref(name))
+
+    def scene_elsewhere(self) -> Scene:
+        """One that lives on another primary of the cluster."""
+        name = next(self._elsewhere)
+        return Scene(self, name, self.place.ref(name))
 
     @asynccontextmanager
     async def script_executed(self) -> AsyncIterator[None]:
@@ -232,13 +254,11 @@ class Stage:
 
     async def scripts_executed(self) -> int:
         """How many the server has executed."""
-        counted = (await self.store.info("commandstats")).get("cmdstat_evalsha", {"calls": 0})
-        return int(counted["calls"])
+        return scripts_executed(self.server)
 
     async def now_ms(self) -> int:
         """The server's clock."""
-        seconds, micros = await self.store.time()
-        return int(seconds) * 1_000 + int(micros) // 1_000
+        return now_ms(self.server)
 
     async def until_ms(self, instant_ms: int) -> None:
         """Wait for the server's clock."""
@@ -253,16 +273,20 @@ class Stage:
 
 
 @asynccontextmanager
-async def stage(directory: Path, lease_ms: int = LEASE_MS, env: Mapping[str, str] = {}) -> AsyncIterator[Stage]:
-    """A stage with a survivor; every script is known to the server, so that each call of one is one EVALSHA."""
-    async with Fleet(directory, 1, env={**env, "BATON_LEASE_MS": str(lease_ms)}) as fleet:
-        store: Any = redis.asyncio.from_url(fleet.valkey.url)
+async def stage(
+    directory: Path, place: Place, lease_ms: int = LEASE_MS, env: Mapping[str, str] = {}
+) -> AsyncIterator[Stage]:
+    """A stage with a survivor; every script is known to the servers, so that each call of one is one EVALSHA."""
+    async with Fleet(directory, 1, store=place, env={**env, "BATON_LEASE_MS": str(lease_ms)}) as fleet:
+        one = Stage(fleet, place)
+        await one.connect()
         try:
-            for script in SCRIPTS.values():
-                await store.script_load(script.source)
-            yield Stage(fleet, store)
+            for server in place.servers:
+                for script in SCRIPTS.values():
+                    server.command("SCRIPT", "LOAD", script.source)
+            yield one
         finally:
-            await store.aclose()
+            await one.store.aclose()
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:

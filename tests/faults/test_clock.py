@@ -1,9 +1,8 @@
-"""Redis's clock steps, back or on, by years: what is stored then lies far in the future, or in the past.
+"""Redis's clock has stepped, back or on, by years: what is stored then lies far in the future, or in the past.
 
-The clock of a running server cannot be set from outside here (libfaketime is not part of what the suite needs, and a
-machine's own clock is not a test's to set). So the test moves what is stored instead of the clock: a time in the future
-is what a clock leaves that steps back, a time in the past what one leaves that steps on. No time of a client's counts
-anywhere, so those need no test.
+The clock itself steps in test_clock_steps.py. Here the test moves what is stored instead, so that nothing hangs on when
+that was: a time in the future is what a clock leaves that steps back, a time in the past what one leaves that steps on.
+No time of a client's counts anywhere, so those need no test.
 """
 
 import asyncio
@@ -15,11 +14,12 @@ import pytest
 
 from storage.keys import Keyspace
 from tests.faults.call import Call, assert_complete, assert_told
+from tests.faults.places import Place
 from tests.faults.stage import Scene, Stage, answer, stage, until
 from tests.instruments.processes import SECRET, Replica
 from tests.instruments.proxy import Trap
 
-pytestmark = [pytest.mark.anyio, pytest.mark.faults]
+pytestmark = [pytest.mark.anyio, pytest.mark.faults, pytest.mark.only("standalone")]
 
 YEARS_MS = 10 * 365 * 86_400_000
 # So long that nothing here goes on because a lease has run out in the ordinary way.
@@ -29,8 +29,12 @@ steps = pytest.mark.parametrize("by_ms", [YEARS_MS, -YEARS_MS], ids=["back", "on
 
 
 @pytest.fixture(scope="module")
-async def ground(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with stage(tmp_path_factory.mktemp("stage"), LEASE_MS, env={"BATON_SWEEP_INTERVAL_S": "1"}) as one:
+async def ground(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Stage]:
+    async with stage(
+        tmp_path_factory.mktemp("stage"), ground_store, LEASE_MS, env={"BATON_SWEEP_INTERVAL_S": "1"}
+    ) as one:
         yield one
 
 

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import pytest
 
 from tests.faults.call import Call, Seen, assert_complete, assert_cut, assert_lost, assert_told
+from tests.faults.places import Place
 from tests.faults.stage import Books, Scene, Stage, answer, metric, stage, until
 from tests.instruments.processes import Replica
 from tests.instruments.proxy import Trap
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 # Claude's events: message_start, ping, content_block_start, then one for each word.
 FIFTH_WORD = 8
@@ -96,9 +97,11 @@ every_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES)
 
 
 @pytest.fixture(scope="module")
-async def crowded(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+async def crowded(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Stage]:
     """One stage for all cells: every cell has a session of its own, and a victim that lives."""
-    async with stage(tmp_path_factory.mktemp("stage")) as one:
+    async with stage(tmp_path_factory.mktemp("stage"), ground_store) as one:
         yield one
 
 
@@ -116,6 +119,7 @@ async def killed(crowded: Stage) -> dict[str, tuple[Scene, Seen, Books]]:
     return {name: (scene, await stops[name].call.ended(), await scene.books()) for name, scene in scenes.items()}
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("name", LINES)
 async def test_killed(crowded: Stage, killed: dict[str, tuple[Scene, Seen, Books]], name: str) -> None:
     line, (scene, seen, left) = LINES[name], killed[name]

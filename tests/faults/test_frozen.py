@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 
 from tests.faults.call import assert_told
+from tests.faults.places import Place
 from tests.faults.stage import Stage, metric, stage, until
 from tests.faults.traffic import (
     ABORT_S,
@@ -56,8 +57,10 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-async def ground(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with stage(tmp_path_factory.mktemp("stage"), env=ENV) as one:
+async def ground(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Stage]:
+    async with stage(tmp_path_factory.mktemp("stage"), ground_store, env=ENV) as one:
         yield one
 
 
@@ -66,7 +69,6 @@ async def clients(ground: Stage) -> AsyncIterator[Traffic]:
     async with traffic(ground.fleet, ground.survivor) as one:
         assert one.outcomes(await one.turns(6)) == COMPLETE
         yield one
-        ground.fleet.valkey.thaw()
 
 
 @pytest.fixture
@@ -93,19 +95,20 @@ async def breaker_is(ground: Stage, state: int) -> bool:
     return await metric(ground.survivor, BREAKER) == state
 
 
+@pytest.mark.representative
 async def test_no_request_waits_longer_than_it_may_and_soon_none_waits_at_all(
     ground: Stage, clients: Traffic, http: aiohttp.ClientSession
 ) -> None:
     openings = await metric(ground.survivor, OPENINGS)
-    ground.fleet.valkey.freeze()
-    first = dict(zip(REQUESTS, await asyncio.gather(*(asked(http, ground, what) for what in REQUESTS)), strict=True))
-    assert {what: one[:2] for what, one in first.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
-    assert max(took_s for _, _, took_s in first.values()) < BEGIN_S + ABORT_S + SLACK_S, first
-    await until(lambda: breaker_is(ground, 1))
-    then = {what: await asked(http, ground, what) for what in REQUESTS}
-    assert {what: one[:2] for what, one in then.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
-    assert max(took_s for _, _, took_s in then.values()) < FAST_S, then
-    ground.fleet.valkey.thaw()
+    with ground.place.frozen():
+        found = await asyncio.gather(*(asked(http, ground, what) for what in REQUESTS))
+        first = dict(zip(REQUESTS, found, strict=True))
+        assert {what: one[:2] for what, one in first.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
+        assert max(took_s for _, _, took_s in first.values()) < BEGIN_S + ABORT_S + SLACK_S, first
+        await until(lambda: breaker_is(ground, 1))
+        then = {what: await asked(http, ground, what) for what in REQUESTS}
+        assert {what: one[:2] for what, one in then.items()} == dict.fromkeys(REQUESTS, (503, "store_unavailable"))
+        assert max(took_s for _, _, took_s in then.values()) < FAST_S, then
     assert clients.outcomes([await clients.turn()]) == COMPLETE, "the first one is served"
     assert await metric(ground.survivor, OPENINGS) == openings + 1
     assert await breaker_is(ground, 0)
@@ -116,14 +119,12 @@ async def test_a_crowd_waits_no_longer_for_a_connection_and_is_told_that_the_sto
     ground: Stage, clients: Traffic
 ) -> None:
     busy = await metric(ground.survivor, BUSY)
-    ground.fleet.valkey.freeze()
-    crowd = await clients.turns(CROWD, clients=CROWD)
-    assert clients.outcomes(crowd) == UNAVAILABLE
-    assert max(one.took_s for one in crowd) < BEGIN_S + ABORT_S + 2 * SLACK_S
-    assert await metric(ground.survivor, BUSY) == busy, "its pool was full, and not busy"
-    ground.fleet.valkey.thaw()
-    assert clients.outcomes([await clients.turn(clients.sessions[0] + "-other")]) == COMPLETE
-    clients.sessions.append(clients.sessions[0] + "-other")
+    with ground.place.frozen():
+        crowd = await clients.turns(CROWD, clients=CROWD)
+        assert clients.outcomes(crowd) == UNAVAILABLE
+        assert max(one.took_s for one in crowd) < BEGIN_S + ABORT_S + 2 * SLACK_S
+        assert await metric(ground.survivor, BUSY) == busy, "its pool was full, and not busy"
+    assert clients.outcomes([await clients.turn(clients.another())]) == COMPLETE
     await clients.assert_kept()
 
 
@@ -132,12 +133,11 @@ async def test_a_frozen_commit_is_told_within_its_budget(ground: Stage, clients:
     trap = scene.at_claude(victim, "message_delta")
     call = scene.ask(victim, "victim")
     await trap.reached()
-    ground.fleet.valkey.freeze()
-    started = time.monotonic()
-    trap.release()
-    seen = await call.ended(timeout_s=3 * SETTLE_S)
-    assert time.monotonic() - started < 2 * SETTLE_S + SLACK_S
-    ground.fleet.valkey.thaw()
+    with ground.place.frozen():
+        started = time.monotonic()
+        trap.release()
+        seen = await call.ended(timeout_s=3 * SETTLE_S)
+        assert time.monotonic() - started < 2 * SETTLE_S + SLACK_S
     # A commit on a connection that was there has been sent, and arrives; one that waited for a connection has not.
     assert_told(seen, "session_save_unknown" if seen.error == "session_save_unknown" else "session_not_saved", 503)
     after = await scene.ask(ground.survivor, "next").ended()
@@ -155,8 +155,35 @@ async def test_traffic_over_a_store_that_stands_still_again_and_again_keeps_all(
     async with clients.flowing():
         for _ in range(max(2, TURNS // 24)):
             await clients.until_told(4)
-            ground.fleet.valkey.freeze()
-            await clients.until_told(6, "error")
-            ground.fleet.valkey.thaw()
+            with ground.place.frozen():
+                await clients.until_told(6, "error")
             assert clients.outcomes([await clients.turn(clients.sessions[0])]) == COMPLETE
+    await clients.assert_kept()
+
+
+@pytest.mark.only("cluster")
+async def test_one_frozen_primary_is_told_within_the_deadlines_and_the_others_go_on(
+    ground: Stage, clients: Traffic
+) -> None:
+    scene, elsewhere = await ground.scene(), ground.scene_elsewhere()
+    await elsewhere.told(ground.survivor, "first", after="none")
+    ground.server.freeze()
+    try:
+        waiting = asyncio.create_task(scene.ask(ground.survivor, "victim").ended())
+        before = "first"
+        for mark in ("one", "two", "three"):
+            started = time.monotonic()
+            await elsewhere.told(ground.survivor, mark, after=before)
+            assert time.monotonic() - started < FAST_S
+            before = mark
+        assert not waiting.done(), "they went on while this one waited"
+        started = time.monotonic()
+        assert clients.outcomes(told := await clients.turns(6)) == UNAVAILABLE
+        assert max(one.took_s for one in told) < BEGIN_S + ABORT_S + SLACK_S
+        assert_told(await waiting, "store_unavailable", 503)
+        assert await breaker_is(ground, 0), "most of the store is there"
+    finally:
+        ground.server.thaw()
+    await scene.told(ground.survivor, "next", after="first")
+    await elsewhere.told(ground.survivor, "next", after="three")
     await clients.assert_kept()

@@ -5,18 +5,21 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.faults.call import assert_complete, assert_told
+from tests.faults.places import Place
 from tests.faults.stage import LEASE_MS, Stage, answer, stage
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 FIFTH_WORD = 8
 TTL_MS = 1_000
 
 
 @pytest.fixture(scope="module")
-async def short_lived(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
+async def short_lived(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Stage]:
     """A stage whose victim makes sessions that live for a second."""
-    async with stage(tmp_path_factory.mktemp("stage")) as one:
+    async with stage(tmp_path_factory.mktemp("stage"), ground_store) as one:
         await one.victim(BATON_SESSION_TTL_S=str(TTL_MS // 1_000))
         yield one
 

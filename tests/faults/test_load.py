@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.call import Call
+from tests.faults.places import Place
 from tests.faults.stage import metric, until
 from tests.faults.traffic import COMPLETE, ENV, SLACK_S, TURNS, Told, Traffic, traffic
 from tests.instruments.processes import Fleet, Replica
@@ -31,8 +32,10 @@ RUNNING = "baton_turns_running"
 
 
 @pytest.fixture(scope="module")
-async def fleet(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
-    async with Fleet(tmp_path_factory.mktemp("fleet"), 0, env=ENV) as one:
+async def fleet(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Fleet]:
+    async with Fleet(tmp_path_factory.mktemp("fleet"), 0, store=ground_store, env=ENV) as one:
         yield one
 
 
@@ -61,6 +64,7 @@ async def test_what_is_too_much_is_refused_at_once_and_what_runs_keeps_its_pace(
         asked, resident = (await fleet.simulator.stats())["requests"], resident_bytes(replica)
         admitted = asyncio.create_task(at_pace(clients, RUNNING_MAX))
         await until(lambda: runs(replica, RUNNING_MAX))
+        await assert_refused_at_once(replica)
         refused: list[Told] = []
         while not admitted.done() and len(refused) < 20 * TURNS:
             refused += await asyncio.gather(*(clients.turn(clients.sessions[-1]) for _ in range(20)))
@@ -76,13 +80,39 @@ async def test_what_is_too_much_is_refused_at_once_and_what_runs_keeps_its_pace(
     await fleet.simulator.pace(delta_ms=0)
 
 
+async def assert_refused_at_once(replica: Replica) -> None:
+    """With the time after which to come again."""
+    body = {"model": "claude-sonnet-5-5", "messages": [{"role": "user", "content": "Hi"}], "session_id": "too-much"}
+    started = time.monotonic()
+    seen = await Call(replica.url, body, {}).ended()
+    assert (seen.status, seen.error) == (503, "overloaded")
+    assert int(seen.headers["retry-after"]) >= 1
+    assert seen.headers["x-should-retry"] == "true"
+    assert time.monotonic() - started < FAST_S
+
+
+async def test_who_waits_for_a_busy_session_counts_as_running(fleet: Fleet) -> None:
+    """So the queues of all sessions together are no longer than what a replica may run."""
+    replica = await fleet.add_replica(env={"BATON_TURNS_RUNNING_MAX": str(RUNNING_MAX)})
+    await fleet.simulator.pace(delta_ms=20)
+    async with traffic(fleet, replica, sessions=1) as clients:
+        told = [asyncio.create_task(clients.turn(text="Count to 20.")) for _ in range(RUNNING_MAX)]
+        await until(lambda: runs(replica, RUNNING_MAX))
+        await assert_refused_at_once(replica)
+        outcomes = clients.outcomes([await one for one in told])
+        assert outcomes <= {*COMPLETE, ("error", "turn_in_progress")}, "told when its wait was over"
+        await clients.assert_kept()
+    await fleet.simulator.pace(delta_ms=0)
+
+
 async def test_who_does_not_read_holds_up_nobody_and_is_cut_off(fleet: Fleet) -> None:
     replica = await fleet.add_replica(env={"BATON_WRITE_WAIT_S": str(WRITE_WAIT_S)})
     async with traffic(fleet, replica) as clients:
         usual_s = max(one.took_s for one in await clients.turns(TURNS))
-        for call in unread(replica, "read"):  # so that the process is as large as this work makes it in any case
+        read = unread(replica, "read")  # so that the process is as large as this work makes it in any case
+        for call in read:
             call.read_on()
-            assert (await call.ended()).done
+        assert all([(await call.ended(WRITE_WAIT_S + 2 * SLACK_S)).done for call in read])
         resident = resident_bytes(replica)
         calls = unread(replica, "unread")
         await until(lambda: some_run(replica))

@@ -1,6 +1,6 @@
 """A failover that loses acknowledged turns: to prevent it is for operators, to notice it for us.
 
-A replica is cut off, goes on without what it has not heard, and Sentinels promote it when its primary is killed: what
+A replica is cut off, goes on without what it has not heard, and is promoted when its primary is killed: what
 asynchronous replication allows, made to happen.
 """
 
@@ -13,13 +13,16 @@ from typing import Any
 
 import pytest
 
+from tests.faults.places import Place, place
+from tests.faults.stores import Topology
 from tests.faults.traffic import COMPLETE, ENV, Told, Traffic, traffic
 from tests.instruments.processes import Fleet
-from tests.instruments.redis_servers import SentinelSet, Server, until
+from tests.instruments.redis_servers import Server, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 SESSIONS = 3
+DOWN_AFTER_MS = 1_500
 FOLLOWED_S = 20.0
 
 
@@ -31,12 +34,11 @@ def cut_off(primary: Server, replica: Server) -> None:
     primary.command("CLIENT KILL", "TYPE", "REPLICA")
 
 
-def promote(sentinels: SentinelSet) -> None:
-    """Has the Sentinels promote the replica that was cut off, since the primary is gone."""
-    primary, replica = sentinels.servers
+def promote(losing: Place, primary: Server, replica: Server) -> None:
+    """Has the replica promoted that was cut off, since its primary is gone."""
     primary.kill9()
     replica.thaw()
-    until(lambda: sentinels.primary() is replica and replica.command("ROLE")[0] == b"master", "another primary")
+    until(lambda: replica.command("ROLE")[0] == b"master" and losing.primary() is replica, "another primary")
 
 
 async def served(ask: Callable[[], Coroutine[Any, Any, Told]]) -> Told:
@@ -53,19 +55,21 @@ def last_of(told: list[Told]) -> dict[str, str]:
     return {one.turn.session: one.turn.turn_id for one in told if one.turn.turn_id is not None}
 
 
-async def test_a_lossy_failover_is_noticed_and_never_mixed(tmp_path: Path) -> None:
-    with SentinelSet(tmp_path) as sentinels:
-        sentinels.wait_for_quorum()
-        env = {**ENV, "BATON_REDIS_URL": sentinels.url}
+@pytest.mark.only("sentinel", "cluster")
+@pytest.mark.representative
+async def test_a_lossy_failover_is_noticed_and_never_mixed(tmp_path: Path, topology: Topology) -> None:
+    with place(topology, tmp_path / "store", patience_ms=DOWN_AFTER_MS) as losing:
+        primary = losing.primary()
+        replica = losing.replica_of(primary)
         async with (
-            Fleet(tmp_path, 2, env=env, http_stalls=(0,)) as fleet,
+            Fleet(tmp_path, 2, store=losing, env=ENV, http_stalls=(0,)) as fleet,
             traffic(fleet, sessions=SESSIONS) as clients,
         ):
             kept = await clients.turns(4 * SESSIONS, clients=1)
-            await asyncio.to_thread(cut_off, *sentinels.servers)
+            await asyncio.to_thread(cut_off, primary, replica)
             lost = await clients.turns(4 * SESSIONS, clients=1)
             assert clients.outcomes() == COMPLETE
-            await a_turn_runs_into_it(clients, sentinels)
+            await a_turn_runs_into_it(clients, partial(promote, losing, primary, replica))
 
             for session in clients.sessions:
                 noticed = await served(partial(expecting, clients, session, last_of(lost)))
@@ -77,14 +81,14 @@ async def test_a_lossy_failover_is_noticed_and_never_mixed(tmp_path: Path) -> No
             await clients.assert_kept(lost=[one.turn.mark for one in lost])
 
 
-async def a_turn_runs_into_it(clients: Traffic, sentinels: SentinelSet) -> None:
+async def a_turn_runs_into_it(clients: Traffic, promoted: Callable[[], None]) -> None:
     """It began behind turns that are lost by the time at which it ends."""
     replica = clients.fleet.replicas[0]
     assert replica.http_stall is not None
     trap = replica.http_stall.arm(lambda request: request.method == "POST", at="event", event="message_delta")
     running = asyncio.create_task(clients.turn(clients.sessions[0], replica=replica))
     await trap.reached()
-    await asyncio.to_thread(promote, sentinels)
+    await asyncio.to_thread(promoted)
     trap.release()
     told = await running
     assert (told.turn.outcome, told.code) == ("error", "turn_superseded")

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from storage.connect import Deadlines
+from tests.faults.places import Place
 from tests.faults.stage import metric, until
 from tests.faults.traffic import (
     ABORT_S,
@@ -31,11 +32,15 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 BREAKER, OPENINGS, BUSY = "baton_store_breaker_open", "baton_store_breaker_openings_total", "baton_store_busy_total"
 FAST_S = 1.0
+# A session is waited for in no order, and where every answer of the store is late, for long.
+SLOWLY = {**ENV, "BATON_QUEUE_WAIT_S": "20"}
 
 
 @pytest.fixture(scope="module")
-async def fleet(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
-    async with Fleet(tmp_path_factory.mktemp("fleet"), 2, env=ENV, redis_stalls=(0,)) as one:
+async def fleet(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Fleet]:
+    async with Fleet(tmp_path_factory.mktemp("fleet"), 2, store=ground_store, env=SLOWLY, redis_stalls=(0,)) as one:
         yield one
 
 
@@ -133,6 +138,7 @@ async def test_what_is_held_and_comes_late_counts_once_or_not_at_all(clients: Tr
     await clients.assert_kept()
 
 
+@pytest.mark.only("standalone", "sentinel")
 async def test_a_pool_that_is_too_small_is_told_from_a_store_that_is_away(fleet: Fleet) -> None:
     """Two connections, and every answer takes a while: the store is fine, and this replica is overloaded."""
     few = await fleet.add_replica(redis_stall=True, env={"BATON_REDIS_CONNECTIONS_MAX": "2"})

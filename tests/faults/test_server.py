@@ -3,30 +3,34 @@
 The history checker judges where traffic goes on; where one turn matters, a stage stops it at the line in question.
 """
 
+import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
 
 import aiohttp
 import pytest
 
 from tests.faults.call import assert_complete, assert_told
+from tests.faults.places import Place
 from tests.faults.stage import Scene, Stage, answer, stage, until
 from tests.faults.traffic import COMPLETE, ENV, TURNS, Traffic, traffic
 from tests.instruments.processes import Replica
+from tests.instruments.redis_servers import Server
 
 pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
-SEED = secrets.randbelow(10**9)
+SEED = int(os.environ.get("FAULTS_SEED") or secrets.randbelow(10**9))
 MEGABYTE = 1_000_000
 
 
 @pytest.fixture(scope="module")
-async def ground(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stage]:
-    async with stage(tmp_path_factory.mktemp("stage"), env=ENV) as one:
+async def ground(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Stage]:
+    async with stage(tmp_path_factory.mktemp("stage"), ground_store, env=ENV) as one:
         await one.victim()
         await one.fleet.simulator.pace(delta_ms=3)
         yield one
@@ -40,22 +44,24 @@ async def clients(ground: Stage) -> AsyncIterator[Traffic]:
 
 
 @pytest.fixture
-async def store(ground: Stage) -> AsyncIterator[Any]:
-    """The server by a client of the test's own; as it was, after the test."""
-    yield ground.store
-    ground.fleet.valkey.thaw()
-    await ground.store.execute_command("REPLICAOF", "NO", "ONE")
-    await ground.store.config_set("maxmemory", "0")
-    await ground.store.config_set("min-replicas-to-write", "0")
-    await ground.store.config_set("appendfsync", "everysec")
+async def server(ground: Stage) -> AsyncIterator[Server]:
+    """Who is harmed; as it was, after the test."""
+    yield ground.server
+    await ground.place.mended()
 
 
 async def restart(ground: Stage, cut_to: Callable[[int], int] = lambda length: length) -> None:
     """Kills the server and starts it again, with what is left of its file."""
-    ground.fleet.valkey.kill9()
-    ground.fleet.valkey.cut(cut_to(ground.fleet.valkey.logged_bytes()))
-    ground.fleet.valkey.start()
-    await ground.store.connection_pool.disconnect()
+    await ground.place.restart(ground.server, cut_to)
+    await ground.connect()
+
+
+def logged_bytes(ground: Stage) -> int:
+    return ground.server.log_file.stat().st_size
+
+
+def used_bytes(server: Server) -> int:
+    return int(server.command("INFO", "memory")["used_memory"])
 
 
 # Killed.
@@ -63,11 +69,11 @@ async def restart(ground: Stage, cut_to: Callable[[int], int] = lambda length: l
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
 async def test_a_killed_server_loses_nothing_that_was_acknowledged(
-    ground: Stage, clients: Traffic, store: Any, fsync: str
+    ground: Stage, clients: Traffic, server: Server, fsync: str
 ) -> None:
     async with clients.flowing():
         for _ in range(max(2, TURNS // 12)):
-            await store.config_set("appendfsync", fsync)
+            server.command("CONFIG", "SET", "appendfsync", fsync)
             await clients.until_told(4)
             await restart(ground)
         await clients.until_told(4)
@@ -78,12 +84,16 @@ async def test_a_killed_server_loses_nothing_that_was_acknowledged(
     assert {code for _, code in told} <= {None, "store_unavailable", "session_not_saved"}
 
 
-async def test_a_file_that_is_cut_anywhere_is_an_exact_prefix(ground: Stage, clients: Traffic, store: Any) -> None:
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+async def test_a_file_that_is_cut_anywhere_is_an_exact_prefix(
+    ground: Stage, clients: Traffic, server: Server, fsync: str
+) -> None:
     """As a power failure leaves it. Sessions are whole, and nothing survives that was sent after what is lost."""
-    print(f"\nseed {SEED}")
-    chance, lost = random.Random(SEED), set[str]()
+    print(f"\nFAULTS_SEED={SEED}")
+    chance, lost = random.Random(f"{SEED}/{fsync}"), set[str]()
     for _ in range(max(3, TURNS // 8)):
-        from_bytes = ground.fleet.valkey.logged_bytes()
+        server.command("CONFIG", "SET", "appendfsync", fsync)
+        from_bytes = logged_bytes(ground)
         await clients.turns(6)
         before = await clients.stored()
         await restart(ground, partial(_anywhere, chance, from_bytes))
@@ -113,7 +123,7 @@ def _anywhere(chance: random.Random, from_bytes: int, length: int) -> int:
 
 async def test_a_loss_is_noticed_by_who_expects_a_turn_and_by_a_turn_that_runs(ground: Stage) -> None:
     scene, victim = await ground.scene(), await ground.victim()
-    kept = ground.fleet.valkey.logged_bytes()
+    kept = logged_bytes(ground)
     acknowledged = await scene.told(ground.survivor, "other", after="first")
     trap = scene.at_claude(victim, "message_delta")
     running = scene.ask(victim, "victim")
@@ -175,21 +185,21 @@ async def health(replica: Replica) -> str:
         return str((await ready.json())["store"])
 
 
-async def test_a_full_server_begins_nothing_stores_what_runs_and_can_be_emptied(ground: Stage, store: Any) -> None:
-    other = await ground.scene()
+async def test_a_full_server_begins_nothing_stores_what_runs_and_can_be_emptied(ground: Stage, server: Server) -> None:
+    other, name = await ground.scene(), ground.empty_scene().name
     async with aiohttp.ClientSession() as http:
-        big = f"{ground.survivor.url}/v1/sessions/big"
+        big = f"{ground.survivor.url}/v1/sessions/{name}"
         text = {"messages": [{"role": "user", "content": "x" * (MEGABYTE - 1000)}]}
         async with http.post(
-            f"{ground.survivor.url}/v1/sessions", json={"name": "big", "model": "claude-sonnet-5-5"}
+            f"{ground.survivor.url}/v1/sessions", json={"name": name, "model": "claude-sonnet-5-5"}
         ) as made:
             assert made.status == 201, await made.text()
         for _ in range(8):
             async with http.post(f"{big}/messages", json=text) as appended:
                 assert appended.status < 300, await appended.text()
         async with a_turn_at_its_end(ground) as (scene, _, ends):
-            full = (await store.info("memory"))["used_memory"] - 2 * MEGABYTE
-            await store.config_set("maxmemory", str(full))
+            full = used_bytes(server) - 2 * MEGABYTE
+            server.command("CONFIG", "SET", "maxmemory", full)
             await assert_nothing_is_begun(ground, other)
             await until(lambda: _is(ground.survivor, "refusing"))
             await assert_nothing_is_begun(ground, other)
@@ -198,14 +208,14 @@ async def test_a_full_server_begins_nothing_stores_what_runs_and_can_be_emptied(
         await ends()
         async with http.delete(big) as deleted:
             assert deleted.status < 300
-    await until(lambda: _has_room(store, full))
+    await until(lambda: _has_room(server, full))
     await scene.told(ground.survivor, "next", after="victim")
     await ground.empty_scene().told(ground.survivor, "first", after="none")
     await until(lambda: _is(ground.survivor, "up"))
 
 
-async def _has_room(store: Any, full: int) -> bool:
-    return bool((await store.info("memory"))["used_memory"] < full)
+async def _has_room(server: Server, full: int) -> bool:
+    return used_bytes(server) < full
 
 
 async def _is(replica: Replica, wanted: str) -> bool:
@@ -215,19 +225,22 @@ async def _is(replica: Replica, wanted: str) -> bool:
 READ_ONLY = {
     "a replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
     "without replicas": (
-        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "9"),
         ("CONFIG", "SET", "min-replicas-to-write", "0"),
     ),
 }
 
 
-@pytest.mark.parametrize("how", READ_ONLY)
+# A node of a cluster becomes a replica by failovers alone.
+@pytest.mark.parametrize(
+    "how", [pytest.param("a replica", marks=pytest.mark.only("standalone", "sentinel")), "without replicas"]
+)
 async def test_a_server_that_takes_no_writes_begins_nothing_and_what_runs_waits_for_it(
-    ground: Stage, store: Any, how: str
+    ground: Stage, server: Server, how: str
 ) -> None:
     other, (turned, back) = await ground.scene(), READ_ONLY[how]
     async with a_turn_at_its_end(ground) as (scene, victim, ends):
-        await store.execute_command(*turned)
+        server.command(*turned)
         await assert_nothing_is_begun(ground, other)
         await until(lambda: _is(ground.survivor, "refusing"))
     stall = victim.redis_stall
@@ -238,7 +251,7 @@ async def test_a_server_that_takes_no_writes_begins_nothing_and_what_runs_waits_
 
     await until(tried_again)
     assert (await scene.books()).story == "C."
-    await store.execute_command(*back)
+    server.command(*back)
     await ends()
     await scene.told(ground.survivor, "next", after="victim")
     await other.told(ground.survivor, "next", after="first")

@@ -21,11 +21,12 @@ import pytest
 
 from storage.connect import Deadlines
 from tests.faults.call import assert_complete, assert_told
+from tests.faults.places import Place
 from tests.faults.stage import Books, Scene, Stage, answer, stage, until
 from tests.instruments.processes import Replica
 from tests.instruments.stall import RedisStall
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 BUDGET_S = "1"
 ALL = answer("victim", "first")
@@ -42,8 +43,10 @@ class Cast:
 
 
 @pytest.fixture(scope="module")
-async def cast(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cast]:
-    async with stage(tmp_path_factory.mktemp("stage")) as one:
+async def cast(
+    anyio_backend: str, tmp_path_factory: pytest.TempPathFactory, ground_store: Place
+) -> AsyncIterator[Cast]:
+    async with stage(tmp_path_factory.mktemp("stage"), ground_store) as one:
         patient, impatient = await asyncio.gather(
             one.victim(), one.victim(BATON_STORE_BEGIN_S=BUDGET_S, BATON_STORE_SETTLE_S=BUDGET_S)
         )
@@ -67,11 +70,8 @@ async def assert_works(scene: Scene, *stored: str) -> Books:
 @contextmanager
 def frozen(cast: Cast) -> Iterator[None]:
     """The store stands still meanwhile; connections to it can be made and get no word."""
-    cast.stage.fleet.valkey.freeze()
-    try:
+    with cast.stage.place.frozen():
         yield
-    finally:
-        cast.stage.fleet.valkey.thaw()
 
 
 # Lost on the way: sent again.

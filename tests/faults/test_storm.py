@@ -66,6 +66,7 @@ async def blown(
     return storm, received, records
 
 
+@pytest.mark.representative
 @pytest.mark.parametrize("topology", TOPOLOGY)
 async def test_storm_of_killed_and_frozen_replicas_loses_and_doubles_nothing(
     tmp_path: Path, topology: Topology

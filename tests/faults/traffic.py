@@ -8,12 +8,13 @@ least; the default is for every run, ``make test-faults`` asks for many more.
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
 
+from tests.faults.places import Place
 from tests.faults.store_view import StoreView, store_view
 from tests.faults.storm import Turn
 from tests.instruments.history import ClientTurn, Message, Received, TurnRecord, check, marked
@@ -64,11 +65,17 @@ class Traffic:
     def __init__(self, fleet: Fleet, replicas: Sequence[Replica], http: aiohttp.ClientSession, sessions: int) -> None:
         run = next(self._numbers)
         self.fleet = fleet
-        self.sessions = [f"traffic-{run}-{number}" for number in range(sessions)]
+        self._names = _names(fleet, f"traffic-{run}")
+        self.sessions = [next(self._names) for _ in range(sessions)]
         self.told: list[Told] = []
         self._replicas = itertools.cycle(replicas)
         self._http = http
         self._marks = itertools.count()
+
+    def another(self) -> str:
+        """The name of one more session, which counts from now on."""
+        self.sessions.append(next(self._names))
+        return self.sessions[-1]
 
     async def turn(
         self,
@@ -129,6 +136,11 @@ class Traffic:
             while sum(one.turn.outcome == outcome for one in self.told) < wanted:  # noqa: ASYNC110
                 await asyncio.sleep(_POLL_S)
 
+    async def keys(self) -> list[str]:
+        """The first key of each session."""
+        async with store_view(self.fleet.store_url) as view:
+            return [view.ref(name).keys[0] for name in self.sessions]
+
     async def stored(self) -> Stored:
         """What is stored, once nothing runs any more."""
         async with store_view(self.fleet.store_url) as view:
@@ -157,6 +169,13 @@ class Traffic:
     def outcomes(self, told: Sequence[Told] | None = None) -> set[tuple[str, str | None]]:
         """How turns ended: outcome and code."""
         return {(one.turn.outcome, one.code) for one in (self.told if told is None else told)}
+
+
+def _names(fleet: Fleet, prefix: str) -> Iterator[str]:
+    """Of sessions that live where harm is done."""
+    if isinstance(fleet.store, Place):
+        return fleet.store.names(prefix)
+    return (f"{prefix}-{number}" for number in itertools.count(1))
 
 
 @asynccontextmanager

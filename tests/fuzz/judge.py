@@ -48,6 +48,9 @@ _UNSAID: Final = {
         "cursor is not one of",
         "`metadata\\.",
     ),
+    "/v1/sessions/[^/]+/shares/.+": ("`principal` is you", "is the session's owner"),
+    "/v1/admin/keys": ("must be in the future", "must be the `next_cursor` of a page"),
+    "/v1/admin/keys/[^/]+": ("must be in the future",),
     "/v1/sessions/[^/]+/messages": (
         *("must be sound base64", r"must be an http\(s\) URL", "no tool call that waits", "less than 240"),
         *("a second tool call with the id", "must answer every tool call before anything else"),
@@ -159,4 +162,6 @@ def _path(target: bytes) -> str:
     plain = unquote_to_bytes(path).decode("utf-8", "replace")
     if plain.startswith(_MODELS):  # whose names may have slashes
         return _MODELS + quote(plain.removeprefix(_MODELS), safe="")
+    if shared := re.fullmatch(r"(/v1/sessions/[^/]+/shares/)(.+)", plain, re.DOTALL):  # and so may principals
+        return quote(shared[1]) + quote(shared[2], safe="") + (mark + query).decode("latin-1")
     return quote(plain) + (mark + query).decode("latin-1")

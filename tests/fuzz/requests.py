@@ -16,6 +16,13 @@ from tests.instruments.wire import Sent
 SEEDED: Final = "fuzz-seeded"
 """The name of a session that has a turn in every dialect, whatever happened to it before."""
 
+FRIEND: Final = "fuzz-friend"
+"""With whom that session is shared, whatever happened before."""
+
+SEEDED_KEY: Final = "key_" + "s" * 26
+"""Stands in a path for the id of a key that is there; the wire puts that in its place."""
+
+_KEYS: Final = st.sampled_from([*[SEEDED_KEY] * 9, "key_" + "a" * 26, "key_", "a b"])
 _SESSIONS: Final = st.sampled_from([*[SEEDED] * 9, "fuzz-unknown", "sess_00" + "a" * 26, "new", "stats", "a b"])
 _TURNS: Final = st.sampled_from([*"1234" * 2, *"4444", "0", "01", "9" * 13, "turn_" + "0" * 26, "-1", "١"])
 _MODELS: Final = ["claude-sonnet-5-5", "claude-opus-5-5", "claude-haiku-4-5"]
@@ -204,7 +211,13 @@ class Requests:
         return made()
 
     def _in_path(self, parameter: dict[str, Any]) -> st.SearchStrategy[str]:
-        known = {"session": _SESSIONS, "turn": _TURNS, "model": st.sampled_from([*_MODELS, "none", "a/b"])}
+        known = {
+            "key": _KEYS,
+            "session": _SESSIONS,
+            "turn": _TURNS,
+            "model": st.sampled_from([*_MODELS, "none", "a/b"]),
+            "principal": st.sampled_from([*[FRIEND] * 4, "admin", "an-app/its-user", "a b", "/", "a/b/c"]),
+        }
         texts = self._fitting.values(parameter["schema"]).filter(lambda text: 0 < len(text) < 300)
         return st.integers(0, 7).flatmap(lambda kind: known[parameter["name"]] if kind else texts)
 

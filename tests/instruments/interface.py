@@ -16,6 +16,8 @@ PLAIN: Final = frozenset(
         *("cache-control", "connection", "content-length", "content-type", "date", "transfer-encoding"),
         *("content-security-policy", "x-content-type-options"),  # of the page for people
         "x-accel-buffering",  # for proxies
+        *("referrer-policy", "x-frame-options"),  # of the page, too
+        *("authorization", "x-api-key", "origin", "host"),  # credentials are in securitySchemes
     }
 )
 """Headers in lower case that the document need not name."""
@@ -61,8 +63,9 @@ _RESPONSE: Final = _closed(
     "description content headers", description=_TEXT, content=_CONTENT, headers=_map({"anyOf": [_REF, _HEADER]})
 )
 _OPERATION: Final = _closed(
-    "operationId tags summary parameters responses",
+    "operationId tags summary parameters responses security",
     "description requestBody",
+    security=_list({"anyOf": [_closed("bearer", bearer=_list(_TEXT)), _closed("apiKey", apiKey=_list(_TEXT))]}),
     operationId={"type": "string", "pattern": "^[a-z][A-Za-z]+$"},
     tags=_list(_TEXT),
     summary=_TEXT,
@@ -80,7 +83,11 @@ STRUCTURE: Final = _closed(
     tags=_list(_closed("name", name=_TEXT)),
     paths=_map(_closed("", _METHODS, **dict.fromkeys(_METHODS.split(), _OPERATION)), propertyNames={"pattern": "^/"}),
     components=_closed(
-        "schemas parameters headers", schemas=_map(_SCHEMA), parameters=_map(_PARAMETER), headers=_map(_HEADER)
+        "schemas parameters headers securitySchemes",
+        schemas=_map(_SCHEMA),
+        parameters=_map(_PARAMETER),
+        headers=_map(_HEADER),
+        securitySchemes=_map(_closed("type", "description scheme in name")),
     ),
 )
 

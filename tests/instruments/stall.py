@@ -23,6 +23,7 @@ Within a connection the order of bytes never changes. A proxy that misread its p
 """
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from tests.instruments.resp import Argv, PendingReplies, read_command, read_repl
 LOG_ENTRIES_MAX = 50_000
 ARG_HEAD_BYTES_MAX = 64
 _READ_BYTES = 65_536
+_TELL_ADDRESSES = ((b"CLUSTER", b"SLOTS"), (b"SENTINEL", b"MASTER"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +51,14 @@ class RedisStall(StallProxy[Argv]):
 
     Replies are matched to commands by counting, so pipelines, transactions, RESP3 pushes and pub/sub are fine; the
     commands inside a MULTI are seen one by one, each with its own ``+QUEUED``.
+
+    Before the nodes of a cluster, or Sentinels and the servers they watch, it stands before all of them: where a reply
+    tells an address (``CLUSTER SLOTS``, ``SENTINEL MASTER``, a redirection), it tells the proxy's own in its place, so
+    that a client never finds a way round it.
     """
 
-    def __init__(self, upstream_port: int) -> None:
-        super().__init__(upstream_port)
+    def __init__(self, *upstream_ports: int) -> None:
+        super().__init__(*upstream_ports)
         self.commands: deque[LoggedCommand] = deque(maxlen=LOG_ENTRIES_MAX)
 
     def arm(
@@ -72,13 +78,29 @@ class RedisStall(StallProxy[Argv]):
         """How many logged commands satisfy ``match``, which sees items of at most 64 bytes."""
         return sum(1 for command in self.commands if match(command.argv))
 
+    def url_through(self, url: str) -> str:
+        """The address of the servers as seen through the proxy."""
+        return re.sub(r"(?<=:)\d+(?=[,/]|$)", lambda port: str(self.ports[int(port[0])]), url)
+
+    def _told(self, argv: Argv, wire: bytes) -> bytes:
+        """A reply with the proxy's ports in place of the servers'."""
+        if wire.startswith((b"-MOVED ", b"-ASK ")):
+            where, _, port = wire.rpartition(b":")
+            return b"%b:%d\r\n" % (where, self.ports[int(port)])
+        if argv not in _TELL_ADDRESSES:
+            return wire
+        for upstream, own in self.ports.items():
+            wire = wire.replace(b":%d\r\n" % upstream, b":%d\r\n" % own)
+            wire = wire.replace(_bulk(upstream), _bulk(own))
+        return wire
+
     async def _relay(self, link: Link) -> None:
-        pending: PendingReplies[Trap[Argv] | None] = PendingReplies()
+        pending: PendingReplies[_Sent | None] = PendingReplies()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._carry_commands(link, pending))
             group.create_task(self._carry_replies(link, pending))
 
-    async def _carry_commands(self, link: Link, pending: PendingReplies[Trap[Argv] | None]) -> None:
+    async def _carry_commands(self, link: Link, pending: "PendingReplies[_Sent | None]") -> None:
         while (command := await read_command(link.from_client)) is not None:
             heads = tuple(item[:ARG_HEAD_BYTES_MAX] for item in command.argv)
             self.commands.append(LoggedCommand(link.number, heads))
@@ -86,17 +108,29 @@ class RedisStall(StallProxy[Argv]):
             if trap is not None and trap.at == "request":
                 await trap.spring(link)
                 trap = None
-            pending.sent(command.argv, trap)
+            pending.sent(command.argv, _Sent(command.argv[:2], trap))
             await self._pass(link.to_server, command.wire)
         link.client_ended()
 
-    async def _carry_replies(self, link: Link, pending: PendingReplies[Trap[Argv] | None]) -> None:
+    async def _carry_replies(self, link: Link, pending: "PendingReplies[_Sent | None]") -> None:
         while (reply := await read_reply(link.from_server)) is not None:
-            trap = pending.answered(reply)
-            if trap is not None:
-                await trap.spring(link)
-            await self._pass(link.to_client, reply.wire)
+            sent = pending.answered(reply)
+            if sent is not None and sent.trap is not None:
+                await sent.trap.spring(link)
+            await self._pass(link.to_client, self._told(sent.argv if sent else (), reply.wire))
         await link.server_ended()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """A command whose reply is awaited: its first words, and the trap that its reply falls into."""
+
+    argv: Argv
+    trap: Trap[Argv] | None
+
+
+def _bulk(port: int) -> bytes:
+    return b"$%d\r\n%d\r\n" % (len(str(port)), port)
 
 
 @dataclass(frozen=True, slots=True)

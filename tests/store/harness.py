@@ -16,6 +16,7 @@ from storage.results import (
     Begun,
     Corrupt,
     Created,
+    Denied,
     Exists,
     Fenced,
     Full,
@@ -29,8 +30,9 @@ from storage.results import (
     Verdict,
 )
 from storage.routing import Routed
-from storage.scripts import ScriptRunner
 from storage.sessions import NewSession, Sessions
+from storage.shares import Shares
+from storage.transfer import Transfer
 from storage.turns import NOTHING_SHOWN, Commit, Request, Shown, Turns, Usage
 
 OWNER = "alice"
@@ -81,6 +83,8 @@ class Store:
     sessions: Sessions
     turns: Turns
     log: Log
+    shares: Shares
+    transfer: Transfer
     ends: list[str]
 
     @classmethod
@@ -99,8 +103,8 @@ class Store:
         index = Index(redis, keyspace, budget_s=budget_s)
         ends: list[str] = []
         capacity = Capacity(
+            redis,
             index,
-            ScriptRunner(redis),
             keyspace,
             per_owner_max=per_owner_max,
             total_max=total_max,
@@ -109,7 +113,18 @@ class Store:
         )
         sessions = Sessions(redis, keyspace, capacity, budget_s=budget_s)
         turns = Turns(redis, begin_budget_s=budget_s, settle_budget_s=budget_s)
-        return cls(redis, keyspace, index, capacity, sessions, turns, Log(redis, budget_s=budget_s), ends)
+        return cls(
+            redis,
+            keyspace,
+            index,
+            capacity,
+            sessions,
+            turns,
+            Log(redis, budget_s=budget_s),
+            Shares(redis, budget_s=budget_s),
+            Transfer(redis, capacity, budget_s=budget_s),
+            ends,
+        )
 
     def capped(self, *, per_owner_max: int = 1_000_000, total_max: int = 1_000_000) -> "Store":
         """The same namespace as a replica with caps sees it."""
@@ -156,12 +171,12 @@ class Store:
 
     async def renew(
         self, ref: SessionRef, turn: str, shown: Shown = NOTHING_SHOWN, *, lease_ms: int = LEASE_MS
-    ) -> Renewed | Settled | Lost | Gone:
+    ) -> Renewed | Settled | Lost | Denied | Gone:
         return await self.turns.renew(ref, turn, lease_ms=lease_ms, usage=Usage(output=1), shown=shown)
 
     async def commit(
         self, ref: SessionRef, turn: str, head: str, messages: list[bytes], **changes: Any
-    ) -> Settled | Fenced | Corrupt | Gone:
+    ) -> Settled | Fenced | Corrupt | Denied | Gone:
         fields: dict[str, Any] = {
             "record": f"record {turn}".encode(),
             "model": "claude-x",

@@ -109,7 +109,7 @@ async def test_a_clock_far_from_ours_is_warned_about(
     redis: Any, monkeypatch: pytest.MonkeyPatch, ahead_s: float, words: str
 ) -> None:
     real = time.time
-    monkeypatch.setattr("storage.first_contact.time.time", lambda: real() + ahead_s)
+    monkeypatch.setattr("storage.vitals.time.time", lambda: real() + ahead_s)
     warnings = await meet(redis)
     assert [words in warning for warning in warnings] == ([True] if words else [])
 

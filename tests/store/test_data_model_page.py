@@ -13,7 +13,7 @@ from storage.turns import Request, Rewind
 from tests.store.harness import OWNER, SECRET, Store, attached, elements, shown
 
 PAGE = (Path(storage.__file__).parent / "README.md").read_text("utf-8")
-READING = ("get",)
+READING = ("get", "shares")
 
 
 def keys_of_a_session() -> list[tuple[str, str, str]]:
@@ -31,8 +31,8 @@ def test_the_keys_are_those_that_every_script_declares_in_their_order() -> None:
 
 
 def test_every_verb_that_writes_is_among_the_writers() -> None:
-    table = PAGE.partition("Writers:")[2].partition("\nKeys 1")[0]
-    rows = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    tables = re.findall(r"^Writers:\n\n(.+?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    rows = re.findall(r"^\| ([^|]+) \|", "\n".join(tables), re.MULTILINE)
     assert set(VERBS) - set(READING) <= set(re.findall(r"\w+", " ".join(rows)))
 
 
@@ -41,6 +41,7 @@ def test_every_verb_that_writes_is_among_the_writers() -> None:
 async def test_keys_have_the_types_and_the_session_the_fields_that_are_described(store: Store) -> None:
     ref = await store.created()
     await store.settled(ref, "committed", Request("print", "key"), elements(2))
+    await store.shares.share(ref, "bob", "viewer")
     turn, begun = await store.begun(ref, new_turn_id(), streamed=True)
     await store.renew(ref, turn, shown(1, 2))
     rewind = Rewind(0, sum(map(len, elements(2))), 1)

@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from storage.api_keys import ApiKeys
 from storage.keys import SessionRef, new_nonce, new_turn_id
-from storage.results import Answered, Cancelling, Removed, Renewed, Running, Settled
+from storage.results import Answered, Cancelling, Created, Removed, Renewed, Running, Settled, Shared
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
 from storage.turns import Request, Rewind
-from tests.store.harness import Store, attached, elements, shown
+from tests.store.harness import OWNER, PLAIN, Store, attached, elements, shown
+from tests.store.test_transfer import fork_of, restored_from
 
 pytestmark = pytest.mark.anyio
 
 KEYED = Request("print", "key")
 VERB_OF = {script.sha: verb for verb, script in SCRIPTS.items()}
 NO_KEYS = ("TIME",)
-KEYS_ONLY = ("UNLINK",)  # all others that scripts use take one key, first
+KEYS_ONLY = ("UNLINK", "DEL")
+TWO_KEYS = ("COPY",)  # all others that scripts use take one key, first
 
 
 @dataclass
@@ -32,7 +35,8 @@ class Run:
         found: set[str] = set()
         for name, *arguments in self.commands:
             if name.upper() not in NO_KEYS:
-                found.update(arguments if name.upper() in KEYS_ONLY else arguments[:1])
+                count = len(arguments) if name.upper() in KEYS_ONLY else 2 if name.upper() in TWO_KEYS else 1
+                found.update(arguments[:count])
         return found
 
 
@@ -81,6 +85,10 @@ async def a_life(store: Store) -> SessionRef:
     ref = await store.created()
     await streamed_turns(store, ref)
     await store.sessions.get(ref)
+    assert await store.shares.share(ref, "bob", "viewer") == Shared(new=True)
+    assert await store.shares.of(ref) == {"bob": "viewer"}
+    assert await store.shares.unshare(ref, "bob") is True
+    await store.shares.share(ref, "carol", "writer")
     await store.sessions.touch(ref)
     await store.sessions.patch(ref, {"title": "T", "ttl": 500_000, "model": "m"}, expected_revision=None)
     await store.begun(ref, streamed=True, lease_ms=1)
@@ -99,6 +107,16 @@ async def a_life(store: Store) -> SessionRef:
     return ref
 
 
+async def moves(store: Store) -> None:
+    """A session forked, and put back under an id of its own."""
+    source = await store.created()
+    await store.settled(source, "committed", PLAIN, [*elements(2), attached("x" * 70_000)])
+    forked = store.keyspace.session(store.keyspace.issue(0), OWNER)
+    assert await store.transfer.fork(source, forked, await fork_of(store, source, messages=1)) == Created()
+    restored = store.ref()
+    assert await store.transfer.restore(restored, await restored_from(store, source)) == Created()
+
+
 async def early_ends(store: Store) -> None:
     """Sessions that end by an abort, by hand and for want of room, with a log each."""
     creating = new_turn_id()
@@ -107,10 +125,21 @@ async def early_ends(store: Store) -> None:
     await store.renew(removed, creating, shown(1, 2))
     assert await store.abort(removed, creating) == Removed()
     deleted, evicted = await store.created(), await store.created()
+    await store.shares.share(deleted, "bob", "admin")
     assert await store.sessions.delete(deleted) is True
     args = (evicted.id, evicted.owner_tag, await store.field(evicted, "la"))
     assert await ScriptRunner(store.redis).run("evict", evicted.keys, args, budget_s=5) == [b"EVICTED"]
     assert await store.capacity.sweep_bucket(0, interval_ms=60_000) is not None
+
+
+async def a_key(store: Store) -> None:
+    """A caller's key, from its creation to its end."""
+    keys = ApiKeys(store.redis, store.keyspace, budget_s=5)
+    key_id = store.keyspace.issue_key_id("ada")
+    await keys.create(key_id, b"1", principal="ada", scopes=("chat",), expires_ms=0, labels_json=b"{}")
+    assert await keys.patch(key_id, disabled=True)
+    assert await keys.rotate(key_id, b"2", overlap_ms=1)
+    assert await keys.delete(key_id)
 
 
 @pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
@@ -118,6 +147,8 @@ async def test_scripts_touch_no_key_but_the_declared_ones(store: Store) -> None:
     async with recorded(store) as runs:
         ref = await a_life(store)
         await early_ends(store)
+        await moves(store)
+        await a_key(store)
     assert {run.verb for run in runs} == set(VERBS), "every script was executed"
     for run in runs:
         assert run.commands, f"{run.verb} executed something"

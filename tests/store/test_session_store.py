@@ -33,6 +33,7 @@ async def test_a_created_session_is_empty_and_indexed(store: Store) -> None:
     assert isinstance(snapshot, Snapshot)
     assert before <= snapshot.created_ms <= await store.now_ms()
     assert snapshot == Snapshot(
+        role="owner",
         name="chat",
         owner=OWNER,
         created_ms=snapshot.created_ms,

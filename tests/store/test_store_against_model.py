@@ -26,6 +26,7 @@ from storage.results import (
     Busy,
     Cancelling,
     Created,
+    Denied,
     Exists,
     Fenced,
     Gone,
@@ -38,9 +39,11 @@ from storage.results import (
     RevisionConflict,
     Running,
     Settled,
+    Shared,
     UnknownTurn,
 )
 from storage.sessions import Snapshot
+from storage.shares import ROLES, Role
 from storage.turns import Request, Rewind, Shown
 from tests.store.harness import Store, attached, elements, real_redis, shown
 from tests.store.model import Begin, Known, Logged, Session, stored_bytes
@@ -51,6 +54,8 @@ _namespaces = itertools.count()
 
 which = st.sampled_from([*SESSIONS[:1] * 4, *SESSIONS[1:]])  # one of them has a longer history than the others
 counts = st.integers(0, 3)
+GRANTEES = ("carol", "dave")
+grantees = st.sampled_from(GRANTEES)
 BIG = [letter * 65_537 for letter in "xy"]
 attachments = st.sampled_from([*[[]] * 4, [attached(BIG[0])], [attached(*BIG, "small", BIG[0])]])
 
@@ -73,6 +78,7 @@ class Machine(RuleBasedStateMachine):
         self.known: dict[Session, Known] = {}
         self.expired: set[Session] = set()  # gone, and still counted
         self.ended = dict.fromkeys(("alice", "bob"), 0), dict.fromkeys(("alice", "bob"), 0)  # expired, deleted
+        self.shares: dict[Session, dict[str, Role]] = {session: {} for session in SESSIONS}  # of expired ones, too
         self.turns: list[Begin] = []
         self.used = SESSIONS[0]  # by the last step
         self.unused = itertools.cycle(SESSIONS)
@@ -294,7 +300,67 @@ class Machine(RuleBasedStateMachine):
     def delete(self, session: Session) -> None:
         was_there = self.known.pop(session, None) is not None
         assert self.wait(self.store.sessions.delete(self.ref(session))) is was_there
+        if was_there:
+            self.shares[session].clear()
         self.ended[1][session[0]] += was_there
+
+    def foreign(self, session: Session, who: str) -> SessionRef:
+        """The session as another principal addresses it, on a replica that may not know whose it is."""
+        ref = self.ref(session)
+        self.store.keyspace.foreign.clear()
+        return self.store.keyspace.session(ref.id, who)
+
+    def role(self, session: Session, who: str) -> str:
+        return self.shares[session].get(who, "") if session in self.known else ""
+
+    @rule(session=which, by=st.sampled_from(["", "", *GRANTEES]), who=grantees, role=st.sampled_from(ROLES))
+    def share(self, session: Session, by: str, who: str, role: Role) -> None:
+        ref = self.foreign(session, by) if by else self.ref(session)
+        shared = self.wait(self.store.shares.share(ref, who, role))
+        held = self.role(session, by) if by else "admin"
+        if session not in self.known or not held:
+            assert shared == Gone()
+        elif held != "admin":
+            assert shared == Denied(held)
+        else:
+            assert shared == Shared(new=who not in self.shares[session])
+            self.shares[session][who] = role
+
+    @rule(session=which, by=st.sampled_from(["", *GRANTEES]), who=grantees)
+    def unshare(self, session: Session, by: str, who: str) -> None:
+        ref = self.foreign(session, by) if by else self.ref(session)
+        gone = self.wait(self.store.shares.unshare(ref, who))
+        held = self.role(session, by) if by else "admin"
+        if session not in self.known or not held:
+            assert gone == Gone()
+        elif held != "admin" and by != who:
+            assert gone == Denied(held)
+        else:
+            assert gone is (self.shares[session].pop(who, None) is not None)
+
+    @rule(session=which, who=grantees, title=st.text("ab", min_size=1, max_size=3))
+    def changed_by_another(self, session: Session, who: str, title: str) -> None:
+        known, held = self.known.get(session), self.role(session, who)
+        patched = self.wait(
+            self.store.sessions.patch(self.foreign(session, who), {"title": title}, expected_revision=None)
+        )
+        if known is None or not held:
+            assert patched == Gone()
+        elif held != "admin":
+            assert patched == Denied(held)
+        else:
+            known.revision, known.title = known.revision + 1, title
+            assert patched == Patched(known.revision)
+
+    @rule(session=which, who=grantees)
+    def deleted_by_another(self, session: Session, who: str) -> None:
+        held = self.role(session, who)
+        deleted = self.wait(self.store.sessions.delete(self.foreign(session, who)))
+        assert deleted == (held == "admin" if held in ("", "admin") else Denied(held))
+        if deleted is True:
+            del self.known[session]
+            self.shares[session].clear()
+            self.ended[1][session[0]] += 1
 
     @rule(session=which)
     def lease_ends(self, session: Session) -> None:
@@ -322,6 +388,7 @@ class Machine(RuleBasedStateMachine):
     def swept(self, session: Session) -> None:
         if session in self.expired:
             self.expired.remove(session)
+            self.shares[session].clear()
             self.ended[0][session[0]] += 1
 
     @invariant()
@@ -331,6 +398,8 @@ class Machine(RuleBasedStateMachine):
                 await self.is_as_known(session)
             for owner in ("alice", "bob"):
                 await self.numbers_are_exact(owner)
+            for who in GRANTEES:
+                await self.shares_are_exact(who)
 
         self.wait(looked_at())
 
@@ -355,6 +424,17 @@ class Machine(RuleBasedStateMachine):
         for request in REQUESTS:
             told = await self.store.begin(ref, new_turn_id(), request=request, expected="other")
             assert told == (known.earlier(request) or Moved(known.head))
+
+    async def shares_are_exact(self, who: str) -> None:
+        """Its list is what is shared with it; of what has gone there is nothing."""
+        ids = {self.store.keyspace.named(*session): session for session in SESSIONS}
+        listed = [ids[one.session_id] for one in await self.store.index.page(who, None, 10)]
+        assert sorted(listed) == sorted(session for session in SESSIONS if who in self.shares[session])
+        refs = [self.store.keyspace.session(self.store.keyspace.named(*session), who) for session in SESSIONS]
+        seen = [snapshot.role if snapshot else "" for snapshot in await self.store.sessions.snapshots(refs)]
+        assert seen == [self.role(session, who) for session in SESSIONS]
+        assert (await self.store.index.counts(who)).total == 0
+        assert await self.store.index.shared_active(who) == sum(map(bool, seen))
 
     async def numbers_are_exact(self, owner: str) -> None:
         counted = await self.store.index.counts(owner)

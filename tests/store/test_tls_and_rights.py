@@ -16,7 +16,7 @@ from storage.turns import Rewind
 from tests.instruments.redis_servers import Cluster, SentinelSet, Server, redis_server
 from tests.instruments.tls import Certificates
 from tests.store.harness import Store, elements
-from tests.store.test_script_keys import a_life, early_ends
+from tests.store.test_script_keys import a_life, early_ends, moves
 
 pytestmark = pytest.mark.anyio
 
@@ -173,6 +173,7 @@ async def test_the_documented_user_may_do_all_that_is_done(restricted: Server) -
         assert await health(store.redis, store.keyspace, deadline_s=5.0) == "up"
         await a_life(store)
         await early_ends(store)
+        await moves(store)
         ref = await store.created()
         turn = await store.committed(ref, elements(2))
         await store.committed(ref, elements(1), rewind=Rewind(0, 0, 1))
@@ -188,6 +189,7 @@ async def test_the_documented_user_may_do_all_that_is_done(restricted: Server) -
         await store.sessions.snapshots([ref])
         await store.sessions.labels([ref])
         await store.index.page("alice", None, 10)
+        await store.index.shared_active("alice")
         await store.index.counts(None)
         await store.index.expired(10)
         await store.index.oldest(None, 10)
@@ -223,7 +225,7 @@ async def test_a_missing_right_to_what_has_no_key_is_named(restricted: Server, c
 async def test_keys_of_another_namespace_are_told(restricted: Server) -> None:
     async with opened(url_of(restricted)) as store:
         other = Store.of(store.redis, "other")
-        with pytest.raises(StoreRefused, match=r"not on the namespace's keys: DEL .* ZSCORE"):
+        with pytest.raises(StoreRefused, match=r"not on the namespace's keys: COPY .* ZSCORE"):
             await meet(other)
 
 

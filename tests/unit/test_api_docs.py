@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 
+from service import access
 from service.dialects import chat_fields
 from service.errors import CODES
 from service.headers import HEADERS
@@ -20,12 +21,18 @@ API = Path(__file__).resolve().parents[2] / "docs" / "api.md"
 
 
 def endpoints() -> str:
-    lines = ["| endpoint | for | takes |", "|---|---|---|"]
+    lines = ["| endpoint | for | takes | scope |", "|---|---|---|---|"]
     for operations in OPERATIONS.values():
         for one in operations:
             purpose = "; ".join(filter(None, (one.summary, one.details)))
-            lines.append(f"| `{one.method} {one.path}` | {purpose} | {', '.join(taken(one))} |")
+            lines.append(f"| `{one.method} {one.path}` | {purpose} | {', '.join(taken(one))} | {scope(one)} |")
     return "\n".join(lines) + "\n"
+
+
+def scope(operation: Operation) -> str:
+    """What a key must have for it."""
+    needed = access.needed(operation.method, operation.path)
+    return f"`{needed}`" if needed else "–"
 
 
 def taken(operation: Operation) -> Iterator[str]:

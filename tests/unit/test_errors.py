@@ -13,7 +13,7 @@ from service.errors import CODES, BatonError
 from service.exchange import Interrupt
 
 SERVICE = Path(errors.__file__).parent
-ALIKE_ON_BOTH = (404, 409, 429)
+ALIKE_ON_BOTH = (401, 403, 404, 409, 429)
 
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:

@@ -11,6 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
 from service.asgi import Bodies, Edge
+from service.cors import Cors
 from service.http_protocol import Limits, http_protocol
 
 pytestmark = pytest.mark.anyio
@@ -67,7 +68,7 @@ async def test_a_request_that_is_cut_short_by_the_end_is_told_what_is_known(meth
     async def send(message: Message) -> None:
         sent.append(message)
 
-    edge = Edge(endless, lambda: True, Bodies(1024))
+    edge = Edge(endless, lambda: True, Bodies(1024), Cors(frozenset()))
     task = asyncio.ensure_future(edge({"type": "http", "method": method, "path": "/", "headers": []}, receive, send))
     await begun.wait()
     task.cancel()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from service.server import _kept_secret
+from service.kept_secret import kept_secret
 
 
 def test_it_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
-    made = _kept_secret(tmp_path)
+    made = kept_secret(tmp_path)
     assert len(made) == 64
-    assert _kept_secret(tmp_path) == made
+    assert kept_secret(tmp_path) == made
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
     assert os.listdir(tmp_path) == ["secret"]
 
@@ -19,14 +19,14 @@ def test_it_is_made_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", ["", "\n"])
 def test_an_empty_file_is_none(tmp_path: Path, left: str) -> None:
     (tmp_path / "secret").write_text(left)
-    made = _kept_secret(tmp_path)
+    made = kept_secret(tmp_path)
     assert len(made) == 64
-    assert _kept_secret(tmp_path) == made
+    assert kept_secret(tmp_path) == made
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("an older secret, by hand\n")
-    assert _kept_secret(tmp_path) == "an older secret, by hand"
+    assert kept_secret(tmp_path) == "an older secret, by hand"
 
 
 def test_a_failure_while_it_is_written_leaves_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,7 +35,7 @@ def test_a_failure_while_it_is_written_leaves_no_secret(tmp_path: Path, monkeypa
 
     with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
         patch.setattr(os, "fsync", full)
-        _kept_secret(tmp_path)
+        kept_secret(tmp_path)
     assert not (tmp_path / "secret").exists()
-    assert len(_kept_secret(tmp_path)) == 64
+    assert len(kept_secret(tmp_path)) == 64
     assert os.listdir(tmp_path) == ["secret"]

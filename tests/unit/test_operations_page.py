@@ -8,7 +8,7 @@ from service.telemetry import METRICS, PROCESS
 from tests.unit.test_alert_rules import alerts
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-_VALUES_SHOWN_MAX = 20
+_VALUES_SHOWN_MAX = 40
 _ELSEWHERE = {
     "route": "the routes, `other`",
     "status": "the statuses, `none`",

@@ -14,7 +14,7 @@ BEGIN, END = "<!-- settings: begin -->\n", "<!-- settings: end -->\n"
 def shown(default: Any) -> str:
     """A default as it would be written into the environment."""
     match default:
-        case None | "" | {}:
+        case None | "" | {} | frozenset():
             return "–"
         case SecretStr():
             return f"`{default.get_secret_value()}`"

@@ -48,7 +48,7 @@ async def proxy(valkey: Valkey, direct: Client) -> AsyncIterator[RedisStall]:
 
 @pytest.fixture(params=[2, 3])
 async def client(request: pytest.FixtureRequest, valkey: Valkey, proxy: RedisStall) -> AsyncIterator[Client]:
-    url = valkey.url_through(proxy.port)
+    url = proxy.url_through(valkey.url)
     async with redis.asyncio.from_url(url, protocol=request.param, retry=None, socket_timeout=10) as client:
         yield client
 
@@ -270,7 +270,7 @@ async def test_a_cut_connection_is_an_error_for_the_client_whatever_the_server_d
 
 async def test_what_a_dead_client_sent_is_delivered_late(valkey: Valkey, direct: Client, proxy: RedisStall) -> None:
     trap = proxy.arm(named(b"SET"))
-    client = redis.asyncio.from_url(valkey.url_through(proxy.port), retry=None)
+    client = redis.asyncio.from_url(proxy.url_through(valkey.url), retry=None)
     writing = asyncio.create_task(run(client, "SET", "k", "late"))
     await trap.reached()
     writing.cancel()

@@ -29,9 +29,11 @@ local function count(field, by)
   redis.call('HINCRBY', OWNER_COUNTERS, field, text(by))
 end
 
--- Takes the session out of keys, indexes and counters; `reason` is the counter of such ends ('' counts nothing).
+-- Takes the session out of keys, indexes, the lists of its grantees (KEYS 18…) and counters; `reason` is the counter of
+-- such ends ('' counts nothing).
 local function remove_session(size, reason)
-  redis.call('UNLINK', unpack(KEYS, 1, 9))
+  redis.call('UNLINK', SHARES, unpack(KEYS, 1, 9))
+  for k = 18, #KEYS do redis.call('ZREM', KEYS[k], ARGV[1]) end
   for k = 10, 13 do redis.call('ZREM', KEYS[k], ARGV[1]) end
   redis.call('HDEL', SIZES, ARGV[1])
   if size then

@@ -1,0 +1,291 @@
+"""``baton keys``: the keys of callers from a terminal. It talks to the store itself, so it needs no running replica.
+
+Replicas learn of a change within a second or two. An embedded store that a replica is running is asked where it runs;
+one that nobody runs is started for the moment. No line but the one that gives a key out holds one.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Final, TypeVar
+
+import click
+import orjson
+
+from service import api_key, key_fields
+from service.access import SCOPES
+from service.errors import BatonError
+from service.kept_secret import kept_secret
+from service.settings import EX_CONFIG, Settings
+from storage.api_keys import ApiKey, ApiKeys
+from storage.embedded import EmbeddedRefused, EmbeddedValkey, running_url
+from storage.first_contact import StoreRefused, first_contact
+from storage.keys import KEY_ID, Keyspace
+from storage.results import StoreUnavailable
+
+_T = TypeVar("_T")
+_DEADLINE_S: Final = 10.0
+_PAGE: Final = 100
+
+Read = Callable[[], Settings]
+
+
+class _NotFound(click.ClickException):
+    """There is no such key; ends with 1."""
+
+
+class _Refused(click.ClickException):
+    """The store must not be used like this."""
+
+    exit_code = EX_CONFIG
+
+
+class _Away(click.ClickException):
+    """The store cannot be asked now."""
+
+    exit_code = 69  # EX_UNAVAILABLE, as `baton check`
+
+
+def command(read: Read) -> click.Group:
+    """The group of commands.
+
+    Args:
+        read: the settings; ends the process if they cannot be used.
+    """
+
+    @click.group()
+    @click.pass_context
+    def keys(context: click.Context) -> None:
+        """Make and change the keys that callers come with.
+
+        A key names a principal, who owns the sessions that are made with it; several keys may name the same one. Its
+        text is shown once, when it is made or rotated. With the first key, replicas that were open ask for keys.
+
+        \b
+        Scopes, none of which implies another:
+          chat            turns, with or without a session; models; cancelling
+          sessions:read   sessions, messages, turns, following a turn
+          sessions:write  make, change and delete sessions, append messages
+          admin           /v1/admin: the keys of everybody
+          act-for         act for end users (X-Baton-User): the principal is then <principal>/<user>
+
+        \b
+        For example:
+          baton keys create --principal team-a --label purpose=ci --days 90
+          baton keys list
+          baton keys rotate key_… --overlap-s 3600
+          baton keys disable key_…
+
+        It needs the store's settings only: BATON_REDIS_URL, BATON_SECRET, BATON_NAMESPACE, as replicas have them.
+        """  # noqa: D301 - click wants the character \b, not the two
+        context.obj = read
+
+    for one in (_create, _list, _show, _rotate, _disable, _enable, _delete):
+        keys.add_command(one)
+    return keys
+
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, as /v1/admin/keys does.")
+
+
+@click.command("create")
+@click.option("--principal", required=True, help="Whom it names. `open` takes over what was made without keys.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice(SCOPES),
+    help="What it may do; once for each.  [default: chat, sessions:read, sessions:write]",
+)
+@click.option("--days", type=click.IntRange(1, 36_500), help="It expires after so many days; never, if not given.")
+@click.option("--label", "labels", multiple=True, help="name=value, for you; once for each.")
+@_as_json
+@click.pass_obj
+def _create(
+    read: Read, principal: str, scopes: tuple[str, ...], days: int | None, labels: tuple[str, ...], as_json: bool
+) -> None:
+    """Make a key, and show its text this once."""
+    pairs = [label.partition("=") for label in labels]
+    expires_ms = 0 if days is None else int(time.time() + days * 86_400) * 1000
+    with _told_by_option():
+        key_fields.principal(principal)
+        words = key_fields.scopes(list(scopes or key_fields.SCOPES_DEFAULT))
+        labels_json = key_fields.labels({name: value for name, _, value in pairs})
+
+    async def do(keys: ApiKeys) -> tuple[ApiKey, str]:
+        key_id = keys.keyspace.issue_key_id(principal)
+        text = api_key.issue(key_id)
+        digest = keys.keyspace.key_digest(text)
+        await keys.create(
+            key_id, digest, principal=principal, scopes=words, expires_ms=expires_ms, labels_json=labels_json
+        )
+        return await _found(keys, key_id), text
+
+    _say(*_run(read, do), as_json=as_json)
+
+
+@click.command("list")
+@click.option("--principal", default="", help="Keys of this one only.")
+@_as_json
+@click.pass_obj
+def _list(read: Read, principal: str, as_json: bool) -> None:
+    """List all keys, without their texts."""
+    if principal:
+        with _told_by_option():
+            key_fields.principal(principal)
+
+    async def do(keys: ApiKeys) -> list[ApiKey]:
+        found: list[ApiKey] = []
+        ids = await keys.page(after="", limit=_PAGE, principal=principal)
+        while ids:
+            found += [key for key in await keys.read(ids) if key is not None]
+            ids = await keys.page(after=ids[-1], limit=_PAGE, principal=principal)
+        return found
+
+    found = _run(read, do)
+    if as_json:
+        click.echo(orjson.dumps([key_fields.key_object(key) for key in found]))
+        return
+    for key in found:
+        shown = key_fields.key_object(key)
+        state = "disabled" if key.disabled else f"until {shown['expires_at']}" if key.expires_ms else "no expiry"
+        click.echo(f"{key.id}  {key.principal}  {','.join(shown['scopes'])}  {state}  {key.labels_json.decode()}")
+
+
+@click.command("show")
+@click.argument("key_id")
+@_as_json
+@click.pass_obj
+def _show(read: Read, key_id: str, as_json: bool) -> None:
+    """Show a key, without its text."""
+    _say(_run(read, lambda keys: _found(keys, key_id)), "", as_json=as_json)
+
+
+@click.command("rotate")
+@click.argument("key_id")
+@click.option(
+    "--overlap-s",
+    type=click.IntRange(0, key_fields.OVERLAP_S_MAX),
+    default=key_fields.OVERLAP_S_DEFAULT,
+    show_default=True,
+    help="How long the present text stays good, seconds.",
+)
+@_as_json
+@click.pass_obj
+def _rotate(read: Read, key_id: str, overlap_s: int, as_json: bool) -> None:
+    """Give a key another text, and show it this once.
+
+    Whoever uses the key has the overlap to change over. Rotated again within it, the oldest text ends at once.
+    """
+
+    async def do(keys: ApiKeys) -> tuple[ApiKey, str]:
+        await _found(keys, key_id)
+        text = api_key.issue(key_id)
+        await keys.rotate(key_id, keys.keyspace.key_digest(text), overlap_ms=overlap_s * 1000)
+        return await _found(keys, key_id), text
+
+    _say(*_run(read, do), as_json=as_json)
+
+
+@click.command("disable")
+@click.argument("key_id")
+@click.pass_obj
+def _disable(read: Read, key_id: str) -> None:
+    """Refuse a key, and end what runs with it, within seconds; `enable` takes it back."""
+    _set_disabled(read, key_id, disabled=True)
+
+
+@click.command("enable")
+@click.argument("key_id")
+@click.pass_obj
+def _enable(read: Read, key_id: str) -> None:
+    """Take a key again that was disabled."""
+    _set_disabled(read, key_id, disabled=False)
+
+
+def _set_disabled(read: Read, key_id: str, *, disabled: bool) -> None:
+    async def do(keys: ApiKeys) -> ApiKey:
+        await _found(keys, key_id)
+        await keys.patch(key_id, disabled=disabled)
+        return await _found(keys, key_id)
+
+    _run(read, do)
+    click.echo(f"{key_id} is {'disabled' if disabled else 'enabled'}.")
+
+
+@click.command("delete")
+@click.argument("key_id")
+@click.pass_obj
+def _delete(read: Read, key_id: str) -> None:
+    """Delete a key, for good. The sessions of its principal stay."""
+
+    async def do(keys: ApiKeys) -> None:
+        await _found(keys, key_id)
+        await keys.delete(key_id)
+
+    _run(read, do)
+    click.echo(f"{key_id} is deleted.")
+
+
+@contextlib.contextmanager
+def _told_by_option() -> Iterator[None]:
+    """What an option may not be, as click tells it."""
+    try:
+        yield
+    except BatonError as error:
+        raise click.UsageError(error.message.replace("`", "")) from error
+
+
+def _say(key: ApiKey, text: str, *, as_json: bool) -> None:
+    shown = key_fields.key_object(key, text=text)
+    if as_json:
+        click.echo(orjson.dumps(shown))
+        return
+    for name, value in shown.items():
+        if name not in ("object", "key"):
+            click.echo(f"{name:<16}{orjson.dumps(value).decode() if isinstance(value, list | dict) else value}")
+    if text:
+        click.echo("This is the key. It is not shown again:", err=True)
+        click.echo(text)
+
+
+async def _found(keys: ApiKeys, key_id: str) -> ApiKey:
+    key = (await keys.read([key_id]))[0] if KEY_ID.fullmatch(key_id) else None
+    if key is None:
+        raise _NotFound("There is no such key; `baton keys list` tells which there are.")
+    return key
+
+
+def _run(read: Read, do: Callable[[ApiKeys], Awaitable[_T]]) -> _T:
+    """Does something with the keys of the store that the settings name."""
+    settings = read()
+    secret = settings.secret.get_secret_value() if settings.secret else ""
+    url = settings.store_url()
+    try:
+        with contextlib.ExitStack() as stack:
+            if url == "embedded":
+                url = running_url(settings.data_dir) or stack.enter_context(EmbeddedValkey.start(settings.data_dir)).url
+                secret = secret or kept_secret(settings.data_dir)
+            return asyncio.run(_with_store(settings, url, secret, do))
+    except EmbeddedRefused as error:
+        raise _Refused(str(error)) from error
+    except StoreRefused as error:
+        raise _Refused(" ".join(error.problems)) from error
+    except StoreUnavailable as error:
+        again = " What was asked for may have been done." if error.outcome_unknown else ""
+        raise _Away(f"The store does not answer: {error}{again}") from error
+
+
+async def _with_store(settings: Settings, url: str, secret: str, do: Callable[[ApiKeys], Awaitable[_T]]) -> _T:
+    from service.app import open_store  # not before it is needed: it is most of the service
+
+    keyspace = Keyspace(settings.namespace, settings.buckets_of(url), secret.encode())
+    redis = open_store(settings, url, connections_max=2)
+    try:
+        # With another secret than the replicas', keys would be made that nobody can use.
+        allowed = settings.redis_eviction_allowed
+        await first_contact(redis, keyspace, eviction_allowed=allowed, deadline_s=_DEADLINE_S)
+        return await do(ApiKeys(redis, keyspace, budget_s=settings.store_begin_s))
+    finally:
+        await redis.aclose()

@@ -1,0 +1,221 @@
+"""``/v1/sessions/{id}/fork``, ``…/export``, ``/v1/sessions/import``: sessions that branch, leave and come."""
+
+import time
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from service import (
+    access,
+    addressing,
+    appended_messages,
+    archive,
+    forking,
+    idempotency,
+    session_fields,
+    telemetry,
+    tool_calls,
+    turn_record,
+)
+from service.archive import Archived
+from service.asgi import header, json_response, parse_json, read_body
+from service.dialects import chat_messages
+from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
+from service.forking import Forking
+from service.routes.visible import looked_at, snapshot_of
+from service.session_view import session_object
+from service.settings import Settings
+from service.stored import stored
+from storage import elements
+from storage.keys import SessionRef, new_nonce, new_turn_id
+from storage.results import Created, Exists, Fate, Full, Gone
+from storage.sessions import Sessions
+from storage.shares import Role, Shares
+from storage.transfer import Restored, Transfer, Whole
+from storage.turns import Usage
+
+_PAGE_MESSAGES: Final = 100
+_PAGE_BYTES_MAX: Final = 8 * 1_048_576
+_DIALECTS: Final = ("chat", "messages")
+_MESSAGES_FIELDS: Final = ("messages", "dialect")
+
+
+@dataclass(frozen=True, slots=True)
+class TransferRoutes:
+    """The endpoints.
+
+    Attributes:
+        settings: of this replica.
+        sessions, shares, transfer: the store.
+        forking: makes forks.
+        replica: for the turn record of what is imported.
+    """
+
+    settings: Settings
+    sessions: Sessions
+    shares: Shares
+    transfer: Transfer
+    forking: Forking
+    replica: str
+
+    async def fork(self, request: Request) -> Response:
+        """``POST /v1/sessions/{id}/fork``: 201 and the new session; 200 if the same Idempotency-Key made it before."""
+        body, key = parse_json(await self._body(request) or b"{}"), idempotency.key_of(request.scope)
+        asked = forking.asked(body)
+        expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
+        source, _ = await looked_at(request, self.sessions)
+        owner, keyspace = access.principal(request.scope), self.sessions.keyspace
+        bucket = keyspace.bucket_of(source.id)
+        use = f"fork {source.id}"
+        target_id = keyspace.issue(bucket) if key is None else keyspace.keyed(owner, use, key, bucket)
+        target = keyspace.session(target_id, owner)
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, body)
+        created = await self.forking.fork(source, target, nonce, asked, expected)
+        return await self._created(target, created)
+
+    async def export(self, request: Request) -> Response:
+        """``GET /v1/sessions/{id}/export``: the session as JSON lines (archive.py), as it is at this instant."""
+        ref, _ = await looked_at(request, self.sessions)
+        whole = await stored(self.transfer.read(ref))
+        if isinstance(whole, Gone):
+            raise session_not_found()
+        return StreamingResponse(
+            exported(self.sessions, self.transfer, ref, whole),
+            media_type=archive.MEDIA_TYPE,
+            headers={"x-session-id": ref.id},
+        )
+
+    async def imported(self, request: Request) -> Response:
+        """``POST /v1/sessions/import``: an exported session, or a list of messages, becomes a new session."""
+        raw, key = await self._body(request), idempotency.key_of(request.scope)
+        lines = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower() == archive.MEDIA_TYPE
+        ignored: set[str] = set()
+        shares: dict[str, Role] = {}
+        if lines:
+            archived = self._archived(raw)
+            restored, shares = archived.restored, archived.shares
+        else:
+            restored = self._listed(parse_json(raw), ignored)
+        name = request.query_params.get("name", restored.name)
+        owner, keyspace = access.principal(request.scope), self.sessions.keyspace
+        if name:
+            ref = addressing.named(keyspace, owner, name, param="name")
+        else:
+            ref = keyspace.session(keyspace.issue() if key is None else keyspace.keyed(owner, "import", key), owner)
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
+        match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce))):
+            case Full():
+                raise sessions_full()
+            case Exists() if name:
+                raise session_exists(param="name")
+            case Exists():
+                other = "This Idempotency-Key imported another session."
+                raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
+            case Created() as created:
+                for grantee, role in shares.items():
+                    await stored(self.shares.share(ref, grantee, role))
+                return await self._created(ref, created, ignored)
+
+    def _archived(self, raw: bytes) -> Archived:
+        reader, found = archive.Reader(), None
+        for line in raw.splitlines():
+            if found is not None:
+                raise BatonError("invalid_value", "The body must hold one session only.", param="body")
+            found = reader.feed(line)
+        reader.close()
+        assert found is not None
+        return found
+
+    def _listed(self, body: Any, ignored: set[str]) -> Restored:
+        """A session of one turn, which nobody asked of Claude: the messages."""
+        if not isinstance(body, dict):
+            raise BatonError("invalid_value", "The body must be a JSON object.")
+        dialect = chosen("dialect", body.get("dialect"), _DIALECTS, "chat")
+        about = {name: value for name, value in body.items() if name not in _MESSAGES_FIELDS}
+        made = session_fields.creation(
+            about,
+            aliases=self.settings.model_aliases,
+            ttl_default_s=self.settings.session_ttl_s,
+            now_ms=int(time.time() * 1000),
+        )
+        system_json, given = made.system_json, {"messages": body.get("messages")}
+        if dialect == "chat":
+            said = chat_messages.translated(given["messages"], ignored, asks=False)
+            messages = said.messages
+            system_json = orjson.dumps(said.system) if said.system is not None else system_json
+        else:
+            messages = appended_messages.parse(given)
+        if messages and messages[0]["role"] != "user":
+            raise BatonError("invalid_value", "The first message must be a user's.", param="messages.0.role")
+        packed = tool_calls.pack((), messages, elements.FIRST_DIGEST)
+        turn_id = new_turn_id()
+        record = turn_record.without_claude(
+            turn_id, "import", self.replica, (0, len(packed)), started=datetime.now(UTC)
+        )
+        return Restored(
+            nonce="",
+            ttl_ms=made.ttl_ms,
+            absolute_end_ms=made.absolute_end_ms,
+            name=made.name,
+            created_ms=0,
+            head=turn_id if packed else "",
+            model=made.model,
+            max_turns=made.max_turns,
+            turn_count=0,
+            epoch_hash="",
+            epoch_start=0,
+            usage=Usage(),
+            system_json=system_json,
+            title=made.title,
+            metadata_json=made.metadata_json,
+            preamble=b"",
+            cuts=(),
+            turns=[(turn_id, record, Fate("committed", 1, delivered=False))] if packed else [],
+            elements=packed,
+        )
+
+    async def _created(self, ref: SessionRef, created: Created, ignored: Collection[str] = ()) -> Response:
+        telemetry.SESSIONS_CREATED.inc(0 if created.repeated else 1)
+        snapshot = await snapshot_of(ref, self.sessions)
+        response = json_response(session_object(ref.id, snapshot), status=200 if created.repeated else 201)
+        response.headers["etag"] = f'"{snapshot.revision}"'
+        response.headers["x-session-id"] = ref.id
+        if ignored:
+            response.headers["x-baton-ignored"] = ", ".join(sorted(ignored))
+        return response
+
+    async def _body(self, request: Request) -> bytes:
+        return await read_body(
+            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
+        )
+
+
+def _as_new(restored: Restored, name: str, nonce: str) -> Restored:
+    """The same session under another name and nonce; an absolute end that is over ends nothing any more."""
+    absolute_end_ms = restored.absolute_end_ms if restored.absolute_end_ms > time.time() * 1000 else 0
+    return replace(restored, name=name, nonce=nonce, absolute_end_ms=absolute_end_ms)
+
+
+async def exported(sessions: Sessions, transfer: Transfer, ref: SessionRef, whole: Whole) -> AsyncIterator[bytes]:
+    """The lines of a session that was read, some at a time.
+
+    Raises:
+        BatonError: history_moved, if it was rewound or deleted meanwhile; there is no end line then.
+    """
+    yield b"".join(archive.first_lines(ref.id, whole))
+    read = 0
+    while read < whole.snapshot.messages:
+        wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
+        page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
+        if not page:
+            break
+        yield b"".join(map(archive.message_line, page))
+        read += len(page)
+    if not await stored(transfer.unchanged(ref, whole)):
+        raise BatonError("history_moved", "The session was rewound or deleted while it was exported; export it again.")
+    yield archive.END_LINE
