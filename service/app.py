@@ -221,6 +221,7 @@ def _rules(settings: Settings, models: Models, replica: str) -> Rules:
         max_tokens_default=settings.max_tokens_default,
         cache_life=settings.cache_ttl,
         cache_diagnosed=settings.cache_diagnostics,
+        context_policy=settings.context_policy,
         model_of=models.of,
     )
 

@@ -20,6 +20,7 @@ from service import telemetry
 from service.addressing import Address
 from service.conflict import OnConflict, Patience
 from service.context.caching import Setting
+from service.context.fit import Policy
 from service.errors import (
     BatonError,
     history_moved,
@@ -70,6 +71,7 @@ class Rules:
     max_tokens_default: int
     cache_life: Setting
     cache_diagnosed: bool
+    context_policy: Policy
     model_of: Callable[[str], Model]
 
 

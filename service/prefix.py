@@ -18,6 +18,7 @@ import orjson
 from service import epoch, tool_calls
 from service.context import caching
 from service.context.caching import NO_MARKERS, PLAINLY, Caching, Markers
+from service.context.view import WHOLE, View
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
 from service.errors import invalid_value
 from service.model_table import Traits
@@ -108,6 +109,7 @@ def continued(
     new: list[bytes],
     traits: Traits,
     use: Caching = PLAINLY,
+    view: View = WHOLE,
     *,
     refused: bool = False,
 ) -> Prepared:
@@ -120,12 +122,13 @@ def continued(
         new: the ask's messages as elements; none where the last answer goes on.
         traits: of the model.
         use: of the prompt cache.
+        view: which of the messages are sent.
         refused: Claude has refused this request before, for a signature in it.
 
     Raises:
         BatonError: a choice of a tool that there is not.
     """
-    this, new, sent = _placed(ask, standing, history, new, traits, refused=refused)
+    this, new, sent = _placed(ask, standing, history, new, traits, view, refused=refused)
     marked = caching.markers(this.preamble.system, this.preamble.tools, ask.params, use.life)
     messages = [json for json in caching.with_anchor(sent, use.asked, marked.anchor) if json]
     more = {"stream": True} if "diagnostics" in ask.params else {"stream": True, **use.diagnostics()}
@@ -141,6 +144,7 @@ def continued(
         summary={
             **_plain(ask.params),
             "messages": len(messages),
+            "left_out": view.begins,
             "body_bytes": len(body),
             "cached_for": (marked.end or {}).get("ttl", "5m") if marked.end else None,
             "epoch": this.hash,
@@ -166,23 +170,34 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN_CHARS_MAX)
 
 
-def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
+def counted(
+    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, view: View = WHOLE
+) -> bytes:
     """The body of a request that asks how large a session's next turn would be; arguments and errors of `continued`."""
     asked = replace(ask, params={name: value for name, value in ask.params.items() if name not in _OF_ANSWERS})
-    this, _, sent = _placed(asked, standing, history, new, traits)
+    this, _, sent = _placed(asked, standing, history, new, traits, view)
     return _body(asked, this.preamble, [json for json in sent if json], {}, NO_MARKERS)
 
 
 def _placed(
-    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
+    ask: Ask,
+    standing: Standing,
+    history: History,
+    new: list[bytes],
+    traits: Traits,
+    view: View,
+    *,
+    refused: bool = False,
 ) -> tuple[Epoch, list[bytes], Sequence[bytes | memoryview]]:
     """The turn's epoch, its new messages as elements, and all messages as they are sent, empty where they are not."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
-    this = epoch.decide(wanted, standing, history, traits, refused=refused)
+    because = epoch.REFUSED if refused else epoch.CONTEXT if view.moved else ""
+    this = epoch.decide(wanted, standing, history, traits, because=because)
     if this.told:
         new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
     everything = [*history.elements, *new]
     sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
+    sent[: view.begins] = [b""] * view.begins
     system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
     return this, new, _where_taken(sent, system, traits)
 

@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     prefix: Literal["adapt", "strict"] = Field(
         "adapt", description="A turn with another model, system prompt or tools than its session's."
     )
+    context_policy: Literal["truncate", "error"] = Field(
+        "error",
+        description="A conversation beyond the window: the oldest exchanges are left out, or the turn is refused.",
+    )
     cache_ttl: Literal["auto", "5m", "1h"] = Field(
         "auto", description="Life of what a turn leaves in Claude's prompt cache; auto: by how far turns are apart."
     )

@@ -47,6 +47,7 @@ from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
 from service.context import caching, fit
 from service.context.fit import Asking, Fitted
+from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
@@ -225,11 +226,21 @@ class Turn(Exchange):
         use = caching.next_use(
             self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
         )
-        self._prepare = partial(continued, ask, begun, history, new, model.traits, use)
-        count = partial(counted, ask, begun, history, new, model.traits)
-        asking = Asking(self._claude, self._claude_headers, model, self._prepare, count)
-        self._fitted = await fit.fitted(asking, before, history)
-        return self._permitted(self._fitted.prepared).body
+        arguments = (ask, begun, history, new, model.traits)
+        asking = Asking(
+            self._claude,
+            self._claude_headers,
+            model,
+            self._rules.context_policy,
+            ask.params["max_tokens"],
+            prepare=partial(continued, *arguments, use),
+            count=partial(counted, *arguments),
+        )
+        fitted = self._fitted = await fit.fitted(asking, before, history)
+        if fitted.begins:
+            self.headers["x-baton-context"] = f"truncate; left_out={fitted.begins}"
+        self._prepare = partial(continued, *arguments, use, View(fitted.begins, fitted.begins > before.begins))
+        return self._permitted(fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""

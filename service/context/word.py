@@ -17,6 +17,7 @@ class Context(NamedTuple):
     Attributes:
         asked: so many messages of the history were in the turn's request, or in front of it.
         messages: the same with its answer.
+        begins: the first of them that was sent.
         tokens: of request and answer, as Claude counted them; 0 if it did not.
         text_bytes: of the same, without media.
         media_bytes, media_tokens: of its images and documents (size.py).
@@ -25,6 +26,7 @@ class Context(NamedTuple):
 
     asked: int = 0
     messages: int = 0
+    begins: int = 0
     tokens: int = 0
     text_bytes: int = 0
     media_bytes: int = 0
@@ -46,8 +48,8 @@ def unpacked(word: str) -> Context:
     numbers = parts[:-1]
     if version != _VERSION or len(parts) != len(UNKNOWN) or not all(part.isdecimal() for part in numbers):
         return UNKNOWN
-    asked, messages, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
-    return Context(asked, messages, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
+    asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
+    return Context(asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
 
 
 def sound_id(message_id: str | None) -> str:

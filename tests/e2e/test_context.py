@@ -3,7 +3,7 @@
 import pytest
 
 from tests.e2e.caller import Answer, Caller
-from tests.instruments.processes import Simulator
+from tests.instruments.processes import Fleet, Simulator
 
 pytestmark = pytest.mark.anyio
 
@@ -51,3 +51,45 @@ async def test_a_turn_tells_the_size_that_was_expected(one: Caller, two: Caller,
     turn = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"][0]
     assert turn["sent"]["context_tokens"] == pytest.approx(sent, rel=0.03)
     assert (await one.session(name))["context_tokens"] == sent + usage["output_tokens"]
+
+
+async def test_the_oldest_exchanges_leave_what_is_sent_and_never_the_store(
+    fleet: Fleet, one: Caller, simulator: Simulator, name: str
+) -> None:
+    replica = await fleet.add_replica(env={"BATON_CONTEXT_POLICY": "truncate"})
+    caller = Caller(one.http, replica.url)
+    await caller.get("/v1/models")
+    part = HALF[:180_000]  # 45,000 tokens, of which two and no three are 60 % of the window
+    for number in range(4):
+        answer = await say(caller, name, f"{number} My name is Ada. {part}")
+        assert (answer.status, "x-baton-context" in answer.headers) == (200, False)
+    moved = await say(caller, name, f"4 {part} what did i say first")
+    assert (moved.status, moved.headers["x-baton-context"]) == (200, "truncate; left_out=6")
+    assert moved.json["content"][0]["text"].startswith('You first said: "3 My name is Ada.')
+    turn = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"][0]
+    assert (turn["sent"]["left_out"], turn["sent"]["messages"], turn["sent"]["epoch_began"]) == (6, 3, ["context"])
+    # It stays there, on any replica, and what was moved is in the cache by now.
+    stays = await say(one, name, "And then?")
+    assert stays.headers["x-baton-context"] == "truncate; left_out=6"
+    usage = stays.json["usage"]
+    assert usage["cache_read_input_tokens"] > 90_000 > usage["cache_creation_input_tokens"] + usage["input_tokens"]
+    counted = {"model": MODEL, "messages": [{"role": "user", "content": "And then?"}]}
+    count = await one.request("POST", "/v1/messages/count_tokens", json=counted, headers={"x-session-id": name})
+    assert count.json["input_tokens"] < 150_000
+    session = await one.session(name)
+    assert session["message_count"] == 12
+    assert (await one.messages(name))[0]["content"].startswith("0 My name is Ada.")
+    # What does not fit alone does not fit at all.
+    whole = await say(caller, name, HALF * 2)
+    assert whole.json["error"]["details"]["error_code"] == "context_length_exceeded"
+
+
+async def test_strict_callers_are_not_sent_another_prefix(fleet: Fleet, one: Caller, name: str) -> None:
+    replica = await fleet.add_replica(env={"BATON_CONTEXT_POLICY": "truncate"})
+    caller = Caller(one.http, replica.url)
+    await caller.get("/v1/models")
+    assert (await say(caller, name, HALF)).status == 200
+    body = {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": HALF}]}
+    headers = {"x-session-id": name, "x-session-prefix": "strict"}
+    refused = await caller.request("POST", "/v1/messages", json=body, headers=headers)
+    assert (refused.status, refused.json["error"]["details"]["error_code"]) == (409, "prefix_changed")

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import orjson
@@ -10,7 +11,8 @@ import pytest
 
 from service.claude import Claude
 from service.context import fit, size, word
-from service.context.fit import Asking, Fitted
+from service.context.caching import PLAINLY
+from service.context.fit import Asking, Fitted, Policy
 from service.context.size import Media
 from service.context.word import UNKNOWN, Context
 from service.errors import BatonError
@@ -50,9 +52,10 @@ class Counting:
 class Measured(Session):
     """A session that knows its size; each turn's answer is 40 words."""
 
-    def __init__(self, window: int | None = 1_000_000) -> None:
+    def __init__(self, window: int | None = 1_000_000, policy: Policy = "error") -> None:
         super().__init__()
         self.claude = Counting()
+        self.policy = policy
         self.model = Model(NEWEST, input_tokens_max=window)
         self.before = UNKNOWN
 
@@ -65,8 +68,10 @@ class Measured(Session):
             cast(Claude, self.claude),
             {},
             self.model,
-            lambda: continued(*arguments),
-            lambda: counted(*arguments),
+            self.policy,
+            1_000,
+            partial(continued, *arguments, PLAINLY),
+            partial(counted, *arguments),
         )
         return await fit.fitted(asking_it, self.before, self.history)
 
@@ -186,22 +191,22 @@ async def test_a_window_that_nobody_told_refuses_nothing() -> None:
 
 def test_what_another_model_counted_is_no_help() -> None:
     session = Session()
-    left = Context(2, 2, 100, 400, 8, 1_600, "msg_1")
+    left = Context(2, 2, 0, 100, 400, 8, 1_600, "msg_1")
     begun = replace(session.begun, model="a", context=left.packed())
     assert fit.known(begun, "a") == left
     assert fit.known(begun, "b") == left._replace(tokens=0)
 
 
 def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
-    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(100, Media()), 40, 1)
-    assert fitted.left(Usage(), [b"12345"], None) == Context(1, 2, 0, 105, 0, 0, "")
+    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(100, Media()), 40, 1, 0)
+    assert fitted.left(Usage(), [b"12345"], None) == Context(1, 2, 0, 0, 105, 0, 0, "")
     assert fitted.left(Usage(input=1, output=2, cache_read=3, cache_written=4), [], "msg_1").tokens == 10
 
 
 def test_what_a_turn_leaves_is_read_by_the_next() -> None:
-    left = Context(3, 4, 5, 6, 7, 8, "msg_1")
+    left = Context(3, 4, 2, 5, 6, 7, 8, "msg_1")
     for one in (left, left._replace(message_id=""), UNKNOWN):
         assert word.unpacked(one.packed()) == one
-    for other in ("", "2 3 4 5 6 7 8 msg_1", "1 x 4 5 6 7 8 msg_1", "1 3 4 5 6 7 msg_1"):
+    for other in ("", "2 3 4 2 5 6 7 8 msg_1", "1 x 4 2 5 6 7 8 msg_1", "1 3 4 5 6 7 8 msg_1"):
         assert word.unpacked(other) == UNKNOWN
     assert [word.sound_id(id) for id in ("msg_01Ab-c", "a b", "x" * 101, None, "")] == ["msg_01Ab-c", "", "", "", ""]

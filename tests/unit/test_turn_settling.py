@@ -35,6 +35,7 @@ RULES = Rules(
     max_tokens_default=9,
     cache_life="auto",
     cache_diagnosed=True,
+    context_policy="error",
     model_of=ModelTable().model,
 )
 
