@@ -61,6 +61,12 @@ class Ask:
     tool_choice: dict[str, Any] | None = None
     model_named: bool = True
 
+    @property
+    def answer_tokens(self) -> int:
+        """How long the answer may be; 0 if that is no length, which is for Claude to judge."""
+        given = self.params.get("max_tokens")
+        return max(0, given) if type(given) is int else 0
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:

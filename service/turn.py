@@ -232,7 +232,7 @@ class Turn(Exchange):
             self._claude_headers,
             model,
             self._rules.context_policy,
-            ask.params["max_tokens"],
+            ask.answer_tokens,
             prepare=partial(continued, *arguments, use),
             count=partial(counted, *arguments),
         )

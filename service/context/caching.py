@@ -140,7 +140,7 @@ def _lives(blocks: bytes) -> Iterator[str]:
         return
     parsed = orjson.loads(blocks)
     for block in parsed if isinstance(parsed, list) else ():
-        if isinstance(control := block.get("cache_control"), dict):
+        if isinstance(block, dict) and isinstance(control := block.get("cache_control"), dict):
             yield control.get("ttl", "5m")
 
 
