@@ -54,8 +54,25 @@ class CountTokens:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        parts, settings = self._parts, self._parts.settings
+        parts = self._parts
         parts.exchanges.admit()
+        exchange, ignored = await self._asked(scope, receive)
+        parts.exchanges.start(exchange)
+        async with sse.watching(receive, exchange.hang_up):
+            await exchange.end()
+        if exchange.error is not None:
+            raise exchange.error
+        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
+        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
+        await send_json(send, exchange.whole(), headers=told)
+
+    async def _asked(self, scope: Scope, receive: Receive) -> tuple[Passage, list[str]]:
+        """What Claude is to be asked, and what was left out; of what the request brought nothing else is held.
+
+        Raises:
+            BatonError: why nothing is asked.
+        """
+        parts, settings = self._parts, self._parts.settings
         raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
         body = parse_json(raw)
         if not isinstance(body, dict):
@@ -79,14 +96,7 @@ class CountTokens:
             asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)
             ignored = read.ignored
         exchange = Passage(parts.claude, _PATH, asked, said, streamed=False, deadline_s=parts.rules.deadline_s)
-        parts.exchanges.start(exchange)
-        async with sse.watching(receive, exchange.hang_up):
-            await exchange.end()
-        if exchange.error is not None:
-            raise exchange.error
-        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
-        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
-        await send_json(send, exchange.whole(), headers=told)
+        return exchange, ignored
 
     async def _next_turn(self, address: Address, read: Asked, *, resent: bool) -> bytes:
         """The request that asks how large a session's next turn would be.

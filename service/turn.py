@@ -146,7 +146,6 @@ class Turn(Exchange):
             turn_id=self.id,
             model=ask.model,
             streamed=self._streamed,
-            pending_record=lambda: turn_record.pending(self._provenance, self._ask.model),
         )
         self._lease = Lease(
             store.turns,
@@ -160,7 +159,6 @@ class Turn(Exchange):
             store.turns,
             self._ref,
             self.id,
-            told=self._told,
             abort_later_s=rules.lease_ms / 1000,
         )
         self.headers["x-turn-id"] = self.id
@@ -181,7 +179,7 @@ class Turn(Exchange):
             request = self._wish.request
             if replaced is not None:
                 request = replace(request, replaces=replaced.record["id"])
-            match await self._opening.begin(request):
+            match await self._opening.begin(request, turn_record.pending(self._provenance, self._ask.model)):
                 case Begun() as begun:
                     body = await self._opened(begun, replaced)
                     self.opened.set()
@@ -222,6 +220,7 @@ class Turn(Exchange):
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
         ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
+        ask = self._ask = replace(ask, messages=[])  # they are in the elements now, and a turn may take long
         before = fit.known(begun, self._ask.model)
         use = caching.next_use(
             self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
@@ -356,10 +355,11 @@ class Turn(Exchange):
             return await self._verdict(failure)
         except Exception:
             # A fault of ours must not leave the session busy until the lease ends.
-            await self._settlement.abort(internal_error())
+            await self._settlement.abort(internal_error(), self._told)
             raise
         finally:
             self._lease.stop()
+            self._prepare = self._prepared = None  # all that is large; the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         told_again = failure is None and self._begun is None
@@ -376,12 +376,12 @@ class Turn(Exchange):
         kept = self._interrupt in _KEEPING
         if kept and self._streamed and self._fitted is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
-        await self._settlement.abort(failure)
+        await self._settlement.abort(failure, self._told)
         return failure
 
     async def _commit(self, status: Status, failure: BatonError | None) -> BatonError | None:
         """None if the turn is stored, else what became of it; ``failure`` is what the caller is told if it is."""
-        return await self._settlement.commit(self._as_commit(status, self._told(failure)), status)
+        return await self._settlement.commit(self._as_commit(status, self._told(failure)), status, self._told)
 
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None

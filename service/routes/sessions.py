@@ -19,7 +19,7 @@ from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object
 from service.settings import Settings
 from service.stored import stored
-from storage import elements
+from storage import elements, turns
 from storage.index import Index
 from storage.keys import SessionRef, new_nonce
 from storage.results import Created, Denied, Exists, Full, Gone, RevisionConflict
@@ -188,16 +188,7 @@ class SessionRoutes:
         given = header(request.scope, b"x-session-on-conflict")
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
-        raw = await self._body(request)
-        messages = appended_messages.parse(raw)
-        same = idempotency.request_of(
-            request.scope,
-            idempotency.key_of(request.scope),
-            principal=access.principal(request.scope),
-            dialect="append",
-            session_id=ref.id,
-            body=raw,
-        )
+        messages, same = await self._appended(request, ref)
         appended = await self.appending.append(ref, messages, policy, request=same, expected=expected)
         body = {
             "session_id": appended.snapshot.name or ref.id,
@@ -205,6 +196,20 @@ class SessionRoutes:
             "turn_id": appended.turn_id or None,
         }
         return json_response(body)
+
+    async def _appended(self, request: Request, ref: SessionRef) -> tuple[list[dict[str, Any]], turns.Request]:
+        """The messages of a request, and which request it is."""
+        body = await self._body(request)
+        messages = appended_messages.parse(body)
+        same = idempotency.request_of(
+            request.scope,
+            idempotency.key_of(request.scope),
+            principal=access.principal(request.scope),
+            dialect="append",
+            session_id=ref.id,
+            body=body,
+        )
+        return messages, same
 
     async def _body(self, request: Request) -> Any:
         raw = await read_body(

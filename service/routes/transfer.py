@@ -103,11 +103,12 @@ class TransferRoutes:
             restored = self._listed(parse_json(raw), ignored)
         name = request.query_params.get("name", restored.name)
         owner, keyspace = access.principal(request.scope), self.sessions.keyspace
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
+        del raw  # the session is made of it, and as large
         if name:
             ref = addressing.named(keyspace, owner, name, param="name")
         else:
             ref = keyspace.session(keyspace.issue() if key is None else keyspace.keyed(owner, "import", key), owner)
-        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
         match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce))):
             case Full():
                 raise sessions_full()

@@ -24,6 +24,7 @@ from tests.instruments.balancer import Balancer
 from tests.instruments.child import Child
 from tests.instruments.processes import Fleet, Replica, Simulator
 
+HTTP = "HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = {"BATON_DRAIN_NOTICE_S": "0"}
@@ -42,7 +43,7 @@ class Raw:
 
     def send(self, method: str, path: str, body: bytes = b"", length_bytes: int | None = None) -> None:
         size_bytes = len(body) if length_bytes is None else length_bytes
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size_bytes}"
+        head = f"{method} {path} {HTTP}\r\nContent-Length: {size_bytes}"
         self.writer.write(head.encode() + b"\r\n\r\n" + body)
 
     async def answer(self) -> tuple[bytes, bytes]:
@@ -208,9 +209,7 @@ async def test_a_slow_reader_is_not_waited_for(fleet: Fleet, simulator: Simulato
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((parts.hostname, parts.port))
         body = json.dumps({"stream": True, "messages": [{"role": "user", "content": f"Count to 400000 {name}"}]})
-        head = (
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        head = f"POST {CHAT} {HTTP}\r\nContent-Length: {len(body)}\r\n\r\n"
         slow.sendall((head + body).encode())
         await eventually(lambda: asked_for(simulator, name), "the question")
         await asyncio.sleep(1.0)  # until all that may wait waits

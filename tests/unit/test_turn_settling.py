@@ -1,6 +1,9 @@
 """A turn gets its verdict whatever goes wrong on our side; the store is a stand-in that notes what it was told."""
 
 import asyncio
+import gc
+import tracemalloc
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, cast
@@ -75,7 +78,7 @@ class WholeAnswer:
         yield as_events(answer_events(text_block(0, "Hi")))
 
 
-async def settled(store: StoreOfOneTurn) -> Turn:
+async def settled(store: StoreOfOneTurn, said: str = "Hi") -> Turn:
     turn = Turn(
         cast(Claude, WholeAnswer()),
         Store(cast(Sessions, None), cast(Turns, store), cast(Log, None)),
@@ -83,7 +86,7 @@ async def settled(store: StoreOfOneTurn) -> Turn:
         wish=Wish(
             Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"), Request("print"), on_conflict="reject"
         ),
-        ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
+        ask=Ask("m", [{"role": "user", "content": said}], None, {"max_tokens": 1}),
         dialect="chat",
         claude_headers={},
         render=partial(rendering, session=None, include_usage=False),
@@ -126,3 +129,20 @@ async def test_what_became_of_the_commit(commit: Outcome, abort: Outcome, code: 
     if code == "session_save_unknown":
         assert turn.error is not None
         assert turn.id in turn.error.message
+
+
+@pytest.mark.parametrize("commit", [COMMITTED, Gone()])
+async def test_nothing_large_outlives_the_verdict_nor_the_turn_its_last_holder(commit: Outcome) -> None:
+    """Its caller may take its time to read the answer. No part of a turn holds the turn."""
+    gc.disable()
+    tracemalloc.start()
+    try:
+        turn = await settled(StoreOfOneTurn(commit, ABORTED), "x" * 1_000_000)
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+        gone = weakref.ref(turn)
+        del turn
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        tracemalloc.stop()
+        gc.enable()
