@@ -359,7 +359,7 @@ class Turn(Exchange):
             raise
         finally:
             self._lease.stop()
-            self._prepare = self._prepared = None  # all that is large; the caller may take its time
+            self._prepare = self._fitted = None  # all that is large; the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         told_again = failure is None and self._begun is None

@@ -77,6 +77,9 @@ class WholeAnswer:
     async def stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
         yield as_events(answer_events(text_block(0, "Hi")))
 
+    async def whole(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        return b'{"input_tokens":250000}'
+
 
 async def settled(store: StoreOfOneTurn, said: str = "Hi") -> Turn:
     turn = Turn(
