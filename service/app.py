@@ -126,6 +126,7 @@ def build(
     )
     bodies = Bodies(settings.bodies_bytes_max)
     _tell_bounds(settings, bodies, deliveries)
+    telemetry.DRAINING.set_function(lambda: life.leaving)
     telemetry.told_build(settings.topology(store_url), keyspace.buckets)
     sweeper = Sweeper(
         store.capacity,

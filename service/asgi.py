@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import telemetry
+from service import logs, telemetry
 from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
@@ -376,7 +376,7 @@ class Edge:
         started = time.perf_counter()
         unread = False
         running = telemetry.REQUESTS_RUNNING.track_inprogress()
-        with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
+        with logs.of_request(request_id), running, self._bodies.counted(receive) as body:
             scope[_SHARE] = body.share
             try:
                 await self._serve(scope, body.receive, tell)

@@ -437,7 +437,6 @@ class Exchanges:
     def drain(self) -> None:
         """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""
         self._draining = True
-        telemetry.DRAINING.set(1)
         for exchange in list(self._running.values()):
             if not exchange.opened.is_set():
                 exchange.interrupt(Interrupt.DRAINING)

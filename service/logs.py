@@ -10,11 +10,13 @@ many were left out.
 A terminal gets readable lines, anything else one JSON object a line.
 """
 
+import contextlib
 import logging
 import sys
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final
 
@@ -54,6 +56,18 @@ _SELDOM_S: Final = 10.0
 _VALUE_CHARACTERS_MAX: Final = 500
 _CAUSES_MAX: Final = 8
 _FRAMES_MAX: Final = 30
+_NUMBERS: Final = frozenset({int, float, bool})
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+@contextlib.contextmanager
+def of_request(request_id: str) -> Iterator[None]:
+    """Every line that is logged within, and by tasks that are begun within, has this request id."""
+    before = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(before)
 
 
 def safe(text: str) -> str:
@@ -95,6 +109,12 @@ def _places(trace: TracebackType | None) -> list[str]:
     return places[-_FRAMES_MAX:]
 
 
+def _with_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (request_id := _request_id.get()) is not None:
+        event["request_id"] = request_id
+    return event
+
+
 def _with_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     error = event.pop("exc_info", None)
     if isinstance(error, tuple):
@@ -108,18 +128,20 @@ def _with_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutable
 
 def _declared(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Leaves out what is not declared, and makes the rest safe; of an exception every line is."""
-    if unknown := event.keys() - FIELDS:
-        for name in unknown:
-            del event[name]
-        event["undeclared"] = " ".join(sorted(unknown))
-    for name, value in list(event.items()):
-        if value is None:
-            del event[name]
-        elif type(value) is str and name != "exception":
-            event[name] = safe(value)
-        elif type(value) not in (str, int, float, bool):
-            event[name] = safe(str(value))
-    return event
+    told: dict[str, Any] = {}
+    undeclared = []
+    for name, value in event.items():
+        if name not in FIELDS:
+            undeclared.append(name)
+        elif type(value) is str:
+            told[name] = value if name == "exception" else safe(value)
+        elif type(value) in _NUMBERS:
+            told[name] = value
+        elif value is not None:
+            told[name] = safe(str(value))
+    if undeclared:
+        told["undeclared"] = " ".join(sorted(undeclared))
+    return told
 
 
 class Seldom:
@@ -172,7 +194,7 @@ def configure(log_format: str, log_level: str) -> None:
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     processors: list[Any] = [
         Seldom(),
-        structlog.contextvars.merge_contextvars,
+        _with_request_id,
         structlog.processors.add_log_level,
         _with_exception,
         _declared,

@@ -168,6 +168,7 @@ CASES: tuple[tuple[Check, Bend, str], ...] = (
     (promises.network, put(REDIS, "egress/0/to/0/ipBlock/cidr", "0.0.0.0/0"), "internet may be reached on 6379"),
     (promises.network, without("NetworkPolicy", "baton-to-redis"), "Redis may not be reached"),
     (promises.network, without("NetworkPolicy", "baton-redis"), "StatefulSet baton-redis"),
+    (promises.exposure, put(config, "BATON_AUTH", "open"), "callers need no key"),
     (promises.exposure, put(spec("Ingress"), "rules/0/http/paths/0/path", "/"), "/ is published"),
     (promises.exposure, annotation("nginx.org/proxy-read-timeout", "60s"), "nginx.org/proxy-read-timeout ends"),
     (promises.exposure, annotation("haproxy.org/timeout-server", "60s"), "haproxy.org/timeout-server ends"),

@@ -16,6 +16,7 @@ from service.life import MARGIN_S
 from service.settings import Settings, variable
 from tests.deployment.compose import compose_absent, environment
 from tests.instruments.child import clean_environment
+from tests.k8s.promises import BODY_COPIES, RESIDENT_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -272,8 +273,8 @@ def test_a_stop_waits_for_the_whole_drain(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_memory_has_room_for_what_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     services = shipped()
-    bodies_mib = replica_settings(monkeypatch, {}).bodies_bytes_max / 2**20
-    assert mebibytes(services["baton-1"]["mem_limit"]) >= 2 * bodies_mib + 200
+    needed_bytes = RESIDENT_BYTES + BODY_COPIES * replica_settings(monkeypatch, {}).bodies_bytes_max
+    assert mebibytes(services["baton-1"]["mem_limit"]) * 2**20 >= 1.25 * needed_bytes, "and histories of running turns"
     command = services["valkey"]["command"]
     stored_mib = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
     assert mebibytes(services["valkey"]["mem_limit"]) >= 2 * stored_mib, "rewriting the append-only file copies pages"
