@@ -220,6 +220,9 @@ def _rules(settings: Settings, models: Models, replica: str) -> Rules:
         queue_wait_s=settings.queue_wait_s,
         deadline_s=settings.turn_deadline_s,
         max_tokens_default=settings.max_tokens_default,
+        cache_life=settings.cache_ttl,
+        cache_diagnosed=settings.cache_diagnostics,
+        context_policy=settings.context_policy,
         model_of=models.of,
     )
 

@@ -41,7 +41,14 @@ SELDOM: Final = frozenset(
     {
         *("abort_unanswered", "aborted_late", "claude_refused", "client_stalled", "commit_unanswered"),
         *("dead_turn_found", "delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
-        *("store_unreachable", "sweep_cut_short", "thinking_refused", "upstream_failed", "upstream_retry"),
+        *(
+            "store_unreachable",
+            "sweep_cut_short",
+            "thinking_refused",
+            "tokens_not_counted",
+            "upstream_failed",
+            "upstream_retry",
+        ),
     }
 )
 _SELDOM_MAX: Final = 10

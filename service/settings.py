@@ -115,6 +115,17 @@ class Settings(BaseSettings):
     prefix: Literal["adapt", "strict"] = Field(
         "adapt", description="A turn with another model, system prompt or tools than its session's."
     )
+    context_policy: Literal["truncate", "error"] = Field(
+        "error",
+        description="A conversation beyond the window: the oldest exchanges are left out, or the turn is refused.",
+    )
+    cache_ttl: Literal["auto", "5m", "1h"] = Field(
+        "auto", description="Life of what a turn leaves in Claude's prompt cache; auto: by how far turns are apart."
+    )
+    cache_diagnostics: bool = Field(
+        True,
+        description="Ask Claude why a session's prompt was not in its cache; off for gateways that do not know it.",
+    )
     on_disconnect: Literal["cancel", "continue"] = Field("cancel", description="When the caller hangs up.")
     lease_ms: int = Field(20_000, ge=500, le=120_000, description="A turn's lease, renewed every third of it, ms.")
     turn_deadline_s: float = Field(600.0, gt=0, le=3600, description="A turn may take this long in all, seconds.")

@@ -136,7 +136,7 @@ _TAKEN: Final = (
     *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
     "X-Stainless-Retry-Count",
 )
-_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Ignored")
+_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Context", "X-Baton-Ignored")
 _AS_SEEN: Final = ("X-Session-Id", "ETag")
 
 CHAT: Final = (

@@ -13,8 +13,9 @@
 --   turn changes them the revision moves on), 12 input, 13 output, 14 cache read, 15 cache written tokens, 16 messages kept
 --   of the history ('' all; fewer: a rewind), 17 bytes of the messages that the rewind drops, 18 committed turns that it
 --   drops, 19 ordinal of the last frame of the answer, 20 the frames that the log does not have yet, the last one included
---   ('' for both of a turn that is not streamed), 21 bytes of the new messages, 22 how many attachments come with them,
---   23… the attachments as pairs name, bytes, then the new messages (0 or more, opaque)
+--   ('' for both of a turn that is not streamed), 21 what the session's context is for Claude from now on, opaque,
+--   22 bytes of the new messages, 23 how many attachments come with them, 24… the attachments as pairs name, bytes, then
+--   the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | DENIED role ('' none) | ELSEWHERE owner_tag | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
@@ -71,7 +72,8 @@ log_end(s[3], s[16], s[17], ARGV[19], ARGV[20], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[7], 'es', ARGV[8], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',
-  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
+  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written),
+  'ctx', ARGV[21], 'ca', text(now))
 if s[14] == ARGV[11] and (s[15] ~= ARGV[6] or ARGV[9] ~= '') then
   redis.call('HSET', SESSION, 'md', ARGV[6], 'rev', text(tonumber(s[14]) + 1))
   if ARGV[9] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[9]) end

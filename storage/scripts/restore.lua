@@ -50,7 +50,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', ARGV[8] == '' 
   'ttl', text(ttl_ms), 'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', '', 'md', ARGV[10], 'mt', ARGV[11],
   'n', text(size.messages), 'b', text(bytes), 'tn', ARGV[12], 'lt', '', 'ln', text(turns), 'lx', '0', 'lr', '', 'cx', '0',
   'eh', ARGV[13], 'es', ARGV[14], 'it', ARGV[15], 'ot', ARGV[16], 'rt', ARGV[17], 'wt', ARGV[18],
-  'rev', '1', 'us', '', 'eo', '', 'eb', '0')
+  'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'ctx', '', 'ca', '0')
 redis.call('HSET', TEXTS, 'system', ARGV[19], 'title', ARGV[20], 'metadata', ARGV[21])
 if ARGV[22] ~= '' then redis.call('HSET', TEXTS, 'preamble', ARGV[22]) end
 keep_blobs(first_blob, blobs)
