@@ -223,6 +223,9 @@ def _rules(settings: Settings, models: Models, replica: str) -> Rules:
         queue_wait_s=settings.queue_wait_s,
         deadline_s=settings.turn_deadline_s,
         max_tokens_default=settings.max_tokens_default,
+        cache_life=settings.cache_ttl,
+        cache_diagnosed=settings.cache_diagnostics,
+        context_policy=settings.context_policy,
         model_of=models.of,
     )
 
@@ -287,7 +290,7 @@ def _session_routes(
         status_wait_s=settings.status_wait_s,
     )
     forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
-    transfer = TransferRoutes(settings, store.sessions, store.shares, store.transfer, forking, replica)
+    transfer = TransferRoutes(settings, store.sessions, store.transfer, forking, replica)
     return routes, ShareRoutes(settings, store.sessions, store.shares), turns, transfer
 
 

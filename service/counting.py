@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
+from service.context import word
+from service.context.view import View
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
@@ -35,6 +37,7 @@ class _Standing:
     epoch_hash: str = ""
     epoch_start: int = 0
     model: str = ""
+    begins: int = 0
 
 
 class CountTokens:
@@ -114,7 +117,8 @@ class CountTokens:
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
                 history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits)
+        view = View(standing.begins if standing.begins < len(history.elements) else 0)
+        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
         store = self._parts.store
@@ -126,4 +130,5 @@ class CountTokens:
         if address.mode == "create":
             raise session_exists()
         history = await store.turns.history(address.ref, found.messages)
-        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model), history
+        begins = word.unpacked(found.context).begins
+        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model, begins), history

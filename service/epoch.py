@@ -35,6 +35,8 @@ PARTS: Final = ("model", "system", "tools", "thinking")
 """What an epoch depends on, in the order of its hash."""
 REFUSED: Final = "refused"
 """The reason of an epoch that began because Claude refused a signature."""
+CONTEXT: Final = "context"
+"""The reason of one that began because the oldest messages are left out from then on."""
 
 
 class Standing(Protocol):
@@ -82,7 +84,7 @@ class Epoch:
         preamble: sent with it.
         hash: of model and preamble.
         start: index of the epoch's first message; thinking before it is left out.
-        reasons: of `PARTS` those that changed, or `REFUSED`; none in the first epoch.
+        reasons: of `PARTS` those that changed, or `REFUSED`, or `CONTEXT`; none in the first epoch.
         system: that the session has from now on.
         told: the message that tells another system prompt; empty if there is nothing to tell.
     """
@@ -105,7 +107,7 @@ class Wanted:
     thinking: bytes
 
 
-def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits, *, refused: bool = False) -> Epoch:
+def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits, *, because: str = "") -> Epoch:
     """The epoch of a session's next turn.
 
     Args:
@@ -113,7 +115,7 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
         standing: the session.
         history: its messages and what is stored with them.
         traits: of the model.
-        refused: Claude has refused a signature of the epoch as it would go on.
+        because: `REFUSED` or `CONTEXT`, if the epoch cannot go on whatever is wanted.
     """
     stored = unpacked(history.preamble)
     before = (standing.epoch_hash.split(".") + [""] * len(PARTS))[: len(PARTS)]
@@ -135,8 +137,8 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
     # A model that does not bind its thinking to the prefix keeps it, unless what was told would contradict the top.
     keeps = not traits.preserved_thinking and "model" not in changed
     keeps = keeps and not ("system" in changed and told_before is not None)
-    if refused or (changed and not keeps):
-        reasons = (REFUSED,) if refused else tuple(changed)
+    if because or (changed and not keeps):
+        reasons = (because,) if because else tuple(changed)
         return Epoch(asked, _hashes(model, asked, stored, before), standing.messages, reasons, system, b"")
     preamble = asked if "system" in changed else asked._replace(system=stored.system)
     told = b'{"role":"system","content":%b}' % _unmarked(system) if is_new and tellable else b""

@@ -33,7 +33,7 @@ FIELDS: Final = frozenset(
         *("duration_ms", "queue_ms", "first_event_ms", "answer_ms", "notice_s", "drain_s"),
         *("input_tokens", "output_tokens", "cache_read_tokens", "cache_written_tokens"),
         *("attempt", "code", "claude_request_id", "unknown", "cause", "warning", "problem", "health"),
-        *("action", "by", "by_key", "key", "principal", "mode"),
+        *("action", "by", "by_key", "key", "principal", "mode", "changed"),
         *("bucket", "sessions", "unwritten_bytes", "url", "logger", "where", "exception", "left_out", "undeclared"),
     }
 )
@@ -41,7 +41,14 @@ SELDOM: Final = frozenset(
     {
         *("abort_unanswered", "aborted_late", "claude_refused", "client_stalled", "commit_unanswered"),
         *("dead_turn_found", "delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
-        *("store_unreachable", "sweep_cut_short", "thinking_refused", "upstream_failed", "upstream_retry"),
+        *(
+            "store_unreachable",
+            "sweep_cut_short",
+            "thinking_refused",
+            "tokens_not_counted",
+            "upstream_failed",
+            "upstream_retry",
+        ),
     }
 )
 _SELDOM_MAX: Final = 10
@@ -180,6 +187,13 @@ def audit(action: str, *, outcome: str, **told: str) -> None:
         told: by whom (principal, key) and of which key; ids and principals only.
     """
     _audit.info("audit", action=action, outcome=outcome, **told)
+
+
+def audit_line(action: str, *, outcome: str, **told: str) -> bytes:
+    """The same as JSON, for a process that has no log of its own."""
+    event: MutableMapping[str, Any] = {"event": "audit", "level": "info", "action": action, "outcome": outcome, **told}
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    return orjson.dumps(stamp(None, "info", _declared(None, "info", event)))
 
 
 def configure(log_format: str, log_level: str) -> None:

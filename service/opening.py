@@ -19,6 +19,8 @@ from typing import Final
 from service import telemetry
 from service.addressing import Address
 from service.conflict import OnConflict, Patience
+from service.context.caching import Setting
+from service.context.fit import Policy
 from service.errors import (
     BatonError,
     history_moved,
@@ -67,6 +69,9 @@ class Rules:
     queue_wait_s: float
     deadline_s: float
     max_tokens_default: int
+    cache_life: Setting
+    cache_diagnosed: bool
+    context_policy: Policy
     model_of: Callable[[str], Model]
 
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from service.context import word
 from service.resend import was_rewound
 from storage.results import Fate
 from storage.sessions import Snapshot
@@ -48,7 +49,11 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
             "output_tokens": snapshot.output_tokens,
             "cache_read_input_tokens": snapshot.cache_read_tokens,
             "cache_creation_input_tokens": snapshot.cache_written_tokens,
+            "sent_tokens": snapshot.input_tokens + snapshot.cache_written_tokens + snapshot.cache_read_tokens,
+            "full_price_tokens": snapshot.input_tokens + snapshot.cache_written_tokens,
+            "saved_tokens": snapshot.cache_read_tokens,
         },
+        "context_tokens": word.unpacked(snapshot.context).tokens or None,
         "checkpoint": None,
     }
 
@@ -83,6 +88,7 @@ def turn_object(number: int, record: dict[str, Any], fate: Fate | None, cuts: Se
         "queue_ms": record.get("queue_ms"),
         "first_event_ms": record.get("first_event_ms"),
         "sent": record.get("sent"),
+        "cache_miss": record.get("cache_miss"),
         "message_range": {"from": record["from"], "to": record["to"]} if stored and not rewound else None,
     }
 

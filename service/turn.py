@@ -45,13 +45,16 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
+from service.context import caching, fit
+from service.context.fit import Asking, Fitted
+from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, last_digest, with_length
+from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
 from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
@@ -134,7 +137,7 @@ class Turn(Exchange):
         self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
-        self._prepared: Prepared | None = None
+        self._fitted: Fitted | None = None
         self._opening = Opening(
             store.sessions,
             store.turns,
@@ -216,11 +219,27 @@ class Turn(Exchange):
             history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
-        self._ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
-        self._ask = replace(self._ask, messages=[])  # they are in the elements now, and a turn may take long
-        self._prepare = partial(continued, self._ask, begun, history, new, model.traits)
-        self._prepared = self._permitted(self._prepare())
-        return self._prepared.body
+        ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
+        ask = self._ask = replace(ask, messages=[])  # they are in the elements now, and a turn may take long
+        before = fit.known(begun, self._ask.model)
+        use = caching.next_use(
+            self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
+        )
+        arguments = (ask, begun, history, new, model.traits)
+        asking = Asking(
+            self._claude,
+            self._claude_headers,
+            model,
+            self._rules.context_policy,
+            ask.answer_tokens,
+            prepare=partial(continued, *arguments, use),
+            count=partial(counted, *arguments),
+        )
+        fitted = self._fitted = await fit.fitted(asking, before, history)
+        if fitted.begins:
+            self.headers["x-baton-context"] = f"truncate; left_out={fitted.begins}"
+        self._prepare = partial(continued, *arguments, use, View(fitted.begins, fitted.begins > before.begins))
+        return self._permitted(fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
@@ -236,13 +255,13 @@ class Turn(Exchange):
         try:
             await super()._relay(body)
         except BatonError as error:
-            if error.code != "thinking_refused" or self._prepare is None:
+            if error.code != "thinking_refused" or self._prepare is None or self._fitted is None:
                 raise
             prepared = self._prepare(refused=True)
             if prepared.body == body:
                 raise
             telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
-            self._prepared = self._permitted(prepared)
+            self._fitted = self._fitted.instead(self._permitted(prepared))
             await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
@@ -340,7 +359,7 @@ class Turn(Exchange):
             raise
         finally:
             self._lease.stop()
-            self._prepare = self._prepared = None  # all that is large; the caller may take its time
+            self._prepare = self._fitted = None  # all that is large; the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         told_again = failure is None and self._begun is None
@@ -355,7 +374,7 @@ class Turn(Exchange):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in _KEEPING
-        if kept and self._streamed and self._prepared is not None and self.answer.content():
+        if kept and self._streamed and self._fitted is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
         await self._settlement.abort(failure, self._told)
         return failure
@@ -367,11 +386,12 @@ class Turn(Exchange):
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
         assert self._standing is not None
-        assert self._prepared is not None
-        prepared, standing, is_refused = self._prepared, self._standing, status == "refused"
+        assert self._fitted is not None
+        prepared, standing, is_refused = self._fitted.prepared, self._standing, status == "refused"
         content = self.answer.content()
         reply = [{"role": "assistant", "content": content}] if content else []
-        elements = [] if is_refused else [*prepared.elements, *pack(reply, prepared.digest)]
+        replied = pack(reply, prepared.digest)
+        elements = [] if is_refused else [*prepared.elements, *replied]
         asked = [unpack(element) for element in prepared.elements] if is_refused else []
         first = self._begun.messages
         record = turn_record.settled(
@@ -379,12 +399,13 @@ class Turn(Exchange):
             self._ask.model,
             status,
             self.answer,
-            sent=prepared.summary,
+            sent={**prepared.summary, "context_tokens": self._fitted.tokens},
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
+        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"))
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,
@@ -400,4 +421,5 @@ class Turn(Exchange):
             rewind=None if is_refused else self._rewind,
             end=end,
             known=self._known,
+            context=standing.context if is_refused else left.packed(),
         )

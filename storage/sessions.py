@@ -87,6 +87,7 @@ class Snapshot:
     system_json: bytes
     title: str
     metadata_json: bytes
+    context: str = ""
 
 
 def _pairs(flat: list[bytes]) -> dict[str, bytes]:
@@ -130,6 +131,7 @@ def read_fields(role: str, expires: int, remaining: int, s: dict[str, bytes], j:
         system_json=j["system"],
         title=j["title"].decode(),
         metadata_json=j["metadata"],
+        context=s.get("ctx", b"").decode(),
     )
 
 

@@ -136,7 +136,7 @@ _TAKEN: Final = (
     *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
     "X-Stainless-Retry-Count",
 )
-_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Ignored")
+_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Context", "X-Baton-Ignored")
 _AS_SEEN: Final = ("X-Session-Id", "ETag")
 
 CHAT: Final = (
@@ -249,7 +249,7 @@ SESSIONS: Final = (
         "getSessionStats",
         "GET",
         "/v1/sessions/stats",
-        "exact counts of the caller's own sessions",
+        "exact counts of the caller's own sessions; of everybody's for an administrator who acts for nobody",
         answers=(Answer(200, "the counts", _json("Stats")),),
         errors=_STORE,
     ),

@@ -1,5 +1,6 @@
 """``/v1/sessions``: create, list, stats, one session, its messages."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -109,12 +110,13 @@ class SessionRoutes:
         )
 
     async def stats(self, request: Request) -> Response:
-        """``GET /v1/sessions/stats``: the caller's own sessions in numbers.
+        """``GET /v1/sessions/stats``: the caller's own sessions in numbers; for an administrator everybody's.
 
         Ends are counted once, when they happen: a session that expired counts as expired from that moment, and in
         ``total_sessions`` until it is swept.
         """
-        counts = await stored(self.index.counts(access.principal(request.scope)))
+        granted = access.grant(request.scope)
+        counts = await stored(self.index.counts(None if granted.everybodys else granted.principal))
         body = {
             "total_sessions": counts.total,
             "active_sessions": counts.total - counts.expired_unswept,
@@ -189,7 +191,14 @@ class SessionRoutes:
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         messages, same = await self._appended(request, ref)
-        appended = await self.appending.append(ref, messages, policy, request=same, expected=expected)
+        lost = asyncio.Event()
+        release = access.hold(request.scope, lost.set)
+        try:
+            appended = await self.appending.append(
+                ref, messages, policy, request=same, expected=expected, revoked=lost.is_set
+            )
+        finally:
+            release()
         body = {
             "session_id": appended.snapshot.name or ref.id,
             "message_count": appended.messages,

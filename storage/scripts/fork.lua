@@ -34,7 +34,7 @@ if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
 if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'owner' } end
 if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'all' } end
 
-local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce')
+local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx')
 local visible = s[1] == owner or redis.call('HGET', FROM_SHARES, owner)
 if not (s[1] and visible) then return { 'GONE' } end
 local head, messages, holder, last = s[2], tonumber(s[3]), s[5], tonumber(s[6])
@@ -63,7 +63,8 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', turn_id, 'cr',
   'ax', text(absolute_ms), 'nm', '', 'ct', '', 'md', s[7], 'mt', s[8],
   'n', text(kept), 'b', text(bytes), 'tn', ARGV[9], 'lt', '', 'ln', number, 'lx', '0', 'lr', '', 'cx', '0',
   'eh', s[9], 'es', text(math.min(tonumber(s[10]), kept)),
-  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0')
+  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0',
+  'ctx', kept == messages and s[12] or '', 'ca', '0')
 if ARGV[13] ~= '' then redis.call('HSET', TEXTS, 'title', ARGV[13]) end
 if ARGV[14] ~= '' then redis.call('HSET', TEXTS, 'metadata', ARGV[14]) end
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one

@@ -27,7 +27,7 @@ FIELDS = {
         "owner",
         "role",
     ),
-    *("ttl_seconds", "usage", "checkpoint"),
+    *("ttl_seconds", "usage", "checkpoint", "context_tokens"),
 }
 
 

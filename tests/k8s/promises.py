@@ -282,6 +282,9 @@ def secrets(manifests: Manifests) -> list[str]:
     found += [
         f"{name} is not given" for name in ("ANTHROPIC_API_KEY", "BATON_REDIS_URL", "BATON_SECRET") if name not in given
     ]
+    optional = _optional(manifests)
+    if optional != {"BATON_ADMIN_KEY"}:
+        found.append(f"pods start without {sorted(optional)}; only BATON_ADMIN_KEY may be left away")
     for name, value in literal.items():
         for used in (one.split(")")[0] for one in value.split("$(")[1:]):
             if used not in given[: given.index(name)]:
@@ -289,13 +292,22 @@ def secrets(manifests: Manifests) -> list[str]:
     return found
 
 
+def _optional(manifests: Manifests) -> set[str]:
+    """The variables without which a pod starts all the same."""
+    of = {
+        one["name"]: (one.get("valueFrom") or {}).get("secretKeyRef", {}) for one in manifests.replica().get("env", [])
+    }
+    return {name for name, key in of.items() if key.get("optional")}
+
+
 def _types(annotation: Any) -> set[Any]:
     return {annotation, *getattr(annotation, "__args__", ())}
 
 
 def environment(manifests: Manifests) -> dict[str, str]:
-    """What a replica finds, with made-up secrets."""
-    made = {one["name"]: one.get("value") or "redis://127.0.0.1/0#" for one in manifests.replica().get("env", [])}
+    """What a replica finds, with made-up secrets; without those that may be left away."""
+    given = [one for one in manifests.replica().get("env", []) if one["name"] not in _optional(manifests)]
+    made = {one["name"]: one.get("value") or "redis://127.0.0.1/0#" for one in given}
     return {**manifests.config(), **made, "ANTHROPIC_API_KEY": "none", "BATON_REDIS_URL": "redis://127.0.0.1/0"}
 
 

@@ -182,7 +182,9 @@ CASES: tuple[tuple[Check, Bend, str], ...] = (
     (promises.exposure, put(spec("Service"), "type", "LoadBalancer"), "published as it is"),
     (promises.secrets, put(config, "BATON_SECRET", "s" * 32), "BATON_SECRET is written out"),
     (promises.secrets, put(replica, "env/0", {"name": "ANTHROPIC_API_KEY", "value": "sk-ant"}), "is written out"),
-    (promises.secrets, lambda one: replica(one)["env"].pop(), "BATON_SECRET is not given"),
+    (promises.secrets, lambda one: replica(one)["env"].pop(2), "BATON_SECRET is not given"),
+    (promises.secrets, put(replica, "env/2/valueFrom/secretKeyRef/optional", True), "pods start without ['BATON_ADMIN"),
+    (promises.secrets, drop(lambda one: replica(one)["env"][3]["valueFrom"]["secretKeyRef"], "optional"), "without []"),
     (promises.secrets, put(replica, "env/1", {"name": "BATON_REDIS_URL", "value": "redis://$(NO)@h"}), "uses NO"),
     (promises.names, put(config, "BATON_DRAIN_SECONDS", "30"), "BATON_DRAIN_SECONDS is no setting"),
 )

@@ -202,6 +202,15 @@ def test_the_demo_has_all_a_replica_needs(monkeypatch: pytest.MonkeyPatch) -> No
     assert (demo.auth, demo.listen, demo.namespace) == ("open", "0.0.0.0:8000", "demo")
 
 
+def test_keys_are_asked_for_where_the_env_file_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the replicas, and known to the balancer, which then serves every name."""
+    asked = {**REAL, "BATON_AUTH": "keys", "BATON_ADMIN_KEY": "a" * 16}
+    real = replica_settings(monkeypatch, asked)
+    assert (real.auth, real.admin_credential()) == ("keys", "a" * 16)
+    assert shipped(asked)["balancer"]["environment"] == {"BATON_AUTH": "keys"}
+    assert shipped()["balancer"]["environment"] == {"BATON_AUTH": "open"}
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
 def test_the_readmes_line_has_all_a_replica_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = dotenv(tmp_path, "sk-ant-given")

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __version__, logs, telemetry
 from service.app import build
 from service.conflict import ON_CONFLICT
-from service.epoch import PARTS, REFUSED
+from service.epoch import CONTEXT, PARTS, REFUSED
 from service.errors import CODES
 from service.settings import Settings
 from service.telemetry import METRICS, PROCESS, REGISTRY
@@ -95,7 +95,7 @@ def test_every_route_of_the_application_is_one_of_the_label(tmp_path: Path) -> N
 
 
 def test_the_sets_are_those_of_the_code() -> None:
-    assert set(get_args(telemetry.EpochReason)) == {*PARTS, REFUSED}
+    assert set(get_args(telemetry.EpochReason)) == {*PARTS, REFUSED, CONTEXT}
     assert set(get_args(telemetry.Policy)) == set(ON_CONFLICT)
     assert telemetry.STORE_SECONDS.keys() == {*VERBS, "read"}
     for code in CODES:

@@ -36,6 +36,9 @@ RULES = Rules(
     queue_wait_s=1.0,
     deadline_s=5.0,
     max_tokens_default=9,
+    cache_life="auto",
+    cache_diagnosed=True,
+    context_policy="error",
     model_of=ModelTable().model,
 )
 
@@ -73,6 +76,9 @@ class StoreOfOneTurn:
 class WholeAnswer:
     async def stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
         yield as_events(answer_events(text_block(0, "Hi")))
+
+    async def whole(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        return b'{"input_tokens":250000}'
 
 
 async def settled(store: StoreOfOneTurn, said: str = "Hi") -> Turn:
