@@ -283,7 +283,7 @@ def _session_routes(
         status_wait_s=settings.status_wait_s,
     )
     forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
-    transfer = TransferRoutes(settings, store.sessions, store.shares, store.transfer, forking, replica)
+    transfer = TransferRoutes(settings, store.sessions, store.transfer, forking, replica)
     return routes, ShareRoutes(settings, store.sessions, store.shares), turns, transfer
 
 

@@ -36,7 +36,7 @@ from storage.results import (
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.sessions import Snapshot, read_fields
-from storage.shares import OWNER
+from storage.shares import OWNER, SHARED_WITH_ONE_MAX
 from storage.turns import Cut, Usage
 
 
@@ -199,20 +199,31 @@ class Transfer:
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
-        """Whether the messages that the session had when it was read are still its first ones. Cost: one round trip."""
+        """Whether who read it may still, and the messages that it had then are its first ones. Cost: one round trip."""
 
-        async def ask() -> tuple[bytes | None, int]:
+        async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=True) as batch:
-                batch.hget(ref.keys[0], "nonce")
+                batch.hmget(ref.keys[0], ["nonce", "own"])
                 batch.llen(ref.keys[5])
-                nonce, cuts = await batch.execute()
-            return nonce, cuts
+                batch.hget(ref.keys[16], ref.principal)
+                return await batch.execute()
 
-        return await self._scripts.read(ask, budget_s=self._budget_s) == (whole.nonce.encode(), len(whole.cuts))
+        (nonce, own), cuts, share = await self._scripts.read(ask, budget_s=self._budget_s)
+        may = own == ref.principal.encode() or share is not None
+        return may and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
 
-    async def restore(self, ref: SessionRef, restored: Restored) -> Created | Exists | Full:
-        """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce."""
+    async def restore(self, ref: SessionRef, restored: Restored, shares: Mapping[str, str]) -> Created | Exists | Full:
+        """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce.
+
+        Args:
+            ref: the id, as its owner addresses it.
+            restored: the session.
+            shares: role by principal. One with whom as many are shared as may be is left out, and told; the owner, too,
+                and not told.
+        """
         usage = restored.usage
+        shared = {principal: role for principal, role in shares.items() if principal != ref.principal}
+        keys = (*ref.keys, *ref.shared_with(shared))
         stored, taken = take_out_all(restored.elements, ())
         fixed = (
             *(ref.id, ref.principal, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
@@ -221,8 +232,9 @@ class Transfer:
             *(usage.input, usage.output, usage.cache_read, usage.cache_written),
             *(restored.system_json, restored.title, restored.metadata_json, restored.preamble),
         )
-        counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken))
+        counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
         parts = (
+            *chain.from_iterable(shared.items()),
             *(f"{cut.number} {cut.messages}" for cut in restored.cuts),
             *chain.from_iterable((turn_id, _verdict(fate), record) for turn_id, record, fate in restored.turns),
             *chain.from_iterable(taken.items()),
@@ -231,7 +243,7 @@ class Transfer:
 
         async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
             args = (*fixed, *allowed, *counts, *parts)
-            return read_create(await self._scripts.run("restore", ref.keys, args, budget_s=self._budget_s))
+            return read_create(await self._scripts.run("restore", keys, args, budget_s=self._budget_s))
 
         return await self._capacity.placed(ref, attempt)
 

@@ -1,9 +1,11 @@
 """``/v1/sessions/{id}/fork``, ``…/export``, ``/v1/sessions/import``: sessions that branch, leave and come."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from hashlib import sha256
 from typing import Any, Final
 
 import orjson
@@ -15,6 +17,7 @@ from service import (
     addressing,
     appended_messages,
     archive,
+    exporting,
     forking,
     idempotency,
     session_fields,
@@ -35,12 +38,10 @@ from storage import elements
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Created, Exists, Fate, Full, Gone
 from storage.sessions import Sessions
-from storage.shares import Role, Shares
-from storage.transfer import Restored, Transfer, Whole
+from storage.shares import Role
+from storage.transfer import Restored, Transfer
 from storage.turns import Usage
 
-_PAGE_MESSAGES: Final = 100
-_PAGE_BYTES_MAX: Final = 8 * 1_048_576
 _DIALECTS: Final = ("chat", "messages")
 _MESSAGES_FIELDS: Final = ("messages", "dialect")
 
@@ -51,14 +52,13 @@ class TransferRoutes:
 
     Attributes:
         settings: of this replica.
-        sessions, shares, transfer: the store.
+        sessions, transfer: the store.
         forking: makes forks.
         replica: for the turn record of what is imported.
     """
 
     settings: Settings
     sessions: Sessions
-    shares: Shares
     transfer: Transfer
     forking: Forking
     replica: str
@@ -85,7 +85,7 @@ class TransferRoutes:
         if isinstance(whole, Gone):
             raise session_not_found()
         return StreamingResponse(
-            exported(self.sessions, self.transfer, ref, whole),
+            exporting.lines(self.sessions, self.transfer, ref, whole),
             media_type=archive.MEDIA_TYPE,
             headers={"x-session-id": ref.id},
         )
@@ -97,7 +97,8 @@ class TransferRoutes:
         ignored: set[str] = set()
         shares: dict[str, Role] = {}
         if lines:
-            archived = self._archived(raw)
+            # In a thread, for it may take a second, and others' streams go on meanwhile.
+            archived = await asyncio.to_thread(self._archived, raw)
             restored, shares = archived.restored, archived.shares
         else:
             restored = self._listed(parse_json(raw), ignored)
@@ -107,8 +108,9 @@ class TransferRoutes:
             ref = addressing.named(keyspace, owner, name, param="name")
         else:
             ref = keyspace.session(keyspace.issue() if key is None else keyspace.keyed(owner, "import", key), owner)
-        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
-        match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce))):
+        digest = sha256(raw).hexdigest()
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": digest, "name": name})
+        match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce), shares)):
             case Full():
                 raise sessions_full()
             case Exists() if name:
@@ -117,8 +119,7 @@ class TransferRoutes:
                 other = "This Idempotency-Key imported another session."
                 raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
             case Created() as created:
-                for grantee, role in shares.items():
-                    await stored(self.shares.share(ref, grantee, role))
+                ignored |= {f"shares.{grantee}" for grantee in created.not_shared}
                 return await self._created(ref, created, ignored)
 
     def _archived(self, raw: bytes) -> Archived:
@@ -199,23 +200,3 @@ def _as_new(restored: Restored, name: str, nonce: str) -> Restored:
     """The same session under another name and nonce; an absolute end that is over ends nothing any more."""
     absolute_end_ms = restored.absolute_end_ms if restored.absolute_end_ms > time.time() * 1000 else 0
     return replace(restored, name=name, nonce=nonce, absolute_end_ms=absolute_end_ms)
-
-
-async def exported(sessions: Sessions, transfer: Transfer, ref: SessionRef, whole: Whole) -> AsyncIterator[bytes]:
-    """The lines of a session that was read, some at a time.
-
-    Raises:
-        BatonError: history_moved, if it was rewound or deleted meanwhile; there is no end line then.
-    """
-    yield b"".join(archive.first_lines(ref.id, whole))
-    read = 0
-    while read < whole.snapshot.messages:
-        wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
-        page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
-        if not page:
-            break
-        yield b"".join(map(archive.message_line, page))
-        read += len(page)
-    if not await stored(transfer.unchanged(ref, whole)):
-        raise BatonError("history_moved", "The session was rewound or deleted while it was exported; export it again.")
-    yield archive.END_LINE
