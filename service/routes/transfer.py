@@ -28,7 +28,7 @@ from service import (
 from service.archive import Archived
 from service.asgi import header, json_response, parse_json, read_body
 from service.dialects import chat_messages
-from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
+from service.errors import BatonError, chosen, invalid_value, session_exists, session_not_found, sessions_full
 from service.forking import Forking
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import session_object
@@ -65,7 +65,7 @@ class TransferRoutes:
 
     async def fork(self, request: Request) -> Response:
         """``POST /v1/sessions/{id}/fork``: 201 and the new session; 200 if the same Idempotency-Key made it before."""
-        body, key = parse_json(await self._body(request) or b"{}"), idempotency.key_of(request.scope)
+        body, key = parse_json(await self._body(request)), idempotency.key_of(request.scope)
         asked = forking.asked(body)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         source, _ = await looked_at(request, self.sessions)
@@ -151,7 +151,9 @@ class TransferRoutes:
             system_json = orjson.dumps(said.system) if said.system is not None else system_json
         else:
             messages = appended_messages.parse(given)
-        if messages and messages[0]["role"] != "user":
+        if not messages:
+            raise invalid_value("messages", "must be a list with at least one message")
+        if messages[0]["role"] != "user":
             raise BatonError("invalid_value", "The first message must be a user's.", param="messages.0.role")
         packed = tool_calls.pack((), messages, elements.FIRST_DIGEST)
         turn_id = new_turn_id()
@@ -164,7 +166,7 @@ class TransferRoutes:
             absolute_end_ms=made.absolute_end_ms,
             name=made.name,
             created_ms=0,
-            head=turn_id if packed else "",
+            head=turn_id,
             model=made.model,
             max_turns=made.max_turns,
             turn_count=0,
@@ -176,7 +178,7 @@ class TransferRoutes:
             metadata_json=made.metadata_json,
             preamble=b"",
             cuts=(),
-            turns=[(turn_id, record, Fate("committed", 1, delivered=False))] if packed else [],
+            turns=[(turn_id, record, Fate("committed", 1, delivered=False))],
             elements=packed,
         )
 
