@@ -177,13 +177,19 @@ def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> 
     telemetry.MEMORY_MAX_BYTES.set(telemetry.memory_max_bytes())
 
 
-def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
+def open_store(
+    settings: Settings,
+    url: str,
+    *,
+    connections_max: int,
+    deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
+) -> Client:
     """A client of the store; opens no connection yet."""
     password = settings.redis_sentinel_password
     return connect(
         url,
         connections_max=connections_max,
-        deadlines=Deadlines(),
+        deadlines=deadlines,
         tls=settings.tls(),
         sentinel=Credential(settings.redis_sentinel_username, password.get_secret_value() if password else None),
         on_busy=telemetry.STORE_BUSY.inc,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from service import keys_command
+from service import keys_command, sessions_command
 from service import settings as settings_module
 from service.settings import EX_CONFIG, Settings, SettingsProblem
 
@@ -89,6 +89,7 @@ def _store_settings() -> Settings:
 
 
 main.add_command(keys_command.command(_store_settings))
+main.add_command(sessions_command.command(_store_settings))
 
 
 @main.command()

@@ -63,11 +63,11 @@ def asked(body: Any) -> Asked:
             raise BatonError("unknown_field", f"There is no field `{name[:64]}`.", param=name[:64])
     given = {name: value for name, value in body.items() if value is not None}
     messages, turn_id = given.get("message_count"), given.get("turn_id", "")
-    if messages is not None and turn_id:
+    if messages is not None and "turn_id" in given:
         raise invalid_value("turn_id", "and `message_count` both say where to fork: send one of them")
     if messages is not None and (type(messages) is not int or messages < 0):
         raise invalid_value("message_count", "must be a whole number, 0 or more")
-    if not isinstance(turn_id, str) or (turn_id and not TURN_ID.fullmatch(turn_id)):
+    if "turn_id" in given and not (isinstance(turn_id, str) and TURN_ID.fullmatch(turn_id)):
         raise invalid_value("turn_id", "must be the id of a turn")
     return Asked(
         messages,

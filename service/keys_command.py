@@ -1,12 +1,10 @@
 """``baton keys``: the keys of callers from a terminal. It talks to the store itself, so it needs no running replica.
 
-Replicas learn of a change within a second or two. An embedded store that a replica is running is asked where it runs;
-one that nobody runs is started for the moment. No line but the one that gives a key out holds one.
+Replicas learn of a change within a second or two. No line but the one that gives a key out holds one.
 
 Every change leaves a line on stderr as replicas leave one in their log (`audit`): whoever runs this keeps it, or not.
 """
 
-import asyncio
 import contextlib
 import getpass
 import os
@@ -20,35 +18,18 @@ import orjson
 from service import api_key, key_fields, logs
 from service.access import SCOPES
 from service.errors import BatonError
-from service.kept_secret import kept_secret
-from service.settings import EX_CONFIG, Settings
+from service.settings import Settings
+from service.store_command import Read, with_store
 from storage.api_keys import ApiKey, ApiKeys
-from storage.embedded import EmbeddedRefused, EmbeddedValkey, running_url
-from storage.first_contact import StoreRefused, first_contact
+from storage.connect import Client
 from storage.keys import KEY_ID, Keyspace
-from storage.results import StoreUnavailable
 
 _T = TypeVar("_T")
-_DEADLINE_S: Final = 10.0
 _PAGE: Final = 100
-
-Read = Callable[[], Settings]
 
 
 class _NotFound(click.ClickException):
     """There is no such key; ends with 1."""
-
-
-class _Refused(click.ClickException):
-    """The store must not be used like this."""
-
-    exit_code = EX_CONFIG
-
-
-class _Away(click.ClickException):
-    """The store cannot be asked now."""
-
-    exit_code = 69  # EX_UNAVAILABLE, as `baton check`
 
 
 def command(read: Read) -> click.Group:
@@ -297,33 +278,8 @@ async def _found(keys: ApiKeys, key_id: str) -> ApiKey:
 
 def _run(read: Read, do: Callable[[ApiKeys], Awaitable[_T]]) -> _T:
     """Does something with the keys of the store that the settings name."""
-    settings = read()
-    secret = settings.secret.get_secret_value() if settings.secret else ""
-    url = settings.store_url()
-    try:
-        with contextlib.ExitStack() as stack:
-            if url == "embedded":
-                url = running_url(settings.data_dir) or stack.enter_context(EmbeddedValkey.start(settings.data_dir)).url
-                secret = secret or kept_secret(settings.data_dir)
-            return asyncio.run(_with_store(settings, url, secret, do))
-    except EmbeddedRefused as error:
-        raise _Refused(str(error)) from error
-    except StoreRefused as error:
-        raise _Refused(" ".join(error.problems)) from error
-    except StoreUnavailable as error:
-        again = " What was asked for may have been done." if error.outcome_unknown else ""
-        raise _Away(f"The store does not answer: {error}{again}") from error
 
-
-async def _with_store(settings: Settings, url: str, secret: str, do: Callable[[ApiKeys], Awaitable[_T]]) -> _T:
-    from service.app import open_store  # not before it is needed: it is most of the service
-
-    keyspace = Keyspace(settings.namespace, settings.buckets_of(url), secret.encode())
-    redis = open_store(settings, url, connections_max=2)
-    try:
-        # With another secret than the replicas', keys would be made that nobody can use.
-        allowed = settings.redis_eviction_allowed
-        await first_contact(redis, keyspace, eviction_allowed=allowed, deadline_s=_DEADLINE_S)
+    async def with_keys(settings: Settings, redis: Client, keyspace: Keyspace) -> _T:
         return await do(ApiKeys(redis, keyspace, budget_s=settings.store_begin_s))
-    finally:
-        await redis.aclose()
+
+    return with_store(read, with_keys)

@@ -10,7 +10,8 @@ what callers see stay as they are, because the element has the digest of the one
 conversation passes it over. Claude takes neighbouring messages of the user for one, so the real results of other calls
 may stand in the message behind it.
 
-A call is open as long as it is in the last stored message. Behind that every call has a result; another one for it is
+A call is open as long as it is in the last stored message, or nothing is behind it but results of the calls beside it:
+a fork may end between the results of one answer's calls. Behind that every call has a result; another one for it is
 refused as `tool_call_closed`.
 """
 
@@ -32,6 +33,7 @@ CALL_ID: Final = re.compile(r"[a-zA-Z0-9_-]{1,256}")
 
 _NO_RESULT: Final = "There is no result: the conversation went on without it."
 _CALL: Final = b'"tool_use"'
+_RESULT: Final = b'"tool_result"'
 
 Message = dict[str, Any]
 
@@ -60,7 +62,7 @@ def pack(stored: Sequence[bytes], messages: Sequence[Message], digest: bytes) ->
 
 def concerns(last: bytes, messages: Sequence[Message]) -> bool:
     """Whether the whole history must be known to `pack` these messages behind the last stored element."""
-    return _CALL in last or any(_holds(message, "tool_use", "tool_result") for message in messages)
+    return _CALL in last or _RESULT in last or any(_holds(message, "tool_use", "tool_result") for message in messages)
 
 
 def check_whole(messages: Sequence[Message]) -> None:
@@ -114,9 +116,20 @@ def _without_result(waiting: Collection[str], run: Sequence[Message], stored: Se
 
 
 def _open_calls(stored: Sequence[bytes]) -> list[str]:
-    if not stored or _CALL not in stored[-1]:
-        return []
-    return _calls(orjson.loads(stored[-1][elements.HEADER_BYTES :]))
+    """Of the last calls those without a result. Cost: parses what is behind them, if that begins with results."""
+    answered: set[str] = set()
+    for element in reversed(stored):
+        if _CALL in element:
+            message = orjson.loads(element[elements.HEADER_BYTES :])
+            if message["role"] == "assistant":
+                return [call for call in _calls(message) if call not in answered]
+        if _RESULT not in element:
+            return []
+        blocks = orjson.loads(element[elements.HEADER_BYTES :])["content"]
+        if isinstance(blocks, str):
+            return []
+        answered |= {block["tool_use_id"] for block in blocks if block.get("type") == "tool_result"}
+    return []
 
 
 def _calls(message: Message) -> list[str]:

@@ -44,6 +44,7 @@ class Capacity:
         total_max: sessions of everybody.
         budget_s: how long one script may take in all.
         on_end: told of every session that was taken out here, and why.
+        evicts: whether sessions that live may go to make room.
         on_call: see scripts.py.
     """
 
@@ -57,9 +58,11 @@ class Capacity:
         total_max: int,
         budget_s: float,
         on_end: Callable[[End], None],
+        evicts: bool = True,
         on_call: OnCall = nobody,
     ) -> None:
         self._index = index
+        self._evicts = evicts
         self._redis = redis
         self._scripts = ScriptRunner(redis, on_call=on_call)
         self._keyspace = keyspace
@@ -128,7 +131,7 @@ class Capacity:
         for gone in await self._index.refs(expired):
             if await self.sweep(gone):
                 return True
-        for count in _CANDIDATES:
+        for count in _CANDIDATES if self._evicts else ():
             for candidate in await self._index.oldest(owner, count):
                 if await self._evict(candidate):
                     return True

@@ -5,8 +5,9 @@ all buckets: one pipeline, of which a cluster's primaries get their parts at the
 so what it tells may have changed by the time it is used: whoever acts on it lets the script check again.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from heapq import nlargest, nsmallest
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -16,6 +17,7 @@ from storage.keys import IndexRef, Keyspace, SessionRef
 from storage.scripts import answered
 
 SERVICE_EPOCH_S = 1_767_225_600  # as in scripts/shared/size.lua
+_WALKED_AT_ONCE = 1_000
 _SPARE = 4  # asked of each bucket for a page, over twice its share
 _T = TypeVar("_T")
 
@@ -228,6 +230,43 @@ class Index:
             keys = [ref.by_expiry if owner is None else ref.owner_by_expiry for ref in refs]
             pages = await self._ranges(keys, "-inf", now_ms, offset=0, num=count)
             return [listed.session_id for listed in nsmallest(count, [one for page in pages for one in page])]
+
+        return await self._asked(ask)
+
+    async def walk(self, bucket: int, owner: str | None) -> AsyncIterator[list[str]]:
+        """Ids in a bucket, of one owner or of everybody, a page at a time, those not accessed for longest first.
+
+        None is left out that is there all the while. One that is accessed meanwhile may come again, at the end;
+        one that has expired may be among them. Cost: a round trip for a thousand.
+        """
+        ref = self._keyspace.index(bucket, self._keyspace.owner_tag(owner) if owner is not None else "")
+        key = ref.by_access if owner is None else ref.owner_by_access
+        last, ties = Listed(0, ""), 0
+        while True:
+            page = await self._asked(partial(self._from, key, last, _WALKED_AT_ONCE + ties))
+            fresh = [listed for listed in page if listed > last]
+            if not fresh:
+                return
+            yield [listed.session_id for listed in fresh]
+            last = fresh[-1]
+            ties = sum(listed.score == last.score for listed in page)
+
+    async def _from(self, key: str, last: Listed, count: int) -> list[Listed]:
+        (page,) = await self._ranges([key], last.score, "+inf", offset=0, num=count)
+        return page
+
+    async def owned(self, session_ids: list[str]) -> list[SessionRef | None]:
+        """The sessions as their owners address them; None for one that is not there. Cost: one round trip."""
+
+        async def ask() -> list[SessionRef | None]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                for session_id in session_ids:
+                    batch.hget(self._keyspace.session_keys(session_id, "")[0], "own")
+                owners: list[bytes | None] = await batch.execute()
+            return [
+                self._keyspace.session(session_id, owner.decode()) if owner else None
+                for session_id, owner in zip(session_ids, owners, strict=True)
+            ]
 
         return await self._asked(ask)
 

@@ -102,9 +102,15 @@ class Corrupt:
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """The session exists now; ``repeated`` if a create with the same nonce had been executed before."""
+    """The session exists now.
+
+    Attributes:
+        repeated: a create with the same nonce had been executed before.
+        not_shared: with whom it could not be shared again, of one that was put back.
+    """
 
     repeated: bool = False
+    not_shared: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +296,8 @@ def read_create(reply: Reply) -> Created | Exists | Stale | Full:
             return Full("owner")
         case [b"FULL", b"all"]:
             return Full("all")
-        case [b"CREATED"]:
-            return Created()
+        case [b"CREATED", *not_shared]:
+            return Created(not_shared=tuple(principal.decode() for principal in not_shared))
         case [b"DUPLICATE"]:
             return Created(repeated=True)
         case [b"EXISTS"]:

@@ -12,7 +12,6 @@ What a crash leaves: nothing, or the whole session.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -37,7 +36,7 @@ from storage.results import (
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.sessions import Snapshot, read_fields
-from storage.shares import OWNER, SHARED_WITH_ONE_MAX, Role
+from storage.shares import OWNER, SHARED_WITH_ONE_MAX
 from storage.turns import Cut, Usage
 
 
@@ -96,6 +95,7 @@ class Restored:
         created_ms: 0 for now.
         head: id of the last committed turn; "" where there is none.
         turn_count: committed turns that are part of the history.
+        context: what is known of the context, opaque.
         turns: id, record and fate of every turn, by number; none may be open.
         elements: the messages, oldest first (see elements.py).
     """
@@ -111,6 +111,7 @@ class Restored:
     turn_count: int
     epoch_hash: str
     epoch_start: int
+    context: str
     usage: Usage
     system_json: bytes
     title: str
@@ -200,34 +201,31 @@ class Transfer:
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
-        """Whether the messages that it had when it was read are still its first ones, and the principal may read them.
-
-        Cost: one round trip.
-        """
+        """Whether who read it may still, and the messages that it had then are its first ones. Cost: one round trip."""
 
         async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=True) as batch:
-                batch.hmget(ref.keys[0], ["own", "nonce"])
+                batch.hmget(ref.keys[0], ["nonce", "own"])
                 batch.llen(ref.keys[5])
                 batch.hget(ref.keys[16], ref.principal)
                 return await batch.execute()
 
-        (own, nonce), cuts, share = await self._scripts.read(ask, budget_s=self._budget_s)
-        visible = own == ref.principal.encode() or share is not None
-        return visible and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
+        (nonce, own), cuts, share = await self._scripts.read(ask, budget_s=self._budget_s)
+        may = own == ref.principal.encode() or share is not None
+        return may and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
 
-    async def restore(
-        self, ref: SessionRef, restored: Restored, shares: Mapping[str, Role] = MappingProxyType({})
-    ) -> Created | Exists | Full:
+    async def restore(self, ref: SessionRef, restored: Restored, shares: Mapping[str, str]) -> Created | Exists | Full:
         """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce.
 
         Args:
-            ref: the session, as its owner addresses it, who gets no share.
-            restored: what it is to be.
-            shares: role by principal.
+            ref: the id, as its owner addresses it.
+            restored: the session.
+            shares: role by principal. One with whom as many are shared as may be is left out, and told; the owner, too,
+                and not told.
         """
         usage = restored.usage
-        given = {principal: role for principal, role in shares.items() if principal != ref.principal}
+        shared = {principal: role for principal, role in shares.items() if principal != ref.principal}
+        keys = (*ref.keys, *ref.shared_with(shared))
         stored, taken = take_out_all(restored.elements, ())
         fixed = (
             *(ref.id, ref.principal, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
@@ -237,9 +235,9 @@ class Transfer:
             *(restored.system_json, restored.title, restored.metadata_json, restored.preamble),
         )
         counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
-        keys = (*ref.keys, *ref.shared_with(given))
         parts = (
-            *chain.from_iterable(given.items()),
+            restored.context,
+            *chain.from_iterable(shared.items()),
             *(f"{cut.number} {cut.messages}" for cut in restored.cuts),
             *chain.from_iterable((turn_id, _verdict(fate), record) for turn_id, record, fate in restored.turns),
             *chain.from_iterable(taken.items()),

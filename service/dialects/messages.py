@@ -184,11 +184,15 @@ def _check_message(message: Any, where: str) -> None:
     if not isinstance(content, list) or not content:
         raise invalid_value(f"{where}.content", "must be a string or a non-empty list of content blocks")
     for index, block in enumerate(content):
-        _check_block(block, f"{where}.content.{index}")
+        check_block(block, f"{where}.content.{index}")
 
 
-def _check_block(block: Any, where: str) -> None:
-    """What Baton reads of a block: its type, and of some types their own fields."""
+def check_block(block: Any, where: str) -> None:
+    """What Baton reads of a block: its type, and of some types their own fields.
+
+    Raises:
+        BatonError: invalid_value, naming the place.
+    """
     if not isinstance(block, dict) or not isinstance(block.get("type"), str):
         raise invalid_value(where, "must be an object with a type")
     match block["type"]:

@@ -200,6 +200,7 @@ def _new_message(role: str, *parts: Schema) -> Schema:
     return asked({"role": one_of(role), "content": content}, required=("role", "content"))
 
 
+_ANY_OBJECT: Final[Schema] = {"type": "object", "additionalProperties": True}
 _NEW_MESSAGE: Final[Schema] = {
     "anyOf": [
         _new_message("user", _TEXT_PART, _RESULT_PART, _IMAGE_PART, _DOCUMENT_PART),
@@ -345,7 +346,12 @@ SCHEMAS: Final[dict[str, Schema]] = {
     "Import": asked(
         {
             **_CREATED,
-            "messages": listed({"type": "object", "additionalProperties": True}, maxItems=APPENDED_MAX),
+            "messages": {
+                **one_or_another(
+                    [listed(one, minItems=1, maxItems=APPENDED_MAX) for one in (_NEW_MESSAGE, _ANY_OBJECT)]
+                ),
+                "description": "as Anthropic's API has them, or as those of a chat completion",
+            },
             "dialect": {**maybe(one_of("chat", "messages")), "description": "whose form the messages have"},
         },
         required=("model", "messages"),

@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
+from hashlib import sha256
 from typing import Any, Final
 
 import orjson
@@ -17,6 +18,7 @@ from service import (
     addressing,
     appended_messages,
     archive,
+    exporting,
     forking,
     idempotency,
     session_fields,
@@ -24,12 +26,10 @@ from service import (
     tool_calls,
     turn_record,
 )
-from service.access import End
 from service.archive import Archived
 from service.asgi import header, json_response, parse_json, read_body
 from service.dialects import chat_messages
-from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
-from service.exchange import Interrupt
+from service.errors import BatonError, chosen, invalid_value, session_exists, session_not_found, sessions_full
 from service.forking import Forking
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import session_object
@@ -40,11 +40,9 @@ from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Created, Exists, Fate, Full, Gone
 from storage.sessions import Sessions
 from storage.shares import Role
-from storage.transfer import Restored, Transfer, Whole
+from storage.transfer import Restored, Transfer
 from storage.turns import Usage
 
-_PAGE_MESSAGES: Final = 100
-_PAGE_BYTES_MAX: Final = 8 * 1_048_576
 _DIALECTS: Final = ("chat", "messages")
 _MESSAGES_FIELDS: Final = ("messages", "dialect")
 
@@ -68,7 +66,7 @@ class TransferRoutes:
 
     async def fork(self, request: Request) -> Response:
         """``POST /v1/sessions/{id}/fork``: 201 and the new session; 200 if the same Idempotency-Key made it before."""
-        body, key = parse_json(await self._body(request) or b"{}"), idempotency.key_of(request.scope)
+        body, key = parse_json(await self._body(request)), idempotency.key_of(request.scope)
         asked = forking.asked(body)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         source, _ = await looked_at(request, self.sessions)
@@ -88,7 +86,7 @@ class TransferRoutes:
         if isinstance(whole, Gone):
             raise session_not_found()
         return StreamingResponse(
-            exported(self.sessions, self.transfer, ref, whole, partial(access.hold, request.scope)),
+            exporting.lines(self.sessions, self.transfer, ref, whole, partial(access.hold, request.scope)),
             media_type=archive.MEDIA_TYPE,
             headers={"x-session-id": ref.id},
         )
@@ -100,13 +98,15 @@ class TransferRoutes:
         ignored: set[str] = set()
         shares: dict[str, Role] = {}
         if lines:
-            archived = self._archived(raw)
+            # In a thread, for it may take a second, and others' streams go on meanwhile.
+            archived = await asyncio.to_thread(self._archived, raw)
             restored, shares = archived.restored, archived.shares
         else:
             restored = self._listed(parse_json(raw), ignored)
         name = request.query_params.get("name", restored.name)
         owner, keyspace = access.principal(request.scope), self.sessions.keyspace
-        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
+        body = {"body": sha256(raw).hexdigest(), "name": name}
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, body)
         del raw  # the session is made of it, and as large
         if name:
             ref = addressing.named(keyspace, owner, name, param="name")
@@ -121,6 +121,7 @@ class TransferRoutes:
                 other = "This Idempotency-Key imported another session."
                 raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
             case Created() as created:
+                ignored |= {f"shares.{grantee}" for grantee in created.not_shared}
                 return await self._created(ref, created, ignored)
 
     def _archived(self, raw: bytes) -> Archived:
@@ -152,7 +153,9 @@ class TransferRoutes:
             system_json = orjson.dumps(said.system) if said.system is not None else system_json
         else:
             messages = appended_messages.parse(given)
-        if messages and messages[0]["role"] != "user":
+        if not messages:
+            raise invalid_value("messages", "must be a list with at least one message")
+        if messages[0]["role"] != "user":
             raise BatonError("invalid_value", "The first message must be a user's.", param="messages.0.role")
         packed = tool_calls.pack((), messages, elements.FIRST_DIGEST)
         turn_id = new_turn_id()
@@ -165,19 +168,20 @@ class TransferRoutes:
             absolute_end_ms=made.absolute_end_ms,
             name=made.name,
             created_ms=0,
-            head=turn_id if packed else "",
+            head=turn_id,
             model=made.model,
             max_turns=made.max_turns,
             turn_count=0,
             epoch_hash="",
             epoch_start=0,
+            context="",
             usage=Usage(),
             system_json=system_json,
             title=made.title,
             metadata_json=made.metadata_json,
             preamble=b"",
             cuts=(),
-            turns=[(turn_id, record, Fate("committed", 1, delivered=False))] if packed else [],
+            turns=[(turn_id, record, Fate("committed", 1, delivered=False))],
             elements=packed,
         )
 
@@ -201,48 +205,3 @@ def _as_new(restored: Restored, name: str, nonce: str) -> Restored:
     """The same session under another name and nonce; an absolute end that is over ends nothing any more."""
     absolute_end_ms = restored.absolute_end_ms if restored.absolute_end_ms > time.time() * 1000 else 0
     return replace(restored, name=name, nonce=nonce, absolute_end_ms=absolute_end_ms)
-
-
-async def exported(
-    sessions: Sessions, transfer: Transfer, ref: SessionRef, whole: Whole, hold: Callable[[End], Callable[[], None]]
-) -> AsyncIterator[bytes]:
-    """The lines of a session that was read, some at a time, as long as the caller may read it.
-
-    Args:
-        sessions: the store.
-        transfer: the store.
-        ref: the session.
-        whole: the same, as it was read.
-        hold: notes what is to be called once the caller's key may not read any more.
-
-    Raises:
-        BatonError: history_moved, if it was rewound or deleted meanwhile, or is not shared any more; revoked_api_key.
-            There is no end line then.
-    """
-    lost = asyncio.Event()
-    release = hold(lost.set)
-    try:
-        yield b"".join(archive.first_lines(ref.id, whole))
-        read = 0
-        while read < whole.snapshot.messages:
-            wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
-            page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
-            # Asked behind the page, so that none is told that was read after the change.
-            if lost.is_set():
-                raise Interrupt.REVOKED.told()
-            if not page or not await stored(transfer.unchanged(ref, whole)):
-                raise _moved()
-            yield b"".join(map(archive.message_line, page))
-            read += len(page)
-        if not read and not await stored(transfer.unchanged(ref, whole)):
-            raise _moved()
-        yield archive.END_LINE
-    finally:
-        release()
-
-
-def _moved() -> BatonError:
-    return BatonError(
-        "history_moved",
-        "While it was exported the session was rewound or deleted, or shared no more; export it again.",
-    )

@@ -109,7 +109,7 @@ async def test_the_whole_fork_sends_the_same_bytes_as_its_source(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
     await a_conversation(one, two, name)
-    made = (await two.request("POST", f"/v1/sessions/{name}/fork")).json
+    made = (await two.request("POST", f"/v1/sessions/{name}/fork", json={})).json
     for session in (name, made["id"]):
         assert (await turn(one, session, "And now?")).status == 200
     original, copy = await bodies(one.http, simulator, 2)
@@ -136,6 +136,7 @@ async def test_a_fork_ends_with_a_turn_and_is_made_once_by_key(one: Caller, two:
         ({"message_count": -1}, 400, "invalid_value"),
         ({"message_count": 1, "turn_id": "turn_" + "a" * 26}, 400, "invalid_value"),
         ({"turn_id": "turn_" + "a" * 26}, 404, "turn_not_found"),
+        ({"turn_id": ""}, 400, "invalid_value"),
         ({"at": 1}, 400, "unknown_field"),
         ([], 400, "invalid_value"),
     ],

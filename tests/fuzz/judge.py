@@ -51,6 +51,8 @@ _UNSAID: Final = {
     "/v1/sessions/[^/]+/shares/.+": ("`principal` is you", "is the session's owner"),
     "/v1/admin/keys": ("must be in the future", "must be the `next_cursor` of a page"),
     "/v1/admin/keys/[^/]+": ("must be in the future",),
+    "/v1/sessions/[^/]+/fork": ("`message_count` both say where", "more than the session has"),
+    "/v1/sessions/import": ("must be in the future", r'"param":"messages', "The first message must be"),
     "/v1/sessions/[^/]+/messages": (
         *("must be sound base64", r"must be an http\(s\) URL", "no tool call that waits", "less than 240"),
         *("a second tool call with the id", "must answer every tool call before anything else"),

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from storage import transfer
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import (
     Corrupt,
@@ -20,7 +19,6 @@ from storage.results import (
     TurnsFull,
     read_fate,
 )
-from storage.shares import Role
 from storage.transfer import Fork, Restored, Whole
 from storage.turns import Cut, Rewind, Usage
 from tests.store.harness import OWNER, TTL_MS, Store, attached, elements
@@ -75,6 +73,7 @@ async def restored_from(store: Store, source: SessionRef, **changes: Any) -> Res
             turn_count=one.turns,
             epoch_hash=one.epoch_hash,
             epoch_start=one.epoch_start,
+            context=one.context,
             usage=Usage(one.input_tokens, one.output_tokens, one.cache_read_tokens, one.cache_written_tokens),
             system_json=one.system_json,
             title=one.title,
@@ -219,7 +218,7 @@ async def test_a_session_that_is_put_back_is_what_it_was(store: Store) -> None:
     assert rewound == Settled("committed", 4)
     await store.turns.delivered(source, turn)
     restored, target = await restored_from(store, source), store.ref()
-    assert await store.transfer.restore(target, restored) == Created()
+    assert await store.transfer.restore(target, restored, {}) == Created()
     await store.assert_consistent(target)
     copy, original = await read(store, target), await read(store, source)
     assert timeless(copy) == timeless(original)
@@ -227,8 +226,8 @@ async def test_a_session_that_is_put_back_is_what_it_was(store: Store) -> None:
     for key in (3, 5, 7):
         assert await store.redis.type(target.keys[key]) == await store.redis.type(source.keys[key])
     before = await store.everything()
-    assert await store.transfer.restore(target, restored) == Created(repeated=True)
-    assert await store.transfer.restore(target, replace(restored, nonce=new_nonce())) == Exists()
+    assert await store.transfer.restore(target, restored, {}) == Created(repeated=True)
+    assert await store.transfer.restore(target, replace(restored, nonce=new_nonce()), {}) == Exists()
     assert await store.everything() == before
     await store.committed(target, elements(1))
 
@@ -237,7 +236,7 @@ async def test_a_session_that_is_put_back_is_what_it_was(store: Store) -> None:
 async def test_an_empty_session_can_be_put_back_and_forked(store: Store) -> None:
     source = await store.created()
     target = store.ref()
-    assert await store.transfer.restore(target, await restored_from(store, source)) == Created()
+    assert await store.transfer.restore(target, await restored_from(store, source), {}) == Created()
     await store.assert_consistent(target)
     forked = beside(store, target)
     assert await store.transfer.fork(target, forked, await fork_of(store, target)) == Created()
@@ -261,34 +260,49 @@ async def test_who_reads_learns_of_a_rewind_or_an_end_meanwhile(store: Store) ->
     assert not await store.transfer.unchanged(source, whole)
 
 
+@on_real_servers
+async def test_shares_are_put_back_with_the_session_and_go_with_it(store: Store) -> None:
+    source = await a_source(store)
+    shares = {"bob": "writer", "team/ann": "viewer", OWNER: "admin"}
+    target, restored = store.ref(), await restored_from(store, source)
+    assert await store.transfer.restore(target, restored, shares) == Created()
+    assert await store.shares.of(target) == {"bob": "writer", "team/ann": "viewer"}
+    assert [listed.session_id for listed in await store.index.page("bob", None, 9)] == [target.id]
+    assert await store.shares.unshare(target, "bob") is True
+    assert await store.transfer.restore(target, restored, shares) == Created(repeated=True)
+    assert await store.shares.of(target) == {"team/ann": "viewer"}, "sent again, it undoes nothing"
+    assert await store.sessions.delete(target) is True
+    assert await store.index.page("team/ann", None, 9) == []
+
+
 @on_valkey
-async def test_who_reads_learns_that_the_session_is_shared_no_more(store: Store) -> None:
+async def test_who_has_enough_shared_with_it_is_left_out_and_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await a_source(store)
+    await store.shares.share(source, "bob", "viewer")
+    monkeypatch.setattr("storage.transfer.SHARED_WITH_ONE_MAX", 1)
+    target = store.ref()
+    restored = await restored_from(store, source)
+    made = await store.transfer.restore(target, restored, {"bob": "viewer", "cat": "writer"})
+    assert made == Created(not_shared=("bob",))
+    assert await store.shares.of(target) == {"cat": "writer"}
+    assert [listed.session_id for listed in await store.index.page("bob", None, 9)] == [source.id]
+
+
+@on_real_servers
+async def test_grantees_read_and_fork_into_their_own_until_they_may_no_more(store: Store) -> None:
     source = await a_source(store)
     await store.shares.share(source, "bob", "viewer")
     theirs = store.keyspace.session(source.id, "bob")
     whole = await read(store, theirs)
+    assert (whole.snapshot.role, whole.snapshot.name) == ("viewer", "")
     assert await store.transfer.unchanged(theirs, whole)
+    target = beside(store, source, "bob")
+    assert await store.transfer.fork(theirs, target, await fork_of(store, source)) == Created()
+    await store.assert_consistent(target)
+    assert (await read(store, target)).snapshot.owner == "bob"
+    assert await store.shares.of(target) == {}, "a copy is nobody else's"
     await store.shares.unshare(source, "bob")
     assert not await store.transfer.unchanged(theirs, whole)
-    assert await store.transfer.unchanged(source, whole)
-
-
-@on_real_servers
-async def test_a_session_is_put_back_with_its_shares_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sent again, it does not give back what was taken away; its owner gets none, nor who has all it may have."""
-    monkeypatch.setattr(transfer, "SHARED_WITH_ONE_MAX", 1)
-    source, target = await a_source(store), store.ref()
-    full = beside(store, target)
-    await store.create(full)
-    await store.shares.share(full, "dora", "viewer")
-    restored = await restored_from(store, source)
-    shares: dict[str, Role] = {OWNER: "viewer", "bob": "writer", "carol": "viewer", "dora": "admin"}
-    assert await store.transfer.restore(target, restored, shares) == Created()
-    assert await store.shares.of(target) == {"bob": "writer", "carol": "viewer"}
-    assert [one.session_id for one in await store.index.page("bob", None, 9)] == [target.id]
-    await store.assert_consistent(target)
-    await store.shares.unshare(target, "bob")
-    assert await store.transfer.restore(target, restored, shares) == Created(repeated=True)
-    assert await store.shares.of(target) == {"carol": "viewer"}
-    assert await store.sessions.delete(target) is True
-    assert await store.index.page("carol", None, 9) == []
+    assert await store.transfer.read(theirs) == Gone()

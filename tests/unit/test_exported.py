@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from service import archive
+from service import archive, exporting
 from service.errors import BatonError
-from service.routes import transfer
 from storage.elements import FIRST_DIGEST, pack
 from storage.keys import Keyspace
 
@@ -51,7 +50,7 @@ class Read:
         store: Any = self
         lines: list[bytes] = []
         try:
-            async for some in transfer.exported(store, store, REF, self.whole, self.hold):
+            async for some in exporting.lines(store, store, REF, self.whole, self.hold):
                 assert self.held == 1
                 lines += some.splitlines()
         except BatonError as error:

@@ -168,10 +168,26 @@ def test_a_call_has_an_id_of_its_own() -> None:
     assert refusal([], user("a"), calling("x"), results("x"), calling("x"), results("x")) == "invalid_value"
 
 
+@pytest.mark.parametrize("kept", [2, 3, 4, 5])
+def test_a_history_that_was_cut_between_results_goes_on(kept: int) -> None:
+    """As that of a fork may be."""
+    asked = stored(user("a"), calling("x", "y", "z"))
+    whole = [*asked, *pack(asked, [results("y"), results("z"), user("b")], last_digest(asked))]
+    assert told([elements.unpack(whole[2])]) == [["x"]]
+    history = whole[:kept]
+    closed = {2: ["x", "y", "z"], 3: ["y", "z"], 4: ["z"], 5: []}[kept]
+    expected = [*([closed] if closed else []), user("go on")]
+    assert told(behind(history, user("go on"))) == expected
+    if closed:
+        assert told(behind(history, results(*closed))) == [results(*closed)]
+        assert refusal(history, results("w")) == "invalid_value"
+
+
 def test_when_the_whole_history_must_be_known() -> None:
     plain, open_call = stored(user("a"))[-1], stored(user("a"), calling("x"))[-1]
     assert not concerns(plain, [user("b"), said("c"), user([text('the "tool_use" of tools')])])
     assert concerns(open_call, [user("b")])
+    assert concerns(stored(user("a"), calling("x"), results("x"))[-1], [user("b")])
     assert concerns(plain, [user("b"), calling("y")])
     assert concerns(plain, [results("x")])
 
