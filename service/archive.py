@@ -25,9 +25,11 @@ from typing import Any, Final
 import orjson
 
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
+from service.context import compacted
 from service.errors import BatonError, invalid_value
 from service.resend import live
 from storage import elements
+from storage.checkpoints import NO_ACCOUNT, Account
 from storage.keys import TURN_ID
 from storage.results import Fate, Verdict
 from storage.shares import GRANTEES_MAX, OWNER, ROLES, Role
@@ -78,6 +80,9 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
             "system": orjson.Fragment(one.system_json) if one.system_json else None,
             "preamble": whole.preamble.decode(),
             "cuts": [list(cut) for cut in whole.cuts],
+            "checkpoints": _checkpoints(whole),
+            "context_tokens_target": one.wishes.tokens_target or None,
+            "compact_instructions": one.wishes.instructions,
             "shares": whole.shares if one.role in (OWNER, "admin") else {},
             "turns": len(whole.turns),
             "messages": one.messages,
@@ -93,6 +98,16 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
                 "record": orjson.Fragment(told.record),
             }
         )
+
+
+def _checkpoints(whole: Whole) -> Line:
+    """What summaries have cost, and the one that stands for messages, if one does."""
+    account, checkpoint = whole.snapshot.account, whole.checkpoint
+    line: Line = {name: getattr(account, name) for name in ("version", "input_tokens", "output_tokens")}
+    if checkpoint is not None:
+        line |= {"covers": checkpoint.covers, "created_ms": account.created_ms, "tokens": account.tokens}
+        line |= {"summary": checkpoint.summary.decode()}
+    return line
 
 
 def message_line(element: bytes) -> bytes:
@@ -226,7 +241,25 @@ def _restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, b
         cuts=cuts,
         turns=turns,
         elements=packed,
+        account=_account(given.get("checkpoints"), packed),
+        summary=(given.get("checkpoints") or {}).get("summary", "").encode(),
+        wishes=session_fields.wishes(given.get("context_tokens_target"), given.get("compact_instructions")),
     )
+
+
+def _account(given: Any, packed: Sequence[bytes]) -> Account:
+    """Of the session's checkpoints; a file may be older than these are."""
+    if given is None:
+        return NO_ACCOUNT
+    if not isinstance(given, dict) or not isinstance(given.get("summary", ""), str):
+        raise invalid_value("checkpoints", "must be an object, with a summary that is a string")
+    numbers = ("version", "covers", "created_ms", "tokens", "input_tokens", "output_tokens")
+    account = Account(*(_whole(given, name, 0, _COUNT_MAX) for name in numbers))
+    if bool(account.covers) != bool(given.get("summary")):
+        raise invalid_value("checkpoints", "must have a summary if and only if it covers messages")
+    if account.covers and not (account.version and compacted.may_cut(packed, account.covers)):
+        raise invalid_value("checkpoints.covers", "must end where a turn does, and have a version")
+    return account
 
 
 def _packed(lines: Sequence[Line]) -> list[bytes]:

@@ -71,6 +71,11 @@ HEADERS: Final = (
     Header("X-Session-Id", ("answer", "error"), "the issued id; absent when stateless"),
     Header("X-Session-State", ("answer", "error"), "`new`, `continued` or `rewound`"),
     Header("X-Turn-Id", ("answer", "error"), "the turn; on `turn_in_progress` the one that is running"),
+    Header(
+        "X-Baton-Context",
+        ("answer", "error"),
+        "what Claude was sent of the session, if not all: `checkpoint; covers=N`: a summary for the first N messages",
+    ),
     Header("X-Baton-Ignored", ("answer", "error"), "what of the request was left out"),
     Header(
         "ETag", ("answer", "error"), "the session's revision, for `If-Match`; on `revision_conflict` the present one"

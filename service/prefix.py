@@ -16,6 +16,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from service import epoch, tool_calls
+from service.context import compacted
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
 from service.errors import invalid_value
 from service.model_table import Traits
@@ -167,12 +168,14 @@ def _placed(
 ) -> tuple[Epoch, list[bytes], list[bytes | memoryview]]:
     """The turn's epoch, its new messages as elements, and all messages as they are sent."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
-    this = epoch.decide(wanted, standing, history, traits, refused=refused)
+    checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
+    this = epoch.decide(wanted, standing, history, traits, checkpoint, refused=refused)
     if this.told:
         new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
     everything = [*history.elements, *new]
-    sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
-    system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
+    covers = checkpoint.covers if checkpoint is not None else 0
+    sent = compacted.shortened([_sendable(one, at < this.start) for at, one in enumerate(everything)], checkpoint)
+    system = [at for at, one in enumerate(everything) if at >= covers and one[0] & elements.SYSTEM and sent[at]]
     return this, new, [json for json in _where_taken(sent, system, traits) if json]
 
 

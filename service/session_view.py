@@ -48,8 +48,25 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
             "output_tokens": snapshot.output_tokens,
             "cache_read_input_tokens": snapshot.cache_read_tokens,
             "cache_creation_input_tokens": snapshot.cache_written_tokens,
+            "checkpoint_input_tokens": snapshot.account.input_tokens,
+            "checkpoint_output_tokens": snapshot.account.output_tokens,
         },
-        "checkpoint": None,
+        "context_tokens_target": snapshot.wishes.tokens_target or None,
+        "compact_instructions": snapshot.wishes.instructions or None,
+        "checkpoint": checkpoint_object(snapshot),
+    }
+
+
+def checkpoint_object(snapshot: Snapshot) -> dict[str, Any] | None:
+    """What stands for the oldest messages; None if nothing does."""
+    account = snapshot.account
+    if not account.covers:
+        return None
+    return {
+        "version": account.version,
+        "covers": account.covers,
+        "created_at": iso(account.created_ms),
+        "tokens": account.tokens,
     }
 
 

@@ -58,6 +58,8 @@ VERBS = (
     "append",
     "begin",
     "cancel",
+    "checkpoint",
+    "claim",
     "commit",
     "create",
     "create_key",

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from storage.attachments import take_out_all
 from storage.capacity import Capacity
+from storage.checkpoints import NO_ACCOUNT, UNSAID, Account, Checkpoint, Wishes, read_checkpoint_text
 from storage.keys import SessionRef
 from storage.results import (
     Corrupt,
@@ -57,6 +58,7 @@ class Whole:
     turns: Sequence[Told]
     cuts: Sequence[Cut]
     shares: Mapping[str, str]
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,8 @@ class Restored:
         turn_count: committed turns that are part of the history.
         turns: id, record and fate of every turn, by number; none may be open.
         elements: the messages, oldest first (see elements.py).
+        account: of its checkpoints, the summary of which is given where it covers any.
+        wishes: about them.
     """
 
     nonce: str
@@ -118,6 +122,9 @@ class Restored:
     cuts: Sequence[Cut]
     turns: Sequence[tuple[str, bytes, Fate]]
     elements: Sequence[bytes]
+    account: Account = NO_ACCOUNT
+    summary: bytes = b""
+    wishes: Wishes = UNSAID
 
 
 _LETTERS = {"committed": "C", "aborted": "A", "dead": "D"}
@@ -196,6 +203,7 @@ class Transfer:
             [Told(record, fates.get(number)) for number, record in enumerate(records, start=1)],
             [Cut(*map(int, cut.split())) for cut in cuts],
             {principal.decode(): share.decode() for principal, share in shares.items()},
+            read_checkpoint_text(j.get("checkpoint", b"")),
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
@@ -212,7 +220,7 @@ class Transfer:
 
     async def restore(self, ref: SessionRef, restored: Restored) -> Created | Exists | Full:
         """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce."""
-        usage = restored.usage
+        usage, account = restored.usage, restored.account
         stored, taken = take_out_all(restored.elements, ())
         fixed = (
             *(ref.id, ref.principal, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
@@ -220,6 +228,9 @@ class Transfer:
             *(restored.turn_count, restored.epoch_hash, restored.epoch_start),
             *(usage.input, usage.output, usage.cache_read, usage.cache_written),
             *(restored.system_json, restored.title, restored.metadata_json, restored.preamble),
+            *(restored.wishes.tokens_target, restored.wishes.instructions),
+            *(account.version, account.covers, account.created_ms, account.tokens, restored.summary),
+            *(account.input_tokens, account.output_tokens),
         )
         counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken))
         parts = (

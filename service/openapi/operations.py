@@ -136,7 +136,7 @@ _TAKEN: Final = (
     *("X-Session-On-Conflict", "X-Session-On-Disconnect", "X-Expect-Turn", "Idempotency-Key"),
     "X-Stainless-Retry-Count",
 )
-_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Ignored")
+_TURN_HEADERS: Final = ("X-Session-Id", "X-Session-State", "X-Turn-Id", "X-Baton-Context", "X-Baton-Ignored")
 _AS_SEEN: Final = ("X-Session-Id", "ETag")
 
 CHAT: Final = (
@@ -306,6 +306,19 @@ SESSIONS: Final = (
         answers=(Answer(200, "they are part of the history", _json("Appended")),),
         errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED, "role_too_small"),
         error_headers=("X-Turn-Id",),
+    ),
+    Operation(
+        "compactSession",
+        "POST",
+        "/v1/sessions/{session}/compact",
+        "has all but the last two turns summarized",
+        "off the request path: the session's `checkpoint` tells when it is there. Nothing is lost, the messages stay "
+        "readable; Claude is sent the summary in their place",
+        answers=(
+            Answer(202, "a checkpoint is being made", _json("Compaction"), ("X-Session-Id",)),
+            Answer(200, "the checkpoint covers all that it may", _json("Compaction"), ("X-Session-Id",)),
+        ),
+        errors=(*_SESSION, "overloaded", "request_too_large", "role_too_small", "session_corrupt", "turn_in_progress"),
     ),
 )
 
