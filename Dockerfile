@@ -1,7 +1,7 @@
 # Baton as an image: `baton` is the entry point, `serve` what it does unless told otherwise.
 #
-# It runs as user 10001, with a read-only root, without capabilities and without a shell, and writes nothing. Callers are
-# not authenticated, so a replica that listens beyond loopback wants BATON_AUTH=open said by whoever runs it; it wants
+# It runs as user 10001, with a read-only root, without capabilities and without a shell, and writes nothing. A
+# replica that listens beyond loopback wants BATON_AUTH said by whoever runs it, keys or open, or a BATON_ADMIN_KEY; it wants
 # BATON_REDIS_URL and BATON_SECRET too. What is missing is told, and the exit code is 78.
 #
 # No `# syntax` line: the frontend that is built into the engine does, and nothing but the base image and the locked

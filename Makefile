@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null | awk '{ print ($$1 < 3) ? $$1 + 1 : 4 }')
 SPREAD := -n $(or $(WORKERS),4) --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients test-compose bench bench-streams soak lock \
+.PHONY: help install demo serve test lint format unit fuzz golden test-faults storm test-clients test-compose bench bench-streams bench-context soak lock \
 	clean
 .DEFAULT_GOAL := help
 
@@ -79,6 +79,9 @@ bench: $(INSTALLED) ## CPU per turn and per streamed event beside the floor, wha
 
 bench-streams: $(INSTALLED) ## a thousand paced streams at once on one core: how late events come (ARGS='--streams 500')
 	$(BIN)/python -m bench.streams $(ARGS)
+
+bench-context: $(INSTALLED) ## tokens of conversations of 30, 100 and 300 turns, by policy (ARGS='--turns 30')
+	$(BIN)/python -m bench.context $(ARGS)
 
 soak: $(INSTALLED) ## turns for minutes, then what they leave: memory, descriptors, connections, keys (MINUTES=5)
 	$(BIN)/python -m bench.soak --minutes $(or $(MINUTES),5) $(ARGS)

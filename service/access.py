@@ -7,7 +7,7 @@ which outlives it, and has one or more of these scopes:
     chat            turns in every dialect, in sessions or without, counting, models, cancelling
     sessions:read   sessions, their lists and numbers, messages, turns, and following a turn
     sessions:write  making, changing and deleting sessions, appending messages
-    admin           /v1/admin: the keys of everybody
+    admin           /v1/admin: the keys of everybody; with sessions:read the numbers of everybody's sessions, too
     act-for         acting for an end user whom ``X-Baton-User`` names: the principal is then ``<key's>/<user>``
 
 No scope implies another. Neither a principal nor a user has a slash in it, so what is put together is nobody else's.
@@ -116,6 +116,11 @@ class Grant:
     def authenticated(self) -> bool:
         """Whether the principal has shown a credential."""
         return bool(self.key_id) or "admin" in self.scopes
+
+    @property
+    def everybodys(self) -> bool:
+        """Whether the numbers of everybody are its to see: an administrator's, unless it acts for somebody."""
+        return "admin" in self.scopes and "act-for" not in self.used
 
     @property
     def by(self) -> str:

@@ -134,6 +134,7 @@ def build(
     )
     bodies = Bodies(settings.bodies_bytes_max)
     _tell_bounds(settings, bodies, deliveries)
+    telemetry.DRAINING.set_function(lambda: life.leaving)
     telemetry.told_build(settings.topology(store_url), keyspace.buckets)
     sweeper = Sweeper(
         store.capacity,
@@ -216,6 +217,7 @@ def _compaction(settings: Settings, claude: Claude, models: Models, redis: Clien
         model=settings.model_aliases.get(settings.compact_model, settings.compact_model),
         deadline_s=settings.compact_deadline_s,
         running_max=settings.compactions_max,
+        automatic=settings.context_policy == "compact",
         model_of=models.of,
     )
     return Compaction(claude, checkpoints, rules)
@@ -241,6 +243,9 @@ def _rules(settings: Settings, models: Models, replica: str) -> Rules:
         queue_wait_s=settings.queue_wait_s,
         deadline_s=settings.turn_deadline_s,
         max_tokens_default=settings.max_tokens_default,
+        cache_life=settings.cache_ttl,
+        cache_diagnosed=settings.cache_diagnostics,
+        context_policy=settings.context_policy,
         model_of=models.of,
     )
 
@@ -305,7 +310,7 @@ def _session_routes(
         status_wait_s=settings.status_wait_s,
     )
     forking = Forking(store.sessions, store.turns, store.transfer, replica, settings.turns_per_session_max)
-    transfer = TransferRoutes(settings, store.sessions, store.shares, store.transfer, forking, replica)
+    transfer = TransferRoutes(settings, store.sessions, store.transfer, forking, replica)
     return routes, ShareRoutes(settings, store.sessions, store.shares), turns, transfer
 
 

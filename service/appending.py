@@ -24,7 +24,7 @@ from service.errors import (
     session_not_found,
     store_unavailable,
 )
-from service.exchange import draining
+from service.exchange import Interrupt, draining
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
 from storage.results import (
@@ -42,6 +42,7 @@ from storage.results import (
     TurnsFull,
 )
 from storage.sessions import Sessions, Snapshot
+from storage.shares import VIEWER
 from storage.turns import Request, Turns
 
 _ATTEMPTS: Final = 64  # each means that somebody else's turn was stored in between
@@ -93,6 +94,7 @@ class Appending:
         *,
         request: Request,
         expected: str = "",
+        revoked: Callable[[], bool] = lambda: False,
     ) -> Appended:
         """Stores messages after the last one; an empty list changes nothing.
 
@@ -102,6 +104,7 @@ class Appending:
             on_conflict: what to do while a turn runs.
             request: which one it is; sent again with the same key, it is answered as the first time.
             expected: the head that the session must have; "" for any.
+            revoked: whether the caller's key may not append any more; asked before each attempt.
 
         Raises:
             BatonError: why nothing was stored, or that it is not known.
@@ -114,6 +117,8 @@ class Appending:
         while overtaken < _ATTEMPTS:
             if self._draining():
                 raise draining()
+            if revoked():
+                raise Interrupt.REVOKED.told()
             snapshot, stored = await self._end_of(ref, messages)
             if not messages:
                 return Appended(snapshot, snapshot.messages, "")
@@ -151,6 +156,8 @@ class Appending:
             snapshot = await self._sessions.get(ref)
             if isinstance(snapshot, Gone):
                 raise session_not_found()
+            if snapshot.role == VIEWER:  # so that nothing is told of what it could not do; append.lua decides
+                raise role_too_small(snapshot.role, "writer")
             stored = await self._sessions.outlines(ref, snapshot.messages - 1, 1) if snapshot.messages else []
             if stored and tool_calls.concerns(stored[-1], messages):
                 stored = await self._sessions.outlines(ref, 0, snapshot.messages)

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import orjson
 from starlette.exceptions import HTTPException
@@ -21,12 +21,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import telemetry
+from service import logs, telemetry
 from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
+from storage.tracebacks import let_go
 
+_SHARE: Final = "baton.body"  # in a scope: what its body counts for
 _DROP_WAIT_S = 30.0  # what comes of a body after its answer is dropped for so long at most,
 _DROP_SILENCE_S = 1.0  # and as long as it keeps coming
 _CLOSE = (b"connection", b"close")
@@ -220,12 +222,12 @@ class Bodies:
 
     @contextlib.contextmanager
     def counted(self, receive: Receive) -> Iterator["_Body"]:
-        """The body of one request, which counts until the block ends."""
+        """The body of one request, which counts until the block ends, and as long as `keep_body` says."""
         body = _Body(self, receive)
         try:
             yield body
         finally:
-            self._held_bytes -= body.held_bytes
+            body.share.release()
 
     def hold(self, size_bytes: int) -> None:
         """Counts what has come.
@@ -239,6 +241,10 @@ class Bodies:
                 "overloaded", "This replica holds all the request bodies it may; try again.", retry_after_s=1
             )
         self._held_bytes += size_bytes
+
+    def release(self, size_bytes: int) -> None:
+        """Counts it no more."""
+        self._held_bytes -= size_bytes
 
     async def arrived(self, receive: Receive) -> Message:
         """The next piece of a body.
@@ -257,19 +263,52 @@ class Bodies:
             self._arriving.discard(scope)
 
 
+class _Share:
+    """What one request's body counts for, as long as anybody holds it, or what was made of it."""
+
+    def __init__(self, bodies: Bodies) -> None:
+        self._bodies = bodies
+        self._size_bytes = 0
+        self._holders = 1
+
+    def add(self, size_bytes: int) -> None:
+        """More has come; raises as `Bodies.hold`."""
+        self._bodies.hold(size_bytes)
+        self._size_bytes += size_bytes
+
+    def keep(self) -> None:
+        """There is one more who holds it."""
+        self._holders += 1
+
+    def release(self) -> None:
+        """One holds it no more."""
+        self._holders -= 1
+        if not self._holders:
+            self._bodies.release(self._size_bytes)
+
+
+def keep_body(scope: Scope) -> Callable[[], None]:
+    """Counts a request's body also when the request is over, until what is returned is called; once."""
+    share: _Share | None = scope.get(_SHARE)
+    if share is None:
+        return lambda: None
+    share.keep()
+    return share.release
+
+
 class _Body:
     """One request's body while it is read.
 
     Attributes:
         whole: nothing more will come.
-        held_bytes: what came.
+        share: what came, counted.
     """
 
     def __init__(self, bodies: Bodies, receive: Receive) -> None:
         self._bodies = bodies
         self._receive = receive
         self.whole = False
-        self.held_bytes = 0
+        self.share = _Share(bodies)
 
     async def receive(self) -> Message:
         """ASGI.
@@ -281,9 +320,7 @@ class _Body:
             return await self._receive()
         message = await self._bodies.arrived(self._receive)
         self.whole = not message.get("more_body", False)
-        size_bytes = len(message.get("body", b""))
-        self._bodies.hold(size_bytes)
-        self.held_bytes += size_bytes
+        self.share.add(len(message.get("body", b"")))
         return message
 
     async def drop(self) -> None:
@@ -339,7 +376,8 @@ class Edge:
         started = time.perf_counter()
         unread = False
         running = telemetry.REQUESTS_RUNNING.track_inprogress()
-        with telemetry.request(request_id), running, self._bodies.counted(receive) as body:
+        with logs.of_request(request_id), running, self._bodies.counted(receive) as body:
+            scope[_SHARE] = body.share
             try:
                 await self._serve(scope, body.receive, tell)
             except ClientGone:
@@ -353,6 +391,7 @@ class Edge:
             except Exception as error:
                 told = _told(error)
                 telemetry.error_told(scope, told.code)
+                let_go(error)  # the answer may take long, and is no reason to hold the body
                 if status == 0:
                     unread = not body.whole and (self._leaving() or isinstance(told, BodyUnread))
                     await _answer(scope, tell, told, request_id, is_end=not unread)

@@ -13,7 +13,8 @@ from service import headers
 Pairs = list[tuple[bytes, bytes]]
 
 _PLAIN: Final = ("Authorization", "Content-Type", "x-api-key")
-_ASKED: Final = ", ".join([*_PLAIN, *headers.at("request")]).encode()
+# The star stands for what SDKs add of their own (x-stainless-os, …); not for Authorization, which must be named.
+_ASKED: Final = ", ".join([*_PLAIN, *headers.at("request"), "*"]).encode()
 _TOLD: Final = ", ".join(headers.at("answer", "error")).encode()
 _METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 _FOR_S: Final = b"600"

@@ -12,6 +12,8 @@ from starlette.types import Receive, Scope, Send
 from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
+from service.context import word
+from service.context.view import View
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
@@ -35,6 +37,7 @@ class _Standing:
     epoch_hash: str = ""
     epoch_start: int = 0
     model: str = ""
+    begins: int = 0
 
 
 class CountTokens:
@@ -51,8 +54,25 @@ class CountTokens:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        parts, settings = self._parts, self._parts.settings
+        parts = self._parts
         parts.exchanges.admit()
+        exchange, ignored = await self._asked(scope, receive)
+        parts.exchanges.start(exchange)
+        async with sse.watching(receive, exchange.hang_up):
+            await exchange.end()
+        if exchange.error is not None:
+            raise exchange.error
+        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
+        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
+        await send_json(send, exchange.whole(), headers=told)
+
+    async def _asked(self, scope: Scope, receive: Receive) -> tuple[Passage, list[str]]:
+        """What Claude is to be asked, and what was left out; of what the request brought nothing else is held.
+
+        Raises:
+            BatonError: why nothing is asked.
+        """
+        parts, settings = self._parts, self._parts.settings
         raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
         body = parse_json(raw)
         if not isinstance(body, dict):
@@ -76,14 +96,7 @@ class CountTokens:
             asked, said = await self._next_turn(address, read, resent=is_resent(scope, read)), dict(read.claude_headers)
             ignored = read.ignored
         exchange = Passage(parts.claude, _PATH, asked, said, streamed=False, deadline_s=parts.rules.deadline_s)
-        parts.exchanges.start(exchange)
-        async with sse.watching(receive, exchange.hang_up):
-            await exchange.end()
-        if exchange.error is not None:
-            raise exchange.error
-        left_out = present(scope, (*NOT_FORWARDED, *_OF_TURNS)) + ignored
-        told = {"x-baton-ignored": ", ".join(left_out)} if left_out else {}
-        await send_json(send, exchange.whole(), headers=told)
+        return exchange, ignored
 
     async def _next_turn(self, address: Address, read: Asked, *, resent: bool) -> bytes:
         """The request that asks how large a session's next turn would be.
@@ -104,7 +117,8 @@ class CountTokens:
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
                 history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits)
+        view = View(standing.begins if standing.begins < len(history.elements) else 0)
+        return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
         store = self._parts.store
@@ -116,4 +130,5 @@ class CountTokens:
         if address.mode == "create":
             raise session_exists()
         history = await store.turns.history(address.ref, found.messages)
-        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model), history
+        begins = word.unpacked(found.context).begins
+        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model, begins), history

@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse, telemetry
 from service.addressing import Address
-from service.asgi import header, parse_json, present, read_body, send_json
+from service.asgi import header, keep_body, parse_json, present, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT, OnConflict
 from service.context.checkpoint import Compaction
@@ -94,17 +94,21 @@ class TurnEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         self._parts.exchanges.admit()
-        settings = self._parts.settings
-        raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
-        prepared = self._prepare(scope, raw, parse_json(raw))
+        prepared = await self._prepared(scope, receive)
         if prepared.address is not None:
             await self._parts.watch.require()
         exchange = prepared.exchange
         release = access.hold(scope, lambda: exchange.interrupt(Interrupt.REVOKED))
-        try:
-            self._parts.exchanges.start(exchange, on_end=release)
-        except BatonError:
+        uncount = keep_body(scope)  # the exchange may outlive its request, and holds what that has brought
+
+        def ended() -> None:
             release()
+            uncount()
+
+        try:
+            self._parts.exchanges.start(exchange, on_end=ended)
+        except BatonError:
+            ended()
             raise
         try:
             async with sse.watching(receive, exchange.hang_up):
@@ -116,12 +120,20 @@ class TurnEndpoint:
         finally:
             exchange.hang_up()  # nothing after a whole answer; else nobody is left who could be told
 
-    def _prepare(self, scope: Scope, raw: bytes, body: Any) -> _Prepared:
-        """What is to be done about a request.
+    async def _prepared(self, scope: Scope, receive: Receive) -> _Prepared:
+        """What is to be done about a request, which is read; what it brought is held by the exchange only.
 
         Raises:
-            BatonError: 400 or 404; nothing is begun.
+            BatonError: 400, 404, 408 or 413; nothing is begun.
         """
+        return self._translated(scope, parse_json(await self._read(scope, receive)))
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        settings = self._parts.settings
+        return await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+
+    def _translated(self, scope: Scope, body: Any) -> _Prepared:
+        """A request that Baton reads, as an exchange."""
         asked = self._dialect.read(scope, body)
         key = idempotency.key_of(scope)
         address = self._address(scope, asked.session, key)
@@ -208,11 +220,16 @@ class TurnEndpoint:
 class MessagesEndpoint(TurnEndpoint):
     """``POST /v1/messages``."""
 
-    def _prepare(self, scope: Scope, raw: bytes, body: Any) -> _Prepared:
+    async def _prepared(self, scope: Scope, receive: Receive) -> _Prepared:
+        raw = await self._read(scope, receive)
+        body = parse_json(raw)
         key = idempotency.key_of(scope)
-        address = self._address(scope, None, key)
-        if address is not None:
-            return super()._prepare(scope, raw, body)
+        if self._address(scope, None, key) is None:
+            return self._passed_on(scope, raw, body, key)
+        del raw  # before it is made into something else that is as large
+        return self._translated(scope, body)
+
+    def _passed_on(self, scope: Scope, raw: bytes, body: Any, key: str | None) -> _Prepared:
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")
         _told(scope, None, key, self._parts.settings)

@@ -39,6 +39,8 @@ PARTS: Final = ("model", "system", "tools", "thinking", "checkpoint")
 """What an epoch depends on, in the order of its hash."""
 REFUSED: Final = "refused"
 """The reason of an epoch that began because Claude refused a signature."""
+CONTEXT: Final = "context"
+"""The reason of one that began because the oldest messages are left out from then on."""
 
 
 class Standing(Protocol):
@@ -86,7 +88,7 @@ class Epoch:
         preamble: sent with it.
         hash: of model and preamble.
         start: index of the epoch's first message; thinking before it is left out.
-        reasons: of `PARTS` those that changed, or `REFUSED`; none in the first epoch.
+        reasons: of `PARTS` those that changed, or `REFUSED`, or `CONTEXT`; none in the first epoch.
         system: that the session has from now on.
         told: the message that tells another system prompt; empty if there is nothing to tell.
     """
@@ -116,7 +118,7 @@ def decide(
     traits: Traits,
     checkpoint: Checkpoint | None = None,
     *,
-    refused: bool = False,
+    because: str = "",
 ) -> Epoch:
     """The epoch of a session's next turn.
 
@@ -126,7 +128,7 @@ def decide(
         history: its messages and what is stored with them.
         traits: of the model.
         checkpoint: in effect.
-        refused: Claude has refused a signature of the epoch as it would go on.
+        because: `REFUSED` or `CONTEXT`, if the epoch cannot go on whatever is wanted.
     """
     stored = unpacked(history.preamble)
     before = (standing.epoch_hash.split(".") + [""] * len(PARTS))[: len(PARTS)]
@@ -150,8 +152,8 @@ def decide(
     # A model that does not bind its thinking to the prefix keeps it, unless what was told would contradict the top.
     keeps = not traits.preserved_thinking and not {"model", "checkpoint"} & {*changed}
     keeps = keeps and not ("system" in changed and told_before is not None)
-    if refused or (changed and not keeps):
-        reasons = (REFUSED,) if refused else tuple(changed)
+    if because or (changed and not keeps):
+        reasons = (because,) if because else tuple(changed)
         hashes = _hashes(model, asked, stored, before, version)
         return Epoch(asked, hashes, standing.messages, reasons, system, b"")
     preamble = asked if "system" in changed else asked._replace(system=stored.system)

@@ -26,6 +26,7 @@ from service.errors import BatonError, internal_error
 from service.events import Event
 from service.transcript import Answer
 from storage.keys import new_turn_id
+from storage.tracebacks import let_go
 
 _HANDOVER_BYTES_MAX: Final = 256 * 1024
 _CLAUDES_NAME: Final = re.compile(r"claude-[a-z0-9.-]{1,60}")
@@ -260,6 +261,7 @@ class Exchange:
         started = time.perf_counter()
         with telemetry.TURNS_RUNNING.track_inprogress():
             failure = await self._interruptible()
+            self._body = b""  # Claude is asked nothing any more, and the caller may take its time
             self.opened.set()
             try:
                 self.error = await self._settle(failure)
@@ -336,6 +338,7 @@ class Exchange:
                 return draining()
             return self._interrupt.told()
         except BatonError as error:
+            let_go(error)
             return error
         except Exception as error:  # reported as ours; the session must be settled all the same
             return _fault(error)
@@ -384,6 +387,7 @@ def _ms(duration_s: float | None) -> float | None:
 
 def _fault(error: Exception) -> BatonError:
     telemetry.log.error("exchange_failed", exc_info=error)
+    let_go(error)
     return internal_error()
 
 
@@ -433,7 +437,6 @@ class Exchanges:
     def drain(self) -> None:
         """From now on none is begun, and those that have not asked Claude yet end: another replica can serve them."""
         self._draining = True
-        telemetry.DRAINING.set(1)
         for exchange in list(self._running.values()):
             if not exchange.opened.is_set():
                 exchange.interrupt(Interrupt.DRAINING)

@@ -13,7 +13,8 @@ A credential comes as ``Authorization: Bearer`` or ``x-api-key``; both, and diff
 401: missing, malformed, unknown (also: a known id with another secret), expired, disabled. Of a key only a keyed digest
 is compared, in constant time; BATON_ADMIN_KEY in the same way.
 
-What runs when its key is disabled, deleted, expired or loses the scope that it needs ends within seconds with
+A request is judged before its body is read, and once more when it is there, for a body may take its time. What
+runs when its key is disabled, deleted, expired or loses the scope that it needs ends within seconds with
 `revoked_api_key` in its dialect; a streamed turn is then stored as if its caller had hung up (`cancel`).
 
 **Browsers.** A page of any site can send requests to loopback and to private networks. In open mode a request that
@@ -25,18 +26,20 @@ loopback, unless BATON_AUTH=open says that whoever reaches it may use it, it mus
 import hmac
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from hashlib import blake2b
 from ipaddress import ip_address
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import access, api_key, logs, telemetry
 from service.access import ADMIN_PRINCIPAL, ALL_SCOPES, OPEN_PRINCIPAL, OPEN_SCOPES, USER, Grant, Held
 from service.asgi import header
 from service.errors import BatonError
+from service.exchange import Interrupt
 from service.known_keys import KnownKeys
 from service.stored import stored
 from storage.api_keys import ApiKey
@@ -79,6 +82,7 @@ class Gate:
         self._held: Held = {}
         self._told_mode: Mode = "unknown"
         known.on_look = self.looked
+        known.in_use = self._in_use
 
     @property
     def mode(self) -> Mode:
@@ -105,7 +109,6 @@ class Gate:
             BatonError: 400, 401 or 403; store_unavailable, if that cannot be told.
         """
         mode = self.mode
-        user = _user(scope)
         if mode == "unknown":
             away = "Whether callers need a key is not known: the store was not reached yet."
             raise BatonError("store_unavailable", away, retry_after_s=1)
@@ -114,12 +117,15 @@ class Gate:
             granted = Grant(OPEN_PRINCIPAL, OPEN_SCOPES, held=self._held)
         else:
             granted = await self._of_credential(_credential(scope))
-        used = frozenset((needed, "act-for") if user else (needed,))
-        for one in (needed, *used):
+        scope["grant"] = granted  # for the audit of what is refused below
+        user = _user(scope)
+        used = (needed, "act-for") if user else (needed,)
+        for one in used:
             if one not in granted.scopes:
                 raise _lacks(one, mode)
-        who = f"{granted.principal}/{user}" if user else granted.principal
-        scope["grant"] = Grant(who, granted.scopes, granted.key_id, granted.digest, used, self._held)
+        if user:
+            granted = replace(granted, principal=f"{granted.principal}/{user}")
+        scope["grant"] = replace(granted, used=frozenset(used))
 
     async def _of_credential(self, text: str | None) -> Grant:
         if text is None:
@@ -154,10 +160,23 @@ class Gate:
                 telemetry.REVOKED.inc()
                 end()
 
+    def check(self, scope: Scope) -> None:
+        """Asked once a body is there, which may take its time: nothing is begun by a key that was lost meanwhile.
+
+        Raises:
+            BatonError: revoked_api_key.
+        """
+        granted = access.grant(scope)
+        if granted.key_id and not self._still(granted, _now_ms()):
+            raise Interrupt.REVOKED.told()
+
+    def _in_use(self) -> set[str]:
+        return {granted.key_id for granted, _ in self._held.values() if granted.key_id}
+
     def _still(self, granted: Grant, now_ms: int) -> bool:
         known = self._known.as_last_seen(granted.key_id)
         if not known:
-            return True  # it went for so many others that came since
+            return True  # it went for others that came since; what runs is read again soon (known_keys.py)
         (key,) = known
         if key is None or key.disabled or _expired(key, now_ms):
             return False
@@ -211,9 +230,18 @@ class _Guarded:
             await self._gate.admit(scope, needed)
         except BatonError as error:
             if needed == "admin":
-                logs.audit(f"{scope['method']} {self._path}", outcome=error.code)
+                who = scope.get("grant")
+                by = {} if who is None else {"by": who.principal, "by_key": who.by}
+                logs.audit(f"{scope['method']} {self._path}", outcome=error.code, **by)
             raise
-        await self._app(scope, receive, send)
+
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                self._gate.check(scope)
+            return message
+
+        await self._app(scope, received, send)
 
 
 def _now_ms() -> int:

@@ -22,7 +22,7 @@ from urllib.parse import unquote
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from service import telemetry
+from service import logs, telemetry
 from service.asgi import new_request_id
 from service.delivery import CONNECTION
 from service.dialects.errors import anthropic_error, is_anthropic, openai_error
@@ -198,7 +198,7 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.disconnected = True  # its body will not be whole
             cycle.message_event.set()
         request_id = new_request_id()
-        with telemetry.request(request_id):
+        with logs.of_request(request_id):
             telemetry.error_told({}, error.code)
             telemetry.request_done({}, error.status, 0.0)
         self.transport.write(_response(error, request_id, self._speaks_anthropics()))

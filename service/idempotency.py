@@ -93,5 +93,6 @@ def _was_sent_before(scope: Scope) -> bool:
 def _digest(*parts: bytes) -> str:
     digest = blake2b(digest_size=10, person=b"baton-request")
     for part in parts:
-        digest.update(len(part).to_bytes(8, "big") + part)
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
     return base64.b32encode(digest.digest()).decode("ascii").lower()

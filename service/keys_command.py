@@ -2,10 +2,14 @@
 
 Replicas learn of a change within a second or two. An embedded store that a replica is running is asked where it runs;
 one that nobody runs is started for the moment. No line but the one that gives a key out holds one.
+
+Every change leaves a line on stderr as replicas leave one in their log (`audit`): whoever runs this keeps it, or not.
 """
 
 import asyncio
 import contextlib
+import getpass
+import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Final, TypeVar
@@ -13,7 +17,7 @@ from typing import Final, TypeVar
 import click
 import orjson
 
-from service import api_key, key_fields
+from service import api_key, key_fields, logs
 from service.access import SCOPES
 from service.errors import BatonError
 from service.kept_secret import kept_secret
@@ -120,9 +124,13 @@ def _create(
         await keys.create(
             key_id, digest, principal=principal, scopes=words, expires_ms=expires_ms, labels_json=labels_json
         )
+        told.update(key=key_id, principal=principal)
         return await _found(keys, key_id), text
 
-    _say(*_run(read, do), as_json=as_json)
+    told: dict[str, str] = {}
+    with _audited("create_key", told):
+        made = _run(read, do)
+    _say(*made, as_json=as_json)
 
 
 @click.command("list")
@@ -185,7 +193,9 @@ def _rotate(read: Read, key_id: str, overlap_s: int, as_json: bool) -> None:
         await keys.rotate(key_id, keys.keyspace.key_digest(text), overlap_ms=overlap_s * 1000)
         return await _found(keys, key_id), text
 
-    _say(*_run(read, do), as_json=as_json)
+    with _audited("rotate_key", _about(key_id)):
+        rotated = _run(read, do)
+    _say(*rotated, as_json=as_json)
 
 
 @click.command("disable")
@@ -210,7 +220,8 @@ def _set_disabled(read: Read, key_id: str, *, disabled: bool) -> None:
         await keys.patch(key_id, disabled=disabled)
         return await _found(keys, key_id)
 
-    _run(read, do)
+    with _audited("patch_key", {**_about(key_id), "changed": "disabled"}):
+        _run(read, do)
     click.echo(f"{key_id} is {'disabled' if disabled else 'enabled'}.")
 
 
@@ -224,8 +235,35 @@ def _delete(read: Read, key_id: str) -> None:
         await _found(keys, key_id)
         await keys.delete(key_id)
 
-    _run(read, do)
+    with _audited("delete_key", _about(key_id)):
+        _run(read, do)
     click.echo(f"{key_id} is deleted.")
+
+
+@contextlib.contextmanager
+def _audited(action: str, told: dict[str, str]) -> Iterator[None]:
+    """Leaves a line about a change; ``told`` may grow meanwhile."""
+    outcome = "failed"
+    try:
+        yield
+        outcome = "done"
+    except _NotFound:
+        outcome = "key_not_found"
+        raise
+    finally:
+        click.echo(logs.audit_line(action, outcome=outcome, by=_who(), by_key="baton keys", **told), err=True)
+
+
+def _about(key_id: str) -> dict[str, str]:
+    return {"key": key_id} if KEY_ID.fullmatch(key_id) else {}
+
+
+def _who() -> str:
+    """The user of this machine who runs the command."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user often has no name
+        return f"uid {os.getuid()}"
 
 
 @contextlib.contextmanager

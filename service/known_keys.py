@@ -9,20 +9,21 @@ A store that does not answer confirms nothing. What it said last is honoured for
 before cannot be judged, and whoever comes with one is told that the store is away, never that the key is unknown.
 That a key is unknown is remembered too, as long as the count is known not to have moved.
 
-Both memories are bounded; what was not used for longest goes first. At most 16 look-ups are under way at once, so that
-made-up keys cannot take the connections that turns need.
+Both memories are bounded; what was not used for longest goes first, but never a key by whose right something runs, for
+who is not watched cannot be stopped. At most 16 look-ups are under way at once, so that made-up keys cannot take the
+connections that turns need; who waits too long for one of them is told that the store is busy.
 """
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
 from service import telemetry
 from storage.api_keys import ApiKey, ApiKeys
-from storage.results import StoreUnavailable
+from storage.results import StoreBusy, StoreUnavailable
 
 HONOURED_S: Final = 900.0
 LOOK_EVERY_S: Final = 1.0
@@ -31,6 +32,7 @@ FRESH_S: Final = 3.0
 KNOWN_MAX: Final = 8192
 UNKNOWN_MAX: Final = 1024
 _LOOKUPS_MAX: Final = 16
+_LOOKUP_WAIT_S: Final = 5.0  # longer than one of them may take
 _BATCH: Final = 256
 
 
@@ -50,6 +52,7 @@ class KnownKeys:
         store: the keys.
         require: raises if the store is known to be away, before it is asked.
         on_look: called after every look, whatever came of it.
+        in_use: ids of the keys by whose right something runs; they are kept.
 
     Attributes:
         fresh: the store has just confirmed what is known.
@@ -57,11 +60,16 @@ class KnownKeys:
     """
 
     def __init__(
-        self, store: ApiKeys, require: Callable[[], Awaitable[None]], on_look: Callable[[], None] = lambda: None
+        self,
+        store: ApiKeys,
+        require: Callable[[], Awaitable[None]],
+        on_look: Callable[[], None] = lambda: None,
+        in_use: Callable[[], Set[str]] = frozenset,
     ) -> None:
         self._store = store
         self._require = require
         self.on_look = on_look
+        self.in_use = in_use
         self._seen: OrderedDict[str, _Seen] = OrderedDict()
         self._unknown: OrderedDict[str, None] = OrderedDict()
         self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
@@ -136,14 +144,18 @@ class KnownKeys:
     async def _read_again(self, now: float) -> None:
         self._readings += 1  # what was asked before this is older, whenever it arrives
         self._unknown.clear()
-        for key_id in [one for one, seen in self._seen.items() if now - seen.used_at > HONOURED_S]:
-            del self._seen[key_id]
-        ids = list(self._seen)
+        running = self.in_use()
+        for key_id, seen in list(self._seen.items()):
+            if key_id not in running and now - seen.used_at > HONOURED_S:
+                del self._seen[key_id]
+        ids = list(self._seen.keys() | running)
         for start in range(0, len(ids), _BATCH):
             batch = ids[start : start + _BATCH]
             for key_id, key in zip(batch, await self._store.read(batch), strict=True):
-                if (seen := self._seen.get(key_id)) is not None:
-                    seen.key, seen.read_at = key, now
+                if key_id in running:
+                    self._seen[key_id] = _Seen(key, now, now)
+                elif key_id in self._seen:
+                    self._seen[key_id].key, self._seen[key_id].read_at = key, now
         self._read_at = now
 
     async def _asked(self, key_id: str) -> ApiKey | None:
@@ -154,7 +166,11 @@ class KnownKeys:
             task = self._asking[key_id] = asyncio.create_task(self._ask(key_id))
             task.add_done_callback(lambda done: done.cancelled() or done.exception())
             task.add_done_callback(lambda _: self._asking.pop(key_id, None))
-        return await asyncio.shield(task)
+        try:
+            async with asyncio.timeout(_LOOKUP_WAIT_S):
+                return await asyncio.shield(task)
+        except TimeoutError:
+            raise StoreBusy("many keys are looked up", outcome_unknown=False) from None
 
     async def _ask(self, key_id: str) -> ApiKey | None:
         async with self._lookups:
@@ -170,5 +186,6 @@ class KnownKeys:
         self._seen[key_id] = _Seen(key, now, now)
         self._seen.move_to_end(key_id)
         if len(self._seen) > KNOWN_MAX:
-            self._seen.popitem(last=False)
+            running = self.in_use()
+            del self._seen[next(one for one in self._seen if one not in running or one == key_id)]
         return key

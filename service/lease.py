@@ -26,6 +26,10 @@ _LOG_BYTES_MAX: Final = 8 * 1024 * 1024  # as in scripts/shared/log.lua; what co
 _RENEWING: Final[set[asyncio.Task[None]]] = set()  # so that one which is the last of its turn is not lost
 
 
+def _nobody(why: Interrupt) -> None:
+    """Interrupts nobody: what has its verdict is not stopped any more."""
+
+
 class Lease:
     """The lease of one turn.
 
@@ -71,8 +75,9 @@ class Lease:
         self._renew_within(self._lease_ms / 3000)
 
     def stop(self) -> None:
-        """Renews no more."""
+        """Renews no more, and lets go of the turn that is to be interrupted: it holds this lease."""
         self._stopped = True
+        self._interrupt = _nobody
         if self._timer is not None:
             self._timer.cancel()
 

@@ -10,11 +10,13 @@ many were left out.
 A terminal gets readable lines, anything else one JSON object a line.
 """
 
+import contextlib
 import logging
 import sys
 import threading
 import time
 from collections.abc import Iterator, MutableMapping
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Final
 
@@ -31,7 +33,7 @@ FIELDS: Final = frozenset(
         *("duration_ms", "queue_ms", "first_event_ms", "answer_ms", "notice_s", "drain_s"),
         *("input_tokens", "output_tokens", "cache_read_tokens", "cache_written_tokens"),
         *("attempt", "code", "claude_request_id", "unknown", "cause", "warning", "problem", "health"),
-        *("action", "by", "by_key", "key", "principal", "mode"),
+        *("action", "by", "by_key", "key", "principal", "mode", "changed"),
         *("bucket", "sessions", "unwritten_bytes", "url", "logger", "where", "exception", "left_out", "undeclared"),
         "covers",
     }
@@ -47,7 +49,14 @@ SELDOM: Final = frozenset(
             "commit_unanswered",
         ),
         *("dead_turn_found", "delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
-        *("store_unreachable", "sweep_cut_short", "thinking_refused", "upstream_failed", "upstream_retry"),
+        *(
+            "store_unreachable",
+            "sweep_cut_short",
+            "thinking_refused",
+            "tokens_not_counted",
+            "upstream_failed",
+            "upstream_retry",
+        ),
     }
 )
 _SELDOM_MAX: Final = 10
@@ -55,6 +64,18 @@ _SELDOM_S: Final = 10.0
 _VALUE_CHARACTERS_MAX: Final = 500
 _CAUSES_MAX: Final = 8
 _FRAMES_MAX: Final = 30
+_NUMBERS: Final = frozenset({int, float, bool})
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+
+
+@contextlib.contextmanager
+def of_request(request_id: str) -> Iterator[None]:
+    """Every line that is logged within, and by tasks that are begun within, has this request id."""
+    before = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(before)
 
 
 def safe(text: str) -> str:
@@ -96,6 +117,12 @@ def _places(trace: TracebackType | None) -> list[str]:
     return places[-_FRAMES_MAX:]
 
 
+def _with_request_id(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if (request_id := _request_id.get()) is not None:
+        event["request_id"] = request_id
+    return event
+
+
 def _with_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     error = event.pop("exc_info", None)
     if isinstance(error, tuple):
@@ -109,18 +136,20 @@ def _with_exception(_: Any, __: str, event: MutableMapping[str, Any]) -> Mutable
 
 def _declared(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Leaves out what is not declared, and makes the rest safe; of an exception every line is."""
-    if unknown := event.keys() - FIELDS:
-        for name in unknown:
-            del event[name]
-        event["undeclared"] = " ".join(sorted(unknown))
-    for name, value in list(event.items()):
-        if value is None:
-            del event[name]
-        elif type(value) is str and name != "exception":
-            event[name] = safe(value)
-        elif type(value) not in (str, int, float, bool):
-            event[name] = safe(str(value))
-    return event
+    told: dict[str, Any] = {}
+    undeclared = []
+    for name, value in event.items():
+        if name not in FIELDS:
+            undeclared.append(name)
+        elif type(value) is str:
+            told[name] = value if name == "exception" else safe(value)
+        elif type(value) in _NUMBERS:
+            told[name] = value
+        elif value is not None:
+            told[name] = safe(str(value))
+    if undeclared:
+        told["undeclared"] = " ".join(sorted(undeclared))
+    return told
 
 
 class Seldom:
@@ -168,12 +197,19 @@ def audit(action: str, *, outcome: str, **told: str) -> None:
     _audit.info("audit", action=action, outcome=outcome, **told)
 
 
+def audit_line(action: str, *, outcome: str, **told: str) -> bytes:
+    """The same as JSON, for a process that has no log of its own."""
+    event: MutableMapping[str, Any] = {"event": "audit", "level": "info", "action": action, "outcome": outcome, **told}
+    stamp = structlog.processors.TimeStamper(fmt="iso", utc=True)
+    return orjson.dumps(stamp(None, "info", _declared(None, "info", event)))
+
+
 def configure(log_format: str, log_level: str) -> None:
     """Sets up logging for the process; the arguments are as in settings."""
     console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     processors: list[Any] = [
         Seldom(),
-        structlog.contextvars.merge_contextvars,
+        _with_request_id,
         structlog.processors.add_log_level,
         _with_exception,
         _declared,

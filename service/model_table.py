@@ -61,6 +61,9 @@ TABLE: Final[Mapping[str, Traits]] = {
     "claude-sonnet-5-5": NEWEST,
 }
 
+WINDOW_TOKENS: Final = 200_000
+"""The smallest window of the models there are."""
+
 _DATED: Final = re.compile(r"(.+)-[0-9]{8}")
 
 
@@ -79,6 +82,11 @@ class Model:
     output_tokens_max: int | None = None
     input_tokens_max: int | None = None
     thinking_types: frozenset[str] | None = None
+
+    @property
+    def window_tokens(self) -> int:
+        """The largest request; while nobody tells it, what every model takes."""
+        return WINDOW_TOKENS if self.input_tokens_max is None else self.input_tokens_max
 
     def answer_tokens(self, default: int) -> int:
         """The length of an answer where none is asked for."""

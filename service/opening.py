@@ -19,6 +19,8 @@ from typing import Final
 from service import telemetry
 from service.addressing import Address
 from service.conflict import OnConflict, Patience
+from service.context.caching import Setting
+from service.context.fit import Policy
 from service.errors import (
     BatonError,
     history_moved,
@@ -67,6 +69,9 @@ class Rules:
     queue_wait_s: float
     deadline_s: float
     max_tokens_default: int
+    cache_life: Setting
+    cache_diagnosed: bool
+    context_policy: Policy
     model_of: Callable[[str], Model]
 
 
@@ -102,7 +107,6 @@ class Opening:
         turn_id: new.
         model: that a session made for the turn gets.
         streamed: whether its answer will be logged as it comes.
-        pending_record: made anew for each attempt.
 
     Attributes:
         unsettled: the store may know this turn, and it has no verdict that we know of.
@@ -119,7 +123,6 @@ class Opening:
         turn_id: str,
         model: str,
         streamed: bool,
-        pending_record: Callable[[], bytes],
     ) -> None:
         self._sessions = sessions
         self._turns = turns
@@ -131,15 +134,18 @@ class Opening:
         self._turn_id = turn_id
         self._model = model
         self._streamed = streamed
-        self._pending_record = pending_record
         self._patience = Patience(wish.on_conflict, rules.queue_wait_s)
         self._asked = False
         self._created = False  # this turn made the session, or may have
         self.unsettled = False
         self.waited_s = 0.0
 
-    async def begin(self, request: Request) -> Begun | Running | Answered:
+    async def begin(self, request: Request, record: bytes) -> Begun | Running | Answered:
         """Takes the lease, or tells which earlier turn the request is; may be asked again.
+
+        Args:
+            request: which one it is.
+            record: of the pending turn.
 
         Raises:
             BatonError: why there will be no turn.
@@ -153,7 +159,7 @@ class Opening:
         self._asked = True
         creations = 0
         while True:
-            match await self._ask(request):
+            match await self._ask(request, record):
                 case Begun() as begun:
                     if begun.dead_turn_id:
                         telemetry.DEAD_TURNS_FOUND.inc()
@@ -203,7 +209,7 @@ class Opening:
             case Settled():
                 return Interrupt.LEASE_LOST.told()
 
-    async def _ask(self, request: Request) -> BeginResult:
+    async def _ask(self, request: Request, record: bytes) -> BeginResult:
         if not self._wanted():
             raise Interrupt.HUNG_UP.told()
         self.unsettled = True
@@ -214,7 +220,7 @@ class Opening:
                 self._turn_id,
                 replica=self._rules.replica,
                 lease_ms=self._rules.lease_ms,
-                record=self._pending_record(),
+                record=record,
                 turns_max=self._rules.turns_max,
                 request=request,
                 streamed=self._streamed,

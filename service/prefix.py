@@ -16,7 +16,9 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from service import epoch, tool_calls
-from service.context import compacted
+from service.context import caching, compacted
+from service.context.caching import NO_MARKERS, PLAINLY, Caching, Markers
+from service.context.view import WHOLE, View
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
 from service.errors import invalid_value
 from service.model_table import Traits
@@ -24,9 +26,6 @@ from storage import elements
 from storage.turns import History
 
 _THINKING: Final = ("thinking", "redacted_thinking")
-_CACHED: Final = b'"cache_control":{"type":"ephemeral"},'
-_MARKER: Final = b'"cache_control"'
-_MARKERS_MAX: Final = 4  # that Claude takes in one request
 _PLAIN: Final = ("inference_geo", "max_tokens", "service_tier", "speed")
 _PLAIN_CHARS_MAX: Final = 64
 
@@ -61,6 +60,12 @@ class Ask:
     tools: list[dict[str, Any]] | None = None
     tool_choice: dict[str, Any] | None = None
     model_named: bool = True
+
+    @property
+    def answer_tokens(self) -> int:
+        """How long the answer may be; 0 if that is no length, which is for Claude to judge."""
+        given = self.params.get("max_tokens")
+        return max(0, given) if type(given) is int else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +105,19 @@ def stateless(ask: Ask, traits: Traits) -> bytes:
     preamble = Preamble(_json(ask.system), _json(ask.tools), b"")
     messages = [orjson.dumps(message) for message in ask.messages]
     system = [at for at, message in enumerate(ask.messages) if message["role"] == "system"]
-    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, cached=False)
+    return _body(ask, preamble, _where_taken(messages, system, traits), {"stream": True}, NO_MARKERS)
 
 
 def continued(
-    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
+    ask: Ask,
+    standing: Standing,
+    history: History,
+    new: list[bytes],
+    traits: Traits,
+    use: Caching = PLAINLY,
+    view: View = WHOLE,
+    *,
+    refused: bool = False,
 ) -> Prepared:
     """The request body of a session's next turn.
 
@@ -114,13 +127,18 @@ def continued(
         history: its messages, system prompt and preamble.
         new: the ask's messages as elements; none where the last answer goes on.
         traits: of the model.
+        use: of the prompt cache.
+        view: which of the messages are sent.
         refused: Claude has refused this request before, for a signature in it.
 
     Raises:
         BatonError: a choice of a tool that there is not.
     """
-    this, new, messages = _placed(ask, standing, history, new, traits, refused=refused)
-    body = _body(ask, this.preamble, messages, {"stream": True}, cached=True)
+    this, new, sent = _placed(ask, standing, history, new, traits, view, refused=refused)
+    marked = caching.markers(this.preamble.system, this.preamble.tools, ask.params, use.life)
+    messages = [json for json in caching.with_anchor(sent, use.asked, marked.anchor) if json]
+    more = {"stream": True} if "diagnostics" in ask.params else {"stream": True, **use.diagnostics()}
+    body = _body(ask, this.preamble, messages, more, marked)
     preamble = this.preamble.packed()
     return Prepared(
         body=body,
@@ -132,7 +150,9 @@ def continued(
         summary={
             **_plain(ask.params),
             "messages": len(messages),
+            "left_out": view.begins,
             "body_bytes": len(body),
+            "cached_for": (marked.end or {}).get("ttl", "5m") if marked.end else None,
             "epoch": this.hash,
             "epoch_began": list(this.reasons),
         },
@@ -156,27 +176,39 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _PLAIN_CHARS_MAX)
 
 
-def counted(ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits) -> bytes:
+def counted(
+    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, view: View = WHOLE
+) -> bytes:
     """The body of a request that asks how large a session's next turn would be; arguments and errors of `continued`."""
     asked = replace(ask, params={name: value for name, value in ask.params.items() if name not in _OF_ANSWERS})
-    this, _, messages = _placed(asked, standing, history, new, traits)
-    return _body(asked, this.preamble, messages, {}, cached=True)
+    this, _, sent = _placed(asked, standing, history, new, traits, view)
+    return _body(asked, this.preamble, [json for json in sent if json], {}, NO_MARKERS)
 
 
 def _placed(
-    ask: Ask, standing: Standing, history: History, new: list[bytes], traits: Traits, *, refused: bool = False
-) -> tuple[Epoch, list[bytes], list[bytes | memoryview]]:
-    """The turn's epoch, its new messages as elements, and all messages as they are sent."""
+    ask: Ask,
+    standing: Standing,
+    history: History,
+    new: list[bytes],
+    traits: Traits,
+    view: View,
+    *,
+    refused: bool = False,
+) -> tuple[Epoch, list[bytes], Sequence[bytes | memoryview]]:
+    """The turn's epoch, its new messages as elements, and all messages as they are sent, empty where they are not."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
     checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
-    this = epoch.decide(wanted, standing, history, traits, checkpoint, refused=refused)
+    because = epoch.REFUSED if refused else epoch.CONTEXT if view.moved else ""
+    this = epoch.decide(wanted, standing, history, traits, checkpoint, because=because)
     if this.told:
         new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
     everything = [*history.elements, *new]
+    sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
+    sent[: view.begins] = [b""] * view.begins
     covers = checkpoint.covers if checkpoint is not None else 0
-    sent = compacted.shortened([_sendable(one, at < this.start) for at, one in enumerate(everything)], checkpoint)
-    system = [at for at, one in enumerate(everything) if at >= covers and one[0] & elements.SYSTEM and sent[at]]
-    return this, new, [json for json in _where_taken(sent, system, traits) if json]
+    shown = compacted.shortened(sent, checkpoint)
+    system = [at for at, one in enumerate(everything) if at >= covers and one[0] & elements.SYSTEM and shown[at]]
+    return this, new, _where_taken(shown, system, traits)
 
 
 def last_digest(history: History) -> bytes:
@@ -259,7 +291,7 @@ def _choice(ask: Ask, tools: bytes) -> dict[str, Any] | None:
 
 
 def _body(
-    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], *, cached: bool
+    ask: Ask, preamble: Preamble, messages: Sequence[bytes | memoryview], more: dict[str, Any], marked: Markers
 ) -> bytes:
     choice = _choice(ask, preamble.tools)
     params = ask.params if choice is None else {**ask.params, "tool_choice": choice}
@@ -271,10 +303,8 @@ def _body(
         parts += [b'"system":', preamble.system, b","]
     if preamble.tools:
         parts += [b'"tools":', preamble.tools, b","]
-    # A caller's own marker goes first, and a request has room for so many.
-    markers = preamble.system.count(_MARKER) + preamble.tools.count(_MARKER)
-    if cached and "cache_control" not in params and markers < _MARKERS_MAX:
-        parts.append(_CACHED)
+    if marked.end is not None:
+        parts.append(b'"cache_control":%b,' % orjson.dumps(marked.end))
     listed: list[bytes | memoryview] = [b","] * (2 * len(messages) - 1)
     listed[::2] = messages
     return b"".join((*parts, b'"messages":[', *listed, b"]}"))  # the only copy: attachments may be large

@@ -33,7 +33,7 @@ _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
 _READ_ONLY: Final = frozenset(
     {
         *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
-        *("status", "message_count", "turn_count", "owner", "role", "usage", "checkpoint"),
+        *("status", "message_count", "turn_count", "owner", "role", "usage", "context_tokens", "checkpoint"),
     }
 )
 

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from service.context import word
 from service.resend import was_rewound
 from storage.results import Fate
 from storage.sessions import Snapshot
@@ -48,9 +49,13 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
             "output_tokens": snapshot.output_tokens,
             "cache_read_input_tokens": snapshot.cache_read_tokens,
             "cache_creation_input_tokens": snapshot.cache_written_tokens,
+            "sent_tokens": snapshot.input_tokens + snapshot.cache_written_tokens + snapshot.cache_read_tokens,
+            "full_price_tokens": snapshot.input_tokens + snapshot.cache_written_tokens,
+            "saved_tokens": snapshot.cache_read_tokens,
             "checkpoint_input_tokens": snapshot.account.input_tokens,
             "checkpoint_output_tokens": snapshot.account.output_tokens,
         },
+        "context_tokens": word.unpacked(snapshot.context).tokens or None,
         "context_tokens_target": snapshot.wishes.tokens_target or None,
         "compact_instructions": snapshot.wishes.instructions or None,
         "checkpoint": checkpoint_object(snapshot),
@@ -100,6 +105,7 @@ def turn_object(number: int, record: dict[str, Any], fate: Fate | None, cuts: Se
         "queue_ms": record.get("queue_ms"),
         "first_event_ms": record.get("first_event_ms"),
         "sent": record.get("sent"),
+        "cache_miss": record.get("cache_miss"),
         "message_range": {"from": record["from"], "to": record["to"]} if stored and not rewound else None,
     }
 

@@ -57,7 +57,7 @@ class Settings(BaseSettings):
         description="keys: callers need one; open: nobody does. Unset, on loopback: keys as soon as there is one.",
     )
     admin_key: SecretStr | None = Field(
-        None, description="16+ characters; a key with every scope, to make others with. Implies keys."
+        None, description="16 to 1024 characters; a key with every scope, to make others with. Implies keys."
     )
     admin_key_file: Path | None = Field(None, description="A file that holds it instead.")
     cors_origins: Annotated[frozenset[str], NoDecode] = Field(
@@ -114,6 +114,18 @@ class Settings(BaseSettings):
     queue_wait_s: float = Field(30.0, ge=0, le=600, description="How long a queued turn waits, seconds.")
     prefix: Literal["adapt", "strict"] = Field(
         "adapt", description="A turn with another model, system prompt or tools than its session's."
+    )
+    context_policy: Literal["compact", "truncate", "error"] = Field(
+        "compact",
+        description="A conversation that outgrows the window: its oldest part is summarized in time, or left out, or "
+        "its next turn is refused.",
+    )
+    cache_ttl: Literal["auto", "5m", "1h"] = Field(
+        "auto", description="Life of what a turn leaves in Claude's prompt cache; auto: by how far turns are apart."
+    )
+    cache_diagnostics: bool = Field(
+        True,
+        description="Ask Claude why a session's prompt was not in its cache; off for gateways that do not know it.",
     )
     on_disconnect: Literal["cancel", "continue"] = Field("cancel", description="When the caller hangs up.")
     lease_ms: int = Field(20_000, ge=500, le=120_000, description="A turn's lease, renewed every third of it, ms.")
@@ -270,10 +282,15 @@ class Settings(BaseSettings):
             admin_key = self.admin_credential()
         except ValueError as problem:
             problems.append(str(problem))
-        if admin_key is not None and (len(admin_key) < 16 or not _GRAPHIC.fullmatch(admin_key)):
+        if admin_key is not None and (not 16 <= len(admin_key) <= 1024 or not _GRAPHIC.fullmatch(admin_key)):
             problems.append(
-                "BATON_ADMIN_KEY must have at least 16 characters, and no white space or others that no header takes "
+                "BATON_ADMIN_KEY must have 16 to 1024 characters, and no white space or others that no header takes "
                 "(openssl rand -hex 32 makes a good one)."
+            )
+        if self.auth == "open" and admin_key is not None:
+            problems.append(
+                "BATON_AUTH=open asks nobody for a key, and BATON_ADMIN_KEY is one: take one of the two away, so that "
+                "it is clear who may call."
             )
         if self.auth is None and admin_key is None and not self.loopback:
             problems.append(

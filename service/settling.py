@@ -22,6 +22,8 @@ _ABORT_WAIT_S: Final = 1.5
 _ABORTING: Final[set[asyncio.Task[None]]] = set()  # what goes on after its exchange; a lost one costs one lease
 
 Status = Literal["complete", "incomplete", "refused"]
+Told = Callable[[BatonError], Shown]
+"""How a streamed turn ends for its caller, given the error that it is told. Asked for once the error is known."""
 
 
 class Settlement:
@@ -31,7 +33,6 @@ class Settlement:
         turns: the store.
         ref: the session.
         turn_id: the turn.
-        told: how a streamed turn ends for its caller, given the error that it is told.
         abort_later_s: an abort that is not answered is tried so long behind the caller's back.
     """
 
@@ -41,22 +42,20 @@ class Settlement:
         ref: SessionRef,
         turn_id: str,
         *,
-        told: Callable[[BatonError], Shown],
         abort_later_s: float,
     ) -> None:
         self._turns = turns
         self._ref = ref
         self._turn_id = turn_id
-        self._told = told
         self._abort_later_s = abort_later_s
 
-    async def commit(self, commit: Commit, status: Status) -> BatonError | None:
+    async def commit(self, commit: Commit, status: Status, told: Told) -> BatonError | None:
         """None if the turn is stored, else what became of it."""
         started = time.perf_counter()
         try:
             result = await self._turns.commit(self._ref, self._turn_id, commit)
         except StoreUnavailable as error:
-            return await self._unsaved(error, status)
+            return await self._unsaved(error, status, told)
         finally:
             telemetry.PHASE_SECONDS["commit"].observe(time.perf_counter() - started)
         match result:
@@ -64,31 +63,31 @@ class Settlement:
                 count(status)
                 return None
             case Fenced():
-                await self.abort(Interrupt.LEASE_LOST.told())
+                await self.abort(Interrupt.LEASE_LOST.told(), told)
                 count("superseded")
                 return Interrupt.LEASE_LOST.told()
             case Settled():
                 count("superseded")
                 return Interrupt.LEASE_LOST.told()
             case Corrupt():
-                await self.abort(session_corrupt())
+                await self.abort(session_corrupt(), told)
                 telemetry.log.error("session_corrupt", session=self._ref.id)
                 return session_corrupt()
             case Denied():
-                await self.abort(Interrupt.ROLE_LOST.told())
+                await self.abort(Interrupt.ROLE_LOST.told(), told)
                 return Interrupt.ROLE_LOST.told()
             case Gone():
                 count("session_gone")
                 return session_not_found()
 
-    async def _unsaved(self, cause: StoreUnavailable, status: Status) -> BatonError | None:
+    async def _unsaved(self, cause: StoreUnavailable, status: Status, told: Told) -> BatonError | None:
         """The commit was not answered: an answered abort tells what became of the turn."""
         telemetry.log.warning(
             "commit_unanswered", session=self._ref.id, turn=self._turn_id, unknown=cause.outcome_unknown
         )
         not_saved = BatonError("session_not_saved", "The answer could not be stored; the session is as it was before.")
         try:
-            result = await self._turns.abort(self._ref, self._turn_id, "holder", end=self._told(not_saved))
+            result = await self._turns.abort(self._ref, self._turn_id, "holder", end=told(not_saved))
         except StoreUnavailable:
             if cause.outcome_unknown:
                 count("unknown")
@@ -107,12 +106,12 @@ class Settlement:
         count("not_saved")
         return not_saved
 
-    async def abort(self, failure: BatonError) -> None:
+    async def abort(self, failure: BatonError, told: Told) -> None:
         """Tries to settle the turn before its caller is told; if the store is silent, goes on trying behind its back.
 
         A silent store must not keep the caller waiting: nothing was promised, and the lease is the last resort.
         """
-        end = self._told(failure)
+        end = told(failure)
         started = time.perf_counter()
         try:
             result = await self._turns.abort(self._ref, self._turn_id, "holder", end=end, budget_s=_ABORT_WAIT_S)

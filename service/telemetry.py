@@ -10,11 +10,10 @@ Counting costs about a microsecond: series are found in a dict, or are names of 
 
 import contextlib
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Literal, get_args
 
-import structlog
 from prometheus_client import Counter, Gauge, Histogram, ProcessCollector
 from starlette.types import Scope
 
@@ -43,7 +42,7 @@ Outcome = Literal[
 Phase = Literal["queue", "begin", "history", "first_event", "answer", "commit", "abort", "turn"]
 Token = Literal["input", "output", "cache_read", "cache_written"]
 Replay = Literal["replayed", "followed"]
-EpochReason = Literal["model", "system", "tools", "thinking", "checkpoint", "refused"]
+EpochReason = Literal["model", "system", "tools", "thinking", "checkpoint", "refused", "context"]
 CheckpointOutcome = Literal["stored", "stale", "held", "failed", "ended"]
 Policy = Literal["queue", "reject"]
 SessionEnd = Literal["expired", "evicted", "deleted"]
@@ -247,7 +246,7 @@ STORE_CLOCK_AHEAD_SECONDS = families.gauge(
 LOOP_LAG_SECONDS = families.histogram(
     "baton_event_loop_lag_seconds", "How late a timer of 250 ms fires: what everything else waits, too.", _FROM_1_MS
 )
-DRAINING = families.gauge("baton_draining", "1 while this replica drains.")
+DRAINING = families.gauge("baton_draining", "1 once this replica has been told to end: /readyz is 503.")
 MEMORY_MAX_BYTES = families.gauge("baton_memory_max_bytes", "Memory that the container may use; 0 without a limit.")
 ProcessCollector(registry=REGISTRY)
 PROCESS: Final = {
@@ -330,13 +329,6 @@ def status_of(status: int) -> str:
     """A status, of the closed set; 0 is ``none``."""
     exact = str(status) if status else "none"
     return exact if exact in STATUSES else f"{status // 100}xx" if 2 <= status // 100 <= 5 else "none"
-
-
-@contextlib.contextmanager
-def request(request_id: str) -> Iterator[None]:
-    """Binds the request id to every log line within."""
-    with structlog.contextvars.bound_contextvars(request_id=request_id):
-        yield
 
 
 def count_tokens(usage: Usage) -> None:

@@ -45,15 +45,17 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.context import compacted
+from service.context import caching, compacted, fit
 from service.context.checkpoint import Compaction, Occasion
+from service.context.fit import Asking, Fitted
+from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, last_digest, with_length
+from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
 from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
@@ -139,7 +141,7 @@ class Turn(Exchange):
         self._known: Collection[str] = ()
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
-        self._prepared: Prepared | None = None
+        self._fitted: Fitted | None = None
         self._history: History | None = None
         self._opening = Opening(
             store.sessions,
@@ -149,7 +151,6 @@ class Turn(Exchange):
             turn_id=self.id,
             model=ask.model,
             streamed=self._streamed,
-            pending_record=lambda: turn_record.pending(self._provenance, self._ask.model),
         )
         self._lease = Lease(
             store.turns,
@@ -163,7 +164,6 @@ class Turn(Exchange):
             store.turns,
             self._ref,
             self.id,
-            told=self._told,
             abort_later_s=rules.lease_ms / 1000,
         )
         self.headers["x-turn-id"] = self.id
@@ -184,7 +184,7 @@ class Turn(Exchange):
             request = self._wish.request
             if replaced is not None:
                 request = replace(request, replaces=replaced.record["id"])
-            match await self._opening.begin(request):
+            match await self._opening.begin(request, turn_record.pending(self._provenance, self._ask.model)):
                 case Begun() as begun:
                     body = await self._opened(begun, replaced)
                     self.opened.set()
@@ -224,14 +224,31 @@ class Turn(Exchange):
             history = replace(history, elements=history.elements[:kept])
         checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
         self._history = history = replace(history, checkpoint=checkpoint)
-        if checkpoint is not None:
-            self.headers["x-baton-context"] = f"checkpoint; covers={checkpoint.covers}"
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
         ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
-        self._prepare = partial(continued, ask, begun, history, new, model.traits)
-        self._prepared = self._permitted(self._prepare())
-        return self._prepared.body
+        ask = self._ask = replace(ask, messages=[])  # they are in the elements now, and a turn may take long
+        before = fit.known(begun, self._ask.model)
+        use = caching.next_use(
+            self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
+        )
+        arguments = (ask, begun, history, new, model.traits)
+        asking = Asking(
+            self._claude,
+            self._claude_headers,
+            model,
+            self._rules.context_policy,
+            ask.answer_tokens,
+            prepare=partial(continued, *arguments, use),
+            count=partial(counted, *arguments),
+        )
+        fitted = self._fitted = await fit.fitted(asking, before, history)
+        shortened = [f"checkpoint; covers={checkpoint.covers}"] if checkpoint is not None else []
+        shortened += [f"truncate; left_out={fitted.begins}"] if fitted.begins else []
+        if shortened:
+            self.headers["x-baton-context"] = ", ".join(shortened)
+        self._prepare = partial(continued, *arguments, use, View(fitted.begins, fitted.begins > before.begins))
+        return self._permitted(fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
@@ -247,13 +264,13 @@ class Turn(Exchange):
         try:
             await super()._relay(body)
         except BatonError as error:
-            if error.code != "thinking_refused" or self._prepare is None:
+            if error.code != "thinking_refused" or self._prepare is None or self._fitted is None:
                 raise
             prepared = self._prepare(refused=True)
             if prepared.body == body:
                 raise
             telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
-            self._prepared = self._permitted(prepared)
+            self._fitted = self._fitted.instead(self._permitted(prepared))
             await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
@@ -347,10 +364,11 @@ class Turn(Exchange):
             return await self._verdict(failure)
         except Exception:
             # A fault of ours must not leave the session busy until the lease ends.
-            await self._settlement.abort(internal_error())
+            await self._settlement.abort(internal_error(), self._told)
             raise
         finally:
             self._lease.stop()
+            self._prepare = self._fitted = self._history = None  # all that is large; the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         told_again = failure is None and self._begun is None
@@ -365,15 +383,15 @@ class Turn(Exchange):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in _KEEPING
-        if kept and self._streamed and self._prepared is not None and self.answer.content():
+        if kept and self._streamed and self._fitted is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
-        await self._settlement.abort(failure)
+        await self._settlement.abort(failure, self._told)
         return failure
 
     async def _commit(self, status: Status, failure: BatonError | None) -> BatonError | None:
         """None if the turn is stored, else what became of it; ``failure`` is what the caller is told if it is."""
         commit = self._as_commit(status, self._told(failure))
-        unstored = await self._settlement.commit(commit, status)
+        unstored = await self._settlement.commit(commit, status, self._told)
         if unstored is None and status != "refused":
             self._compact(commit)
         return unstored
@@ -395,11 +413,12 @@ class Turn(Exchange):
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None
         assert self._standing is not None
-        assert self._prepared is not None
-        prepared, standing, is_refused = self._prepared, self._standing, status == "refused"
+        assert self._fitted is not None
+        prepared, standing, is_refused = self._fitted.prepared, self._standing, status == "refused"
         content = self.answer.content()
         reply = [{"role": "assistant", "content": content}] if content else []
-        elements = [] if is_refused else [*prepared.elements, *pack(reply, prepared.digest)]
+        replied = pack(reply, prepared.digest)
+        elements = [] if is_refused else [*prepared.elements, *replied]
         asked = [unpack(element) for element in prepared.elements] if is_refused else []
         first = self._begun.messages
         record = turn_record.settled(
@@ -407,12 +426,13 @@ class Turn(Exchange):
             self._ask.model,
             status,
             self.answer,
-            sent=prepared.summary,
+            sent={**prepared.summary, "context_tokens": self._fitted.tokens},
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
+        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"))
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,
@@ -428,4 +448,5 @@ class Turn(Exchange):
             rewind=None if is_refused else self._rewind,
             end=end,
             known=self._known,
+            context=standing.context if is_refused else left.packed(),
         )

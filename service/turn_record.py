@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import orjson
 
+from service.context import caching
 from service.transcript import Answer
 
 BY_HAND: Final = ("append", "import")
@@ -89,6 +90,7 @@ def settled(
         "stop_sequence": answer.stop_sequence,
         "stop_details": answer.stop_details,
         "usage": answer.usage,
+        "cache_miss": caching.miss(answer.message.get("diagnostics")),
         "from": span[0],
         "to": span[1],
     }

@@ -8,8 +8,9 @@ The messages stay where they are; a checkpoint only says how many of the oldest 
                        └─ a rewind cuts into what it covers: the claim is void  │
                                                └─ a rewind cuts into it: none, and what was claimed of it is void
 
-Storing is a compare-and-set on (version, generation) as the claim was answered. The claim's end decides nothing: it
-only keeps others from paying for the same summary. Whoever comes late stores if nobody has claimed since, else nothing.
+Storing is a compare-and-set on the claim, with (version, generation) as it was answered. The claim's end decides
+nothing: it only keeps others from paying for the same summary. Whoever comes late stores if nobody has claimed since,
+else nothing.
 
 What a crash leaves: before the claim nothing; between claim and storing a claim that runs out; then a checkpoint.
 """
@@ -156,5 +157,5 @@ class Checkpoints:
         Nobody's role is asked for: who has claimed may store.
         """
         tokens = (cost.summary_tokens, cost.input_tokens, cost.output_tokens)
-        args = (ref.id, claimed.version, claimed.generation, summary, *tokens)
+        args = (ref.id, claimed.nonce, claimed.version, claimed.generation, summary, *tokens)
         return read_checkpoint(await self._scripts.run("checkpoint", ref.keys, args, budget_s=self._budget_s))

@@ -11,7 +11,7 @@ Every reply word of every script is read here and nowhere else. Adding a word to
 below and to the header of the script; a test compares the two.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 Verdict = Literal["committed", "aborted", "dead"]
@@ -151,6 +151,8 @@ class Begun:
         epoch_start: index of the epoch's first message.
         revision: of the session's own fields; tells commit whether a patch came in between.
         dead_turn_id: a turn that was declared dead on the way, or "".
+        context: what the last commit left about it, opaque; "" before the first.
+        idle_ms: since the last commit; None before the first.
     """
 
     number: int
@@ -163,6 +165,8 @@ class Begun:
     epoch_start: int
     revision: int
     dead_turn_id: str
+    context: str = ""
+    idle_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +331,7 @@ BeginResult = Begun | Running | Answered | KeyReused | Busy | Moved | Settled | 
 def read_begin(reply: Reply) -> BeginResult:
     """Reply of begin.lua."""
     match reply:
-        case [b"BEGUN", number, head, messages, size, turns, model, epoch_hash, epoch_start, revision, dead]:
+        case [b"BEGUN", number, head, messages, size, turns, model, epoch, start, revision, dead, context, idle]:
             return Begun(
                 int(number),
                 head.decode(),
@@ -335,10 +339,12 @@ def read_begin(reply: Reply) -> BeginResult:
                 int(size),
                 int(turns),
                 model.decode(),
-                epoch_hash.decode(),
-                int(epoch_start),
+                epoch.decode(),
+                int(start),
                 int(revision),
                 dead.decode(),
+                context.decode(),
+                int(idle) if idle else None,
             )
         case [b"RUNNING", turn_id, number]:
             return Running(turn_id.decode(), int(number))
@@ -383,8 +389,9 @@ def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Den
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """The next checkpoint is ours to make. It is stored if the session still has this version and generation."""
+    """The next checkpoint is ours to make. It is stored if the session still has this claim, version and generation."""
 
+    nonce: str
     version: int
     generation: int
 
@@ -404,8 +411,8 @@ class Covered:
 def read_claim(reply: Reply) -> Claimed | Held | Covered | Moved | Denied | Gone:
     """Reply of claim.lua."""
     match reply:
-        case [b"CLAIMED", version, generation]:
-            return Claimed(int(version), int(generation))
+        case [b"CLAIMED", nonce, version, generation]:
+            return Claimed(nonce.decode(), int(version), int(generation))
         case [b"HELD", remaining]:
             return Held(int(remaining))
         case [b"COVERED"]:

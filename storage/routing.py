@@ -36,6 +36,7 @@ from redis.exceptions import (
 from storage.failures import Unreached, never_sent, of_our_own, refused_for_now, silent, without_command
 from storage.pool import refused_call
 from storage.topology import Topology
+from storage.tracebacks import let_go
 
 _T = TypeVar("_T")
 
@@ -184,12 +185,14 @@ class Routed(Redis):
                 # What was never sent goes to whoever has taken over, if that is known by now.
                 if again or of_our_own(error) or not never_sent(error):
                     raise
+                let_go(error)
             except RedisError as error:
                 refused_call()
                 # A cluster that says that it is down is so for longer than anybody should be kept waiting.
                 patient = not isinstance(error, ClusterDownError) and loop.time() < until
                 if not refused_for_now(error) or (again and not patient):
                     raise
+                let_go(error)
                 if again:
                     await asyncio.sleep(_REFUSED_WAIT_S)
             asked = node

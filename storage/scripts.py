@@ -27,6 +27,7 @@ from storage.failures import moving, surely_not_executed, takes_no_writes
 from storage.keys import SessionRef
 from storage.pool import CALL, Call, NoConnection, refused_call
 from storage.results import Reply, StoreBusy, StoreUnavailable, elsewhere
+from storage.tracebacks import let_go
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)
 _RESEND_WAIT_S = (0.02, 0.05, 0.1, 0.2, 0.5)
@@ -137,11 +138,13 @@ async def answered(
                         raise
                     if budget.expired():  # asyncio.wait_for of Python 3.11, which redis-py uses, may swallow that
                         raise
+                    let_go(error)
                     await asyncio.sleep(_RESEND_WAIT_S[min(attempt, len(_RESEND_WAIT_S) - 1)])
                     if not wanted():
                         raise
     except (RedisError, builtins.TimeoutError) as error:
         busy = isinstance(error, NoConnection) and error.server_answers
+        let_go(error)
         raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
     finally:
         CALL.reset(outer)
@@ -222,8 +225,8 @@ class ScriptRunner:
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:
         try:
-            reply = await self._redis.evalsha(script.sha, len(keys), *keys, *args)
-        except NoScriptError:
+            return cast(Reply, await self._redis.evalsha(script.sha, len(keys), *keys, *args))
+        except NoScriptError as error:
+            let_go(error)
             refused_call()
-            reply = await self._redis.eval(script.source, len(keys), *keys, *args)
-        return cast(Reply, reply)
+        return cast(Reply, await self._redis.eval(script.source, len(keys), *keys, *args))

@@ -89,6 +89,7 @@ class Snapshot:
     system_json: bytes
     title: str
     metadata_json: bytes
+    context: str = ""
     account: Account = NO_ACCOUNT
     wishes: Wishes = UNSAID
 
@@ -134,6 +135,7 @@ def read_fields(role: str, expires: int, remaining: int, s: Mapping[str, bytes],
         system_json=j["system"],
         title=j["title"].decode(),
         metadata_json=j["metadata"],
+        context=s.get("ctx", b"").decode(),
         account=read_account(s),
         wishes=read_wishes(j),
     )

@@ -32,6 +32,7 @@ from storage.scripts import OnCall, ScriptRunner, answered, nobody
 
 Role = Literal["viewer", "writer", "admin"]
 ROLES: Final[tuple[Role, ...]] = get_args(Role)
+VIEWER: Final = "viewer"
 OWNER: Final = "owner"
 GRANTEES_MAX: Final = 100
 """Principals that one session may be shared with."""

@@ -2,7 +2,7 @@
 
 A fork is one script, within the server: what is copied is of one instant, or nothing is (scripts/fork.lua). A session
 is read in two steps: all but its messages, of one instant, and then the messages, a page at a time. They only grow,
-unless somebody rewinds or deletes meanwhile: `unchanged` tells, and who does not ask it at the end has read nothing.
+unless somebody rewinds or deletes meanwhile: `unchanged` tells, and who does not ask it behind a page has read nothing.
 Putting back is one script again (scripts/restore.lua): a session is there whole or not at all, and a restore sent again
 with its nonce writes nothing.
 
@@ -12,6 +12,7 @@ What a crash leaves: nothing, or the whole session.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
@@ -37,7 +38,7 @@ from storage.results import (
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.sessions import Snapshot, read_fields
-from storage.shares import OWNER
+from storage.shares import OWNER, SHARED_WITH_ONE_MAX, Role
 from storage.turns import Cut, Usage
 
 
@@ -207,20 +208,34 @@ class Transfer:
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
-        """Whether the messages that the session had when it was read are still its first ones. Cost: one round trip."""
+        """Whether the messages that it had when it was read are still its first ones, and the principal may read them.
 
-        async def ask() -> tuple[bytes | None, int]:
+        Cost: one round trip.
+        """
+
+        async def ask() -> list[Any]:
             async with self._redis.pipeline(transaction=True) as batch:
-                batch.hget(ref.keys[0], "nonce")
+                batch.hmget(ref.keys[0], ["own", "nonce"])
                 batch.llen(ref.keys[5])
-                nonce, cuts = await batch.execute()
-            return nonce, cuts
+                batch.hget(ref.keys[16], ref.principal)
+                return await batch.execute()
 
-        return await self._scripts.read(ask, budget_s=self._budget_s) == (whole.nonce.encode(), len(whole.cuts))
+        (own, nonce), cuts, share = await self._scripts.read(ask, budget_s=self._budget_s)
+        visible = own == ref.principal.encode() or share is not None
+        return visible and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
 
-    async def restore(self, ref: SessionRef, restored: Restored) -> Created | Exists | Full:
-        """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce."""
+    async def restore(
+        self, ref: SessionRef, restored: Restored, shares: Mapping[str, Role] = MappingProxyType({})
+    ) -> Created | Exists | Full:
+        """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce.
+
+        Args:
+            ref: the session, as its owner addresses it, who gets no share.
+            restored: what it is to be.
+            shares: role by principal.
+        """
         usage, account = restored.usage, restored.account
+        given = {principal: role for principal, role in shares.items() if principal != ref.principal}
         stored, taken = take_out_all(restored.elements, ())
         fixed = (
             *(ref.id, ref.principal, ref.owner_tag, restored.nonce, restored.ttl_ms, restored.absolute_end_ms),
@@ -232,8 +247,10 @@ class Transfer:
             *(account.version, account.covers, account.created_ms, account.tokens, restored.summary),
             *(account.input_tokens, account.output_tokens),
         )
-        counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken))
+        counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
+        keys = (*ref.keys, *ref.shared_with(given))
         parts = (
+            *chain.from_iterable(given.items()),
             *(f"{cut.number} {cut.messages}" for cut in restored.cuts),
             *chain.from_iterable((turn_id, _verdict(fate), record) for turn_id, record, fate in restored.turns),
             *chain.from_iterable(taken.items()),
@@ -242,7 +259,7 @@ class Transfer:
 
         async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
             args = (*fixed, *allowed, *counts, *parts)
-            return read_create(await self._scripts.run("restore", ref.keys, args, budget_s=self._budget_s))
+            return read_create(await self._scripts.run("restore", keys, args, budget_s=self._budget_s))
 
         return await self._capacity.placed(ref, attempt)
 

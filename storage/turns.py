@@ -133,6 +133,7 @@ class Commit:
         rewind: how much of the history stays; None for all.
         end: the last frames of a streamed answer.
         known: attachments that the session is known to hold: they are not sent again.
+        context: what begin answers about the session's context from now on; opaque.
     """
 
     head: str
@@ -148,6 +149,7 @@ class Commit:
     rewind: Rewind | None = None
     end: Shown = NOTHING_SHOWN
     known: Collection[str] = ()
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,6 +298,7 @@ class Turns:
             usage.cache_written,
             *((rewind.messages, rewind.bytes_dropped, rewind.turns_dropped) if rewind else ("", 0, 0)),
             *commit.end.args(),
+            commit.context,
             *_messages(commit.elements, commit.known),
         )
         reply = await self._scripts.act("commit", ref, args, budget_s=self._settle_budget_s, wait_for_server=True)

@@ -8,6 +8,9 @@ from hypothesis import settings
 
 from tests.instruments.clock import LeapingLoop
 
+# The assertions of shared modules tell as much as those of the tests themselves.
+pytest.register_assert_rewrite("tests.faults.call", "tests.faults.stage", "tests.faults.traffic")
+
 # Machines are shared: how long one example took says nothing about the code.
 settings.register_profile("suite", deadline=None)
 settings.load_profile("suite")

@@ -1,7 +1,7 @@
 """Checkpoints: a session that has grown large is summarized, off the request path, while its turns go on.
 
 After a commit the replica knows all: the messages, and from Claude's usage how large they are. Over 80 % of the model's
-window, or over the session's own target, it starts a task that lives beside the turns:
+window (policy ``compact``), or over the session's own target, it starts a task that lives beside the turns:
 
 | line                                 | in the store           | if the replica dies here                           |
 |--------------------------------------|------------------------|----------------------------------------------------|
@@ -80,11 +80,20 @@ class Occasion:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a replica's settings say about checkpoints."""
+    """What a replica's settings say about checkpoints.
+
+    Attributes:
+        model: that summarizes.
+        deadline_s: of a summary.
+        running_max: checkpoints at once.
+        automatic: whether a window that fills is a reason for one; a session's own target is in any case.
+        model_of: what is known of a model.
+    """
 
     model: str
     deadline_s: float
     running_max: int
+    automatic: bool
     model_of: Callable[[str], Model]
 
     @property
@@ -165,9 +174,9 @@ class Compaction:
         return True
 
     def _threshold(self, wishes: Wishes, model: str) -> int:
-        """Tokens beyond which a session is compacted; 0 if the model's window is not known yet."""
+        """Tokens beyond which a session is compacted; 0 if nothing says so, or the window is not known yet."""
         window = self._rules.model_of(model).input_tokens_max
-        bounds = [wishes.tokens_target, round(THRESHOLD * window) if window else 0]
+        bounds = [wishes.tokens_target, round(THRESHOLD * window) if window and self._rules.automatic else 0]
         return min(filter(None, bounds), default=0)
 
     def _plan(self, occasion: Occasion, keep_bytes: int) -> Plan | None:

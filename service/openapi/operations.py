@@ -249,7 +249,7 @@ SESSIONS: Final = (
         "getSessionStats",
         "GET",
         "/v1/sessions/stats",
-        "exact counts of the caller's own sessions",
+        "exact counts of the caller's own sessions; of everybody's for an administrator who acts for nobody",
         answers=(Answer(200, "the counts", _json("Stats")),),
         errors=_STORE,
     ),

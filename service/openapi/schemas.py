@@ -263,10 +263,17 @@ _SESSION: Final = said(
                 "output_tokens": COUNT,
                 "cache_read_input_tokens": COUNT,
                 "cache_creation_input_tokens": COUNT,
+                "sent_tokens": {**COUNT, "description": "read by Claude: the three above but the output"},
+                "full_price_tokens": {**COUNT, "description": "of those sent, what was not in the prompt cache"},
+                "saved_tokens": {**COUNT, "description": "of those sent, what was: billed at a tenth"},
                 "checkpoint_input_tokens": {**COUNT, "description": "what summaries have cost, beside the turns"},
                 "checkpoint_output_tokens": COUNT,
             }
         ),
+        "context_tokens": {
+            **maybe(COUNT),
+            "description": "what the last turn and its answer take of the model's window, as Claude counted it",
+        },
         "context_tokens_target": maybe(_TOKENS_TARGET),
         "compact_instructions": maybe(TEXT),
         "checkpoint": maybe(_CHECKPOINT),
@@ -301,6 +308,10 @@ _TURN: Final = {
         "type": ["object", "null"],
         "additionalProperties": True,
         "description": "what Claude was sent, in numbers and plain parameters",
+    },
+    "cache_miss": {
+        **maybe(said({"reason": TEXT, "tokens": maybe(COUNT)})),
+        "description": "why Claude's prompt cache had not what the turn before left, and about how much; null: it had",
     },
     "message_range": maybe(said({"from": COUNT, "to": COUNT})),
 }

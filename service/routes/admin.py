@@ -91,8 +91,9 @@ class AdminRoutes:
         """``PATCH /v1/admin/keys/{key}``: scopes, expiry, disabled, labels; holds everywhere within seconds."""
 
         async def do() -> Response:
-            changes = key_fields.changes(await self._body(request), now_ms=int(time.time() * 1000))
-            told["changed"] = " ".join(sorted(changes))
+            body = await self._body(request)
+            changes = key_fields.changes(body, now_ms=int(time.time() * 1000))
+            told["changed"] = " ".join(sorted(body))
             _there(await stored(self.keys.patch(_key_id(request), **changes)))
             return json_response(key_fields.key_object(await self._key(_key_id(request))))
 

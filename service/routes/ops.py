@@ -29,9 +29,9 @@ pre{{background:#8881;padding:1rem;overflow-x:auto}}</style></head><body>
 <p>Keeps conversations with Claude in Redis, so that any replica can carry them on.</p>
 <p>Store: <strong>{store}</strong>. Replica: {replica}. State: {state}.</p>
 <p>Try it; the second request knows what the first one said:</p>
-<pre>curl -s {origin}/v1/chat/completions -H 'content-type: application/json' \\
+<pre>curl -s {origin}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model":"{model}","session_id":"my-chat","messages":[{{"role":"user","content":"My name is Ada."}}]}}'
-curl -s {origin}/v1/chat/completions -H 'content-type: application/json' \\
+curl -s {origin}/v1/chat/completions -H 'content-type: application/json'{key} \\
   -d '{{"model":"{model}","session_id":"my-chat","messages":[{{"role":"user","content":"What is my name?"}}]}}'</pre>
 <p>GET: <a href="/v1/sessions">/v1/sessions</a>, <a href="/v1/sessions/stats">its numbers</a>,
 <a href="/v1/sessions/my-chat">/v1/sessions/my-chat</a>, <a href="/v1/sessions/my-chat/messages">its
@@ -109,6 +109,7 @@ class OpsRoutes:
             state=state["status"],
             origin=escape(str(request.base_url).rstrip("/")),
             model=escape(self._default_model),
+            key="" if state["auth"] == "open" else escape(' -H "authorization: Bearer $BATON_KEY"'),
         )
         headers = {
             "content-type": "text/html; charset=utf-8",

@@ -1,5 +1,6 @@
 """``/v1/sessions``: create, list, stats, one session, its messages."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any, Final
@@ -19,7 +20,7 @@ from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object
 from service.settings import Settings
 from service.stored import stored
-from storage import elements
+from storage import elements, turns
 from storage.index import Index
 from storage.keys import SessionRef, new_nonce
 from storage.results import Created, Denied, Exists, Full, Gone, RevisionConflict
@@ -110,12 +111,13 @@ class SessionRoutes:
         )
 
     async def stats(self, request: Request) -> Response:
-        """``GET /v1/sessions/stats``: the caller's own sessions in numbers.
+        """``GET /v1/sessions/stats``: the caller's own sessions in numbers; for an administrator everybody's.
 
         Ends are counted once, when they happen: a session that expired counts as expired from that moment, and in
         ``total_sessions`` until it is swept.
         """
-        counts = await stored(self.index.counts(access.principal(request.scope)))
+        granted = access.grant(request.scope)
+        counts = await stored(self.index.counts(None if granted.everybodys else granted.principal))
         body = {
             "total_sessions": counts.total,
             "active_sessions": counts.total - counts.expired_unswept,
@@ -191,23 +193,35 @@ class SessionRoutes:
         given = header(request.scope, b"x-session-on-conflict")
         policy = chosen("X-Session-On-Conflict", given, ON_CONFLICT, self.settings.on_conflict)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
-        raw = await self._body(request)
-        messages = appended_messages.parse(raw)
-        same = idempotency.request_of(
-            request.scope,
-            idempotency.key_of(request.scope),
-            principal=access.principal(request.scope),
-            dialect="append",
-            session_id=ref.id,
-            body=raw,
-        )
-        appended = await self.appending.append(ref, messages, policy, request=same, expected=expected)
+        messages, same = await self._appended(request, ref)
+        lost = asyncio.Event()
+        release = access.hold(request.scope, lost.set)
+        try:
+            appended = await self.appending.append(
+                ref, messages, policy, request=same, expected=expected, revoked=lost.is_set
+            )
+        finally:
+            release()
         body = {
             "session_id": appended.snapshot.name or ref.id,
             "message_count": appended.messages,
             "turn_id": appended.turn_id or None,
         }
         return json_response(body)
+
+    async def _appended(self, request: Request, ref: SessionRef) -> tuple[list[dict[str, Any]], turns.Request]:
+        """The messages of a request, and which request it is."""
+        body = await self._body(request)
+        messages = appended_messages.parse(body)
+        same = idempotency.request_of(
+            request.scope,
+            idempotency.key_of(request.scope),
+            principal=access.principal(request.scope),
+            dialect="append",
+            session_id=ref.id,
+            body=body,
+        )
+        return messages, same
 
     async def _body(self, request: Request) -> Any:
         raw = await read_body(

@@ -1,9 +1,11 @@
 """``/v1/sessions/{id}/fork``, ``…/export``, ``/v1/sessions/import``: sessions that branch, leave and come."""
 
+import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -22,10 +24,12 @@ from service import (
     tool_calls,
     turn_record,
 )
+from service.access import End
 from service.archive import Archived
 from service.asgi import header, json_response, parse_json, read_body
 from service.dialects import chat_messages
 from service.errors import BatonError, chosen, session_exists, session_not_found, sessions_full
+from service.exchange import Interrupt
 from service.forking import Forking
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import session_object
@@ -35,7 +39,7 @@ from storage import elements
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import Created, Exists, Fate, Full, Gone
 from storage.sessions import Sessions
-from storage.shares import Role, Shares
+from storage.shares import Role
 from storage.transfer import Restored, Transfer, Whole
 from storage.turns import Usage
 
@@ -51,14 +55,13 @@ class TransferRoutes:
 
     Attributes:
         settings: of this replica.
-        sessions, shares, transfer: the store.
+        sessions, transfer: the store.
         forking: makes forks.
         replica: for the turn record of what is imported.
     """
 
     settings: Settings
     sessions: Sessions
-    shares: Shares
     transfer: Transfer
     forking: Forking
     replica: str
@@ -85,7 +88,7 @@ class TransferRoutes:
         if isinstance(whole, Gone):
             raise session_not_found()
         return StreamingResponse(
-            exported(self.sessions, self.transfer, ref, whole),
+            exported(self.sessions, self.transfer, ref, whole, partial(access.hold, request.scope)),
             media_type=archive.MEDIA_TYPE,
             headers={"x-session-id": ref.id},
         )
@@ -103,12 +106,13 @@ class TransferRoutes:
             restored = self._listed(parse_json(raw), ignored)
         name = request.query_params.get("name", restored.name)
         owner, keyspace = access.principal(request.scope), self.sessions.keyspace
+        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
+        del raw  # the session is made of it, and as large
         if name:
             ref = addressing.named(keyspace, owner, name, param="name")
         else:
             ref = keyspace.session(keyspace.issue() if key is None else keyspace.keyed(owner, "import", key), owner)
-        nonce = new_nonce() if key is None else idempotency.nonce_of(owner, key, {"body": raw.decode(), "name": name})
-        match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce))):
+        match await stored(self.transfer.restore(ref, _as_new(restored, name, nonce), shares)):
             case Full():
                 raise sessions_full()
             case Exists() if name:
@@ -117,8 +121,6 @@ class TransferRoutes:
                 other = "This Idempotency-Key imported another session."
                 raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
             case Created() as created:
-                for grantee, role in shares.items():
-                    await stored(self.shares.share(ref, grantee, role))
                 return await self._created(ref, created, ignored)
 
     def _archived(self, raw: bytes) -> Archived:
@@ -202,21 +204,46 @@ def _as_new(restored: Restored, name: str, nonce: str) -> Restored:
     return replace(restored, name=name, nonce=nonce, absolute_end_ms=absolute_end_ms)
 
 
-async def exported(sessions: Sessions, transfer: Transfer, ref: SessionRef, whole: Whole) -> AsyncIterator[bytes]:
-    """The lines of a session that was read, some at a time.
+async def exported(
+    sessions: Sessions, transfer: Transfer, ref: SessionRef, whole: Whole, hold: Callable[[End], Callable[[], None]]
+) -> AsyncIterator[bytes]:
+    """The lines of a session that was read, some at a time, as long as the caller may read it.
+
+    Args:
+        sessions: the store.
+        transfer: the store.
+        ref: the session.
+        whole: the same, as it was read.
+        hold: notes what is to be called once the caller's key may not read any more.
 
     Raises:
-        BatonError: history_moved, if it was rewound or deleted meanwhile; there is no end line then.
+        BatonError: history_moved, if it was rewound or deleted meanwhile, or is not shared any more; revoked_api_key.
+            There is no end line then.
     """
-    yield b"".join(archive.first_lines(ref.id, whole))
-    read = 0
-    while read < whole.snapshot.messages:
-        wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
-        page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
-        if not page:
-            break
-        yield b"".join(map(archive.message_line, page))
-        read += len(page)
-    if not await stored(transfer.unchanged(ref, whole)):
-        raise BatonError("history_moved", "The session was rewound or deleted while it was exported; export it again.")
-    yield archive.END_LINE
+    lost = asyncio.Event()
+    release = hold(lost.set)
+    try:
+        yield b"".join(archive.first_lines(ref.id, whole))
+        read = 0
+        while read < whole.snapshot.messages:
+            wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
+            page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
+            # Asked behind the page, so that none is told that was read after the change.
+            if lost.is_set():
+                raise Interrupt.REVOKED.told()
+            if not page or not await stored(transfer.unchanged(ref, whole)):
+                raise _moved()
+            yield b"".join(map(archive.message_line, page))
+            read += len(page)
+        if not read and not await stored(transfer.unchanged(ref, whole)):
+            raise _moved()
+        yield archive.END_LINE
+    finally:
+        release()
+
+
+def _moved() -> BatonError:
+    return BatonError(
+        "history_moved",
+        "While it was exported the session was rewound or deleted, or shared no more; export it again.",
+    )

@@ -24,6 +24,7 @@ tools, text between calls as thinking blocks, rate limits (ask for a fault inste
     prompt.py         pure: a request → what the model reads, its digests and its size
     seals.py          pure: the seals on thinking blocks, made and verified
     cache.py          the rules on `cache_control`, and the prompt cache
+    diagnosis.py      why the cache had not what an earlier request left
     answers.py        pure: the messages → what to say
     calls.py          pure: the messages and the tools → which tools to call
     events.py         pure: what to say → a message object or the frames of a stream

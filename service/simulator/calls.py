@@ -10,8 +10,8 @@ Several are parallel calls, in that order. `tool_choice` is obeyed: `none` calls
 and `any` call something even where nothing was asked for (the tool named, or the first), with an empty input.
 `disable_parallel_tool_use` leaves the first call.
 
-The id of a call is a digest of what it is and of all messages before it, so it is unique in a conversation, also in one
-whose beginning is left out or summarized later, and the same for the same request.
+The id of a call is a digest of what it is, of where in the conversation it is made and of the calls before it, so it is
+unique there, also if the oldest messages have been left out, and the same for the same request.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ def decide(body: dict[str, Any]) -> tuple[Call, ...]:
         wanted = wanted or [(names[0], {})]
     if choice.get("disable_parallel_tool_use"):
         wanted = wanted[:1]
-    before = hashlib.sha256(orjson.dumps(body["messages"])).hexdigest() if wanted else ""
-    return tuple(_call(before, index, name, given) for index, (name, given) in enumerate(wanted))
+    place = " ".join((str(len(body["messages"])), *_made(body["messages"])))
+    return tuple(_call(place, index, name, given) for index, (name, given) in enumerate(wanted))
 
 
 def own_words(messages: list[dict[str, Any]]) -> str:
@@ -85,8 +85,14 @@ def _wanted(text: str) -> Iterator[tuple[str, dict[str, Any]]]:
         yield found["name"], given
 
 
-def _call(before: str, index: int, name: str, given: dict[str, Any]) -> Call:
+def _made(messages: list[dict[str, Any]]) -> Iterator[str]:
+    for message in messages:
+        if message["role"] == "assistant" and not isinstance(message["content"], str):
+            yield from (block["id"] for block in message["content"] if block["type"] == "tool_use")
+
+
+def _call(place: str, index: int, name: str, given: dict[str, Any]) -> Call:
     said = orjson.dumps(given).decode() if given else ""
-    digest = hashlib.sha256(f"{before} {index} {name} {said}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{place} {index} {name} {said}".encode()).hexdigest()
     pieces = tuple(said[at : at + PIECE_CHARS] for at in range(0, len(said), PIECE_CHARS)) or ("",)
     return Call(f"toolu_{digest[:24]}", name, given, pieces)

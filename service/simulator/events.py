@@ -67,6 +67,7 @@ class Reply:
     Attributes:
         blocks: in order; the pieces of the last one possibly cut short.
         usage: the input side.
+        diagnostics: why the prompt cache missed; `None` if it did not, or nobody asked.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Reply:
     stop_details: dict[str, Any] | None
     usage: InputUsage
     output_tokens: int
+    diagnostics: dict[str, Any] | None = None
 
     @property
     def text(self) -> tuple[str, ...]:
@@ -122,6 +124,7 @@ def compose(
     message_id: str,
     usage: InputUsage,
     prompt: Prompt,
+    diagnostics: dict[str, Any] | None = None,
     thinking: Thinking | None = None,
     calls: tuple[Call, ...] = (),
 ) -> Reply:
@@ -133,6 +136,7 @@ def compose(
         message_id: the id of the message.
         usage: the input side.
         prompt: what thinking blocks are bound to.
+        diagnostics: as in `Reply`.
         thinking: how it is thought about; `None` if it is not.
         calls: the tool calls behind the text; none are made where a stop sequence ends it.
     """
@@ -149,11 +153,14 @@ def compose(
         stop_sequence=None if cut else stop_sequence,
         stop_details=None,
         usage=usage,
+        diagnostics=diagnostics,
         output_tokens=sum(len(block.pieces) for block in made),
     )
 
 
-def refuse(body: dict[str, Any], *, message_id: str, usage: InputUsage) -> Reply:
+def refuse(
+    body: dict[str, Any], *, message_id: str, usage: InputUsage, diagnostics: dict[str, Any] | None = None
+) -> Reply:
     """Make the reply of a model that declines: HTTP 200, no content, the reason in `stop_details`."""
     return Reply(
         id=message_id,
@@ -167,6 +174,7 @@ def refuse(body: dict[str, Any], *, message_id: str, usage: InputUsage) -> Reply
             "explanation": "The simulator was told to refuse this request.",
         },
         usage=usage,
+        diagnostics=diagnostics,
         output_tokens=1,
     )
 
@@ -307,7 +315,8 @@ def _block(index: int, empty: dict[str, Any], deltas: list[dict[str, str]]) -> I
 
 
 def _envelope(reply: Reply) -> dict[str, Any]:
-    return {"id": reply.id, "type": "message", "role": "assistant", "model": reply.model}
+    envelope = {"id": reply.id, "type": "message", "role": "assistant", "model": reply.model}
+    return {**envelope, "diagnostics": reply.diagnostics}
 
 
 def _input_usage(reply: Reply, *, detailed: bool = True) -> dict[str, Any]:

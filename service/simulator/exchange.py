@@ -22,6 +22,7 @@ from starlette.types import Receive, Scope, Send
 
 from service.simulator import answers, calls, events, schema
 from service.simulator.cache import Cache
+from service.simulator.diagnosis import Diagnoses
 from service.simulator.errors import ApiError, error_object, new_request_id
 from service.simulator.faults import Fault, FaultQueue, Pace
 from service.simulator.headers import Terms, check_headers
@@ -42,6 +43,7 @@ class Desk:
     pace: Pace
     faults: FaultQueue = field(default_factory=FaultQueue)
     cache: Cache = field(default_factory=Cache)
+    diagnoses: Diagnoses = field(default_factory=Diagnoses)
 
 
 @dataclass(slots=True)
@@ -145,25 +147,27 @@ async def create(call: Call) -> None:
         pace = Pace(pace.first_byte_ms, fault.delay_ms)
     if fault.kind == "garbage":
         return await call.whole(GARBAGE, "error", "text/html")
-    reply = reply_to(accepted, call.desk.cache, refused=fault.kind == "refusal")
+    reply = reply_to(accepted, call.desk.cache, call.desk.diagnoses, refused=fault.kind == "refusal")
     if accepted.body.get("stream"):
         return await _stream(call, reply, fault, pace)
     return await _json(call, reply, fault, pace)
 
 
-def reply_to(accepted: Accepted, cache: Cache, *, refused: bool = False) -> events.Reply:
+def reply_to(accepted: Accepted, cache: Cache, diagnoses: Diagnoses, *, refused: bool = False) -> events.Reply:
     """Compose the answer to a request; only now is its prompt read, and cached."""
     body = accepted.body
     usage = cache.use(accepted.prompt, accepted.markers, accepted.model)
     message_id = f"msg_{secrets.token_hex(12)}"
+    diagnostics = diagnoses.of(body, accepted.prompt, message_id)
     if refused:
-        return events.refuse(body, message_id=message_id, usage=usage)
+        return events.refuse(body, message_id=message_id, usage=usage, diagnostics=diagnostics)
     made = calls.decide(body)
     return events.compose(
         body,
         _words(body, called=bool(made)),
         message_id=message_id,
         usage=usage,
+        diagnostics=diagnostics,
         prompt=accepted.prompt,
         thinking=think(body, accepted.model),
         calls=made,

@@ -14,7 +14,8 @@
 --   8 1 if the turn is streamed ('' not), 9 fingerprint of the request, 10 digest of its idempotency key ('' none),
 --   11 1 if it was sent before without a key ('' not), 12 earlier turn that this one takes the place of ('' none),
 --   13 expected head ('' any; unused: no turn was ever stored, and it was a turn that created the session)
--- Replies: BEGUN number head messages bytes turns model epoch_hash epoch_start revision dead_turn_id
+-- Replies: BEGUN number head messages bytes turns model epoch_hash epoch_start revision dead_turn_id context idle_ms
+--     (context as the last commit left it, '' none; ms since that commit, '' before the first)
 --   | RUNNING turn_id number | ANSWERED turn_id number | REUSED turn_id | BUSY turn_id remaining_ms | MOVED head
 --   | SETTLED verdict+number | TURNS_FULL | CORRUPT | DENIED role | ELSEWHERE owner_tag | GONE
 -- Complexity: O(log sessions), whatever the history's length. Caller: storage/turns.py.
@@ -34,7 +35,7 @@ local turn_id, replica, lease_ms = ARGV[3], ARGV[4], tonumber(ARGV[5])
 local fingerprint, key, retried, replaced, expected = ARGV[9], ARGV[10], ARGV[11] == '1', ARGV[12], ARGV[13]
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'lx', 'head', 'n', 'b', 'tn', 'mt', 'ttl', 'ax', 'md',
-  'eh', 'es', 'rev', 'eo', 'nonce', 'ct')
+  'eh', 'es', 'rev', 'eo', 'nonce', 'ct', 'ctx', 'ca')
 local refused = refusal(s[1], 'writer') or misdeclared(s[1])
 if refused then return refused end
 local holder, holder_number, lease_ends, head, messages, turns = s[2], s[3], s[4], s[5], s[6], tonumber(s[8])
@@ -86,4 +87,6 @@ local ends = now + lease_ms
 redis.call('HSET', SESSION, 'lx', text(ends), 'lr', replica)
 accessed_at(now)
 live_until(end_of_life(now, ttl_ms, absolute_ms, ends))
-return { 'BEGUN', number, head, messages, s[7], s[8], s[12], s[13], s[14], s[15], dead }
+local committed_at = tonumber(s[20] or '0')
+local idle = committed_at > 0 and text(math.max(0, now - committed_at)) or ''
+return { 'BEGUN', number, head, messages, s[7], s[8], s[12], s[13], s[14], s[15], dead, s[19] or '', idle }

@@ -14,8 +14,9 @@
 --   turn changes them the revision moves on), 12 input, 13 output, 14 cache read, 15 cache written tokens, 16 messages kept
 --   of the history ('' all; fewer: a rewind), 17 bytes of the messages that the rewind drops, 18 committed turns that it
 --   drops, 19 ordinal of the last frame of the answer, 20 the frames that the log does not have yet, the last one included
---   ('' for both of a turn that is not streamed), 21 bytes of the new messages, 22 how many attachments come with them,
---   23… the attachments as pairs name, bytes, then the new messages (0 or more, opaque)
+--   ('' for both of a turn that is not streamed), 21 what the session's context is for Claude from now on, opaque,
+--   22 bytes of the new messages, 23 how many attachments come with them, 24… the attachments as pairs name, bytes, then
+--   the new messages (0 or more, opaque)
 -- Replies: COMMITTED number | SETTLED verdict+number | FENCED | CORRUPT | DENIED role ('' none) | ELSEWHERE owner_tag | GONE
 -- Complexity: O(new messages + log sessions), whatever the history's length. Caller: storage/turns.py.
 -- @include keys
@@ -29,7 +30,7 @@
 -- @include claimed
 
 local turn_id, expected_head = ARGV[3], ARGV[4]
-local blobs, first = tonumber(ARGV[22]), 23
+local blobs, first = tonumber(ARGV[23]), 24
 local first_message = first + 2 * blobs
 local added = #ARGV - first_message + 1
 
@@ -52,7 +53,7 @@ if ARGV[16] ~= '' then
   kept, kept_bytes, turns = tonumber(ARGV[16]), kept_bytes - tonumber(ARGV[17]), turns - tonumber(ARGV[18])
   if kept > messages or kept_bytes < 0 or turns < 1 then return { 'CORRUPT' } end
 end
-local bytes = tonumber(ARGV[21]) + new_blob_bytes(first, blobs)
+local bytes = tonumber(ARGV[22]) + new_blob_bytes(first, blobs)
 local input, output = tonumber(s[10]) + tonumber(ARGV[12]), tonumber(s[11]) + tonumber(ARGV[13])
 local cache_read, cache_written = tonumber(s[12]) + tonumber(ARGV[14]), tonumber(s[13]) + tonumber(ARGV[15])
 local messages_by, bytes_by = kept + added - size.messages, kept_bytes + bytes - size.bytes
@@ -81,7 +82,8 @@ log_end(s[3], s[16], s[17], ARGV[19], ARGV[20], 'told')
 local now = now_ms()
 redis.call('HSET', SESSION, 'head', turn_id, 'n', text(size.messages), 'b', text(size.bytes), 'tn', text(turns),
   'eh', ARGV[7], 'es', ARGV[8], 'lt', '', 'lx', '0', 'cx', '0', 'ct', '', 'us', '',
-  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written))
+  'it', text(input), 'ot', text(output), 'rt', text(cache_read), 'wt', text(cache_written),
+  'ctx', ARGV[21], 'ca', text(now))
 if s[14] == ARGV[11] and (s[15] ~= ARGV[6] or ARGV[9] ~= '') then
   redis.call('HSET', SESSION, 'md', ARGV[6], 'rev', text(tonumber(s[14]) + 1))
   if ARGV[9] ~= '' then redis.call('HSET', TEXTS, 'system', ARGV[9]) end

@@ -34,7 +34,7 @@ local now = now_ms()
 redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', text(now), 'ttl', text(ttl_ms),
   'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', ARGV[8], 'md', ARGV[9], 'mt', ARGV[10],
   'n', '0', 'b', '0', 'tn', '0', 'lt', '', 'ln', '0', 'lx', '0', 'lr', '', 'cx', '0', 'eh', '', 'es', '0',
-  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'eo', '', 'eb', '0',
+  'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'eo', '', 'eb', '0', 'ctx', '', 'ca', '0',
   'kv', '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
 redis.call('HSET', TEXTS, 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13], 'tokens_target', ARGV[14],

@@ -34,7 +34,7 @@ if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
 if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'owner' } end
 if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'all' } end
 
-local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce',
+local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx',
   'kv', 'ku', 'kc', 'kt')
 local visible = s[1] == owner or redis.call('HGET', FROM_SHARES, owner)
 if not (s[1] and visible) then return { 'GONE' } end
@@ -65,9 +65,10 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', turn_id, 'cr',
   'n', text(kept), 'b', text(bytes), 'tn', ARGV[9], 'lt', '', 'ln', number, 'lx', '0', 'lr', '', 'cx', '0',
   'eh', s[9], 'es', text(math.min(tonumber(s[10]), kept)),
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0',
-  'kv', s[12] or '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
-if kept >= tonumber(s[13] or '0') then
-  redis.call('HSET', SESSION, 'ku', s[13] or '0', 'kc', s[14] or '0', 'kt', s[15] or '0')
+  'ctx', kept == messages and s[12] or '', 'ca', '0',
+  'kv', s[13] or '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
+if kept >= tonumber(s[14] or '0') then
+  redis.call('HSET', SESSION, 'ku', s[14] or '0', 'kc', s[15] or '0', 'kt', s[16] or '0')
 else
   redis.call('HDEL', TEXTS, 'checkpoint')
 end

@@ -1,16 +1,20 @@
 #!lua
 -- restore: a session as it was exported, whole, under an id that is free.
 --
--- Guarantees: repeatable by nonce, capped and inheriting nothing of its id, as create; there whole or not at all. Nothing of
---   it runs: a turn without a verdict is given aborted by the caller. A full server refuses the script before its first write.
--- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
+-- Guarantees: repeatable by nonce, capped and inheriting nothing of its id, as create; there whole or not at all, shares
+--   included: a restore that is sent again gives nobody a share that was taken away since. A principal with whom as many
+--   sessions are shared as may be gets none. Nothing of it runs: a turn without a verdict is given aborted by the caller.
+--   A full server refuses the script before its first write.
+-- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's. 18…: for each share the
+--   grantee's list of what is shared with it (zset, no TTL).
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce, 5 ttl ms, 6 absolute end ms (0 none), 7 name ('' none), 8 head
 --   ('' the nonce), 9 created ms (0 now), 10 model, 11 max turns, 12 committed turns, 13 epoch hash, 14 epoch start,
 --   15 input, 16 output, 17 cache read, 18 cache written tokens, 19 system prompt as JSON, 20 title, 21 metadata as JSON,
 --   22 preamble, 23 tokens at which it is compacted (0 none), 24 what is to be kept then, 25 version of the checkpoint, 26 messages
 --   that it covers (0 none), 27 created ms, 28 its tokens, 29 the summary (opaque), 30 input, 31 output tokens that checkpoints
 --   have cost, 32 sessions that the owner may still have in this bucket, 33 the same for everybody together, 34 how many cuts,
---   35 how many turns, 36 bytes of the messages, 37 how many attachments, 38… the cuts, of each turn its id, its verdict (letter and
+--   35 how many turns, 36 bytes of the messages, 37 how many attachments, 38 sessions of one bucket that may be
+--   shared with one principal, 39… of each share its grantee and role, the cuts, of each turn its id, its verdict (letter and
 --   number, d if delivered) and its record, the attachments as pairs name, bytes, then the messages
 -- Replies: CREATED | DUPLICATE | EXISTS | STALE | FULL owner | FULL all
 -- Complexity: O(what it holds). Caller: storage/transfer.py.
@@ -23,8 +27,9 @@
 local owner, nonce = ARGV[2], ARGV[4]
 local ttl_ms, absolute_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local cuts, turns, blobs = tonumber(ARGV[34]), tonumber(ARGV[35]), tonumber(ARGV[37])
-local bytes_of_messages, first = tonumber(ARGV[36]), 38
-local first_turn = first + cuts
+local bytes_of_messages, first = tonumber(ARGV[36]), 39
+local first_cut = first + 2 * (#KEYS - 17)
+local first_turn = first_cut + cuts
 local first_blob = first_turn + 3 * turns
 local first_message = first_blob + 2 * blobs
 local STEP = 500
@@ -47,7 +52,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', ARGV[8] == '' 
   'ttl', text(ttl_ms), 'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', '', 'md', ARGV[10], 'mt', ARGV[11],
   'n', text(size.messages), 'b', text(bytes), 'tn', ARGV[12], 'lt', '', 'ln', text(turns), 'lx', '0', 'lr', '', 'cx', '0',
   'eh', ARGV[13], 'es', ARGV[14], 'it', ARGV[15], 'ot', ARGV[16], 'rt', ARGV[17], 'wt', ARGV[18],
-  'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'kv', ARGV[25], 'ku', ARGV[26], 'kg', '0', 'kl', '', 'kc', ARGV[27],
+  'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'ctx', '', 'ca', '0', 'kv', ARGV[25], 'ku', ARGV[26], 'kg', '0', 'kl', '', 'kc', ARGV[27],
   'kt', ARGV[28], 'ki', ARGV[30], 'ko', ARGV[31])
 redis.call('HSET', TEXTS, 'system', ARGV[19], 'title', ARGV[20], 'metadata', ARGV[21], 'tokens_target', ARGV[23],
   'instructions', ARGV[24])
@@ -61,8 +66,15 @@ for at = first_turn, first_blob - 1, 3 do
   redis.call('RPUSH', TURNS, ARGV[at + 2])
   redis.call('HSET', VERDICTS, ARGV[at], ARGV[at + 1])
 end
-for at = first, first_turn - 1 do redis.call('RPUSH', CUTS, ARGV[at]) end
+for at = first_cut, first_turn - 1 do redis.call('RPUSH', CUTS, ARGV[at]) end
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
+for at = first, first_cut - 1, 2 do
+  local list = KEYS[18 + (at - first) / 2]
+  if redis.call('ZCARD', list) < tonumber(ARGV[38]) then
+    redis.call('HSET', SHARES, ARGV[at], ARGV[at + 1])
+    redis.call('ZADD', list, text(now), ARGV[1])
+  end
+end
 write_size(size)
 count('messages', size.messages)
 count('bytes', size.bytes)

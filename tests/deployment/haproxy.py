@@ -30,14 +30,14 @@ def rendered(callers: int, operators: int, replicas: Sequence[int]) -> str:
 
 
 @asynccontextmanager
-async def haproxy(directory: Path, replicas: Sequence[int]) -> AsyncIterator[str]:
+async def haproxy(directory: Path, replicas: Sequence[int], *, auth: str = "open") -> AsyncIterator[str]:
     """haproxy in front of the replicas on these ports; yields its URL once a replica takes work."""
     assert PROGRAM is not None
     with ExitStack() as stack:
         callers, operators = (stack.enter_context(reserved_port()) for _ in range(2))
         config = directory / "haproxy.cfg"
         config.write_text(rendered(callers, operators, replicas), "utf-8")
-        async with Child("haproxy", [PROGRAM, "-db", "-f", str(config)], directory) as child:
+        async with Child("haproxy", [PROGRAM, "-db", "-f", str(config)], directory, env={"BATON_AUTH": auth}) as child:
             await _ready(f"http://127.0.0.1:{operators}/ready", child)
             yield f"http://127.0.0.1:{callers}"
 

@@ -42,7 +42,10 @@ async def test_health_and_version_say_who_answers(one: Caller, two: Caller) -> N
             "replica": health["replica"],
             "service": "baton",
             "state": "ready",
+            "auth": "open",
+            "warnings": health["warnings"],
         }
+        assert "not authenticated" in health["warnings"][0]
         assert (await caller.get("/version")).json == {"service": "baton", "version": __version__, "api_version": "v1"}
     assert len(names) == 2
 
@@ -215,7 +218,7 @@ async def test_a_body_over_the_limit_is_413_declared_or_not(one: Caller, two: Ca
     async with unchanged(fleet):
         limit = 33_554_432
         told = error(f"The body may have at most {limit} bytes (BATON_BODY_BYTES_MAX).", None, "request_too_large")
-        declared = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Length: {limit + 1}\r\n\r\n".encode()
+        declared = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {limit + 1}\r\n\r\n".encode()
         for caller in (one, two):
             status, _, body = await raw(caller.url, declared)
             assert (status, json.loads(body)) == (413, told)

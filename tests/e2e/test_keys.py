@@ -249,6 +249,8 @@ async def test_an_application_acts_for_its_users(first: Caller, second: Caller, 
     denied = await first.request("GET", "/v1/sessions", headers=bearer(plain, x_baton_user="ada"))
     assert (denied.status, denied.code) == (403, "insufficient_scope")
     assert "`act-for`" in denied.json["error"]["message"]
+    stranger = await first.request("GET", "/v1/sessions", headers={"x-baton-user": "a/b"})
+    assert (stranger.status, stranger.code) == (401, "missing_api_key"), "who it is comes first"
     for bad in ("a/b", "", "a b", "é", "x" * 129, "-a"):
         answer = await first.request("GET", "/v1/sessions", headers=bearer(app, x_baton_user=bad))
         assert (answer.status, answer.code, answer.json["error"]["param"]) == (400, "invalid_value", "X-Baton-User"), (
@@ -323,6 +325,60 @@ async def test_what_administrators_do_is_in_the_log_and_no_key_is(calm: Fleet, f
         assert secret not in log
 
 
+async def test_a_refused_attempt_to_administer_tells_whose_key_it_was(calm: Fleet, first: Caller, name: str) -> None:
+    key = await made(first, name)
+    assert (await first.request("GET", "/v1/admin/keys", headers=bearer(key["key"]))).status == 403
+    (line,) = [line for line in calm.replicas[0].events("audit") if line.get("by_key") == key["id"]]
+    assert (line["action"], line["outcome"], line["by"]) == ("GET /v1/admin/keys", "insufficient_scope", name)
+    path, change = f"/{key['id']}", {"labels": {}, "disabled": True}
+    assert (await administer(first, "PATCH", path, change)).status == 200
+    lines = [line for line in calm.replicas[0].events("audit") if line.get("key") == key["id"]]
+    line = next(line for line in lines if line["action"] == "patch_key")
+    assert (line["changed"], line.get("undeclared")) == ("disabled labels", None)
+
+
+async def test_a_body_that_takes_its_time_does_not_outlive_its_key(first: Caller, second: Caller, name: str) -> None:
+    """Else whoever has stolen an administrator's key could make itself another one after it was disabled."""
+    key = await made(first, name, scopes=["admin", "sessions:read"])
+    headers, begun = bearer(key["key"]), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"principal": '
+        begun.set()
+
+        async def disabled() -> bool:
+            return await refused(second, headers) == (401, "disabled_api_key")
+
+        await eventually(disabled, "401", WITHIN_S)
+        yield b'"%s-heir"}' % name.encode()
+
+    asking = asyncio.create_task(second.request("POST", "/v1/admin/keys", data=body(), headers=headers))
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    assert (await administer(first, "PATCH", f"/{key['id']}", {"disabled": True})).status == 200
+    answer = await asking
+    assert (answer.status, answer.code) == (401, "revoked_api_key")
+    assert (await administer(first, "GET", f"?principal={name}-heir")).json["keys"] == []
+
+
+async def test_the_numbers_of_everybody_are_an_administrators(first: Caller, second: Caller, name: str) -> None:
+    """Of one who acts for nobody; everybody else is told of its own."""
+    own = await made(first, name, scopes=["chat", "sessions:read"])
+    assert (await first.chat("Hi", name, headers=bearer(own["key"]))).status == 200
+    both = await made(first, f"{name}-admin", scopes=["sessions:read", "admin", "act-for"])
+
+    async def messages(**headers: str) -> tuple[int, int]:
+        stats = (await second.request("GET", "/v1/sessions/stats", headers=headers)).json
+        return stats["total_sessions"], stats["total_messages"]
+
+    assert await messages(**bearer(own["key"])) == (1, 2)
+    everybody = await messages(**bearer(ADMIN))
+    assert everybody >= (1, 2)
+    assert await messages(**bearer(both["key"])) == everybody
+    assert await messages(**bearer(both["key"], x_baton_user="ada")) == (0, 0)
+    assert await messages(**bearer(ADMIN, x_baton_user="ada")) == (0, 0)
+
+
 async def test_what_is_refused_is_refused_before_its_body_is_read(first: Caller) -> None:
     """And the connection is good for the next request, whatever was sent."""
     for headers in ({}, bearer("nonsense"), bearer("x" * 60_000)):
@@ -338,6 +394,7 @@ async def test_operations_are_open_to_everybody(first: Caller) -> None:
     assert (ready["auth"], ready["warnings"]) == ("keys", [])
     page = await first.get("/")
     assert page.headers["x-frame-options"] == "DENY"
+    assert page.body.count(b"Bearer $BATON_KEY") == 2, "what to try works here"
     assert "frame-ancestors 'none'" in page.headers["content-security-policy"]
     assert page.headers["referrer-policy"] == "no-referrer"
     assert "baton_errors_total" in (await first.get("/metrics")).body.decode()

@@ -27,11 +27,16 @@ from tests.instruments.processes import Fleet, Replica, Simulator
 pytestmark = pytest.mark.anyio
 
 AT_ONCE = {"BATON_DRAIN_NOTICE_S": "0"}
-AT_ONCE_S = 1.0
+AT_ONCE_S = 10.0  # on a busy machine; what it would have waited for takes longer
 STORE_S = 5.0  # an embedded store has this long to end
 HURRIED_S = 4.5  # and half a second for a busy machine
 CONTINUE = {"X-Session-On-Disconnect": "continue"}
 TURN = b'{"messages":[{"role":"user","content":"Count to 2"}]}'
+
+
+def head_of(request: str, size_bytes: int) -> bytes:
+    told = f"Host: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {size_bytes}"
+    return f"{request} HTTP/1.1\r\n{told}\r\n\r\n".encode()
 
 
 class Raw:
@@ -42,8 +47,7 @@ class Raw:
 
     def send(self, method: str, path: str, body: bytes = b"", length_bytes: int | None = None) -> None:
         size_bytes = len(body) if length_bytes is None else length_bytes
-        head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size_bytes}"
-        self.writer.write(head.encode() + b"\r\n\r\n" + body)
+        self.writer.write(head_of(f"{method} {path}", size_bytes) + body)
 
     async def answer(self) -> tuple[bytes, bytes]:
         """Head and body."""
@@ -77,6 +81,7 @@ async def test_after_the_signal_it_serves_on_until_balancers_have_noticed(
         replica.terminate()
         await is_draining(Caller(http, replica.url))
         assert (await Caller(http, replica.url).get("/livez")).status == 200
+        assert b"\nbaton_draining 1.0\n" in (await Caller(http, replica.url).get("/metrics")).body
         used.send("POST", CHAT, TURN)  # as a balancer would that has not noticed
         head, body = await used.answer()
         assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head
@@ -138,7 +143,7 @@ async def test_messages_are_not_appended_any_more_nor_waited_for(
     leaving = Caller(http, replica.url)
     await simulator.fault("slow_deltas", delay_ms=50, match=name)
     body = {"messages": [{"role": "user", "content": "By hand"}]}
-    async with leaving.stream(f"Count to 60 {name}", name) as stream:
+    async with leaving.stream(f"Count to 400 {name}", name) as stream:
         await stream.words(2)
         path = f"/v1/sessions/{name}/messages"
         waiting = asyncio.create_task(leaving.request("POST", path, json=body))
@@ -151,7 +156,7 @@ async def test_messages_are_not_appended_any_more_nor_waited_for(
             assert refused.headers["retry-after"] == "1"
             assert refused.headers["x-should-retry"] == "true"
         assert time.monotonic() - started < AT_ONCE_S
-        assert (await stream.rest())[-1] == b"data: [DONE]"
+        stream.hang_up()
     assert await replica.wait() == 0
 
 
@@ -208,10 +213,7 @@ async def test_a_slow_reader_is_not_waited_for(fleet: Fleet, simulator: Simulato
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect((parts.hostname, parts.port))
         body = json.dumps({"stream": True, "messages": [{"role": "user", "content": f"Count to 400000 {name}"}]})
-        head = (
-            f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        slow.sendall((head + body).encode())
+        slow.sendall(head_of(f"POST {CHAT}", len(body)) + body.encode())
         await eventually(lambda: asked_for(simulator, name), "the question")
         await asyncio.sleep(1.0)  # until all that may wait waits
         started = time.monotonic()
@@ -357,9 +359,13 @@ async def is_ready(url: str) -> bool:
             return False
 
 
+@pytest.mark.at_length
 @pytest.mark.timeout(240)
 async def test_a_rolling_restart_under_load_fails_no_turn(tmp_path: Path, name: str) -> None:
-    """No caller ever asks again, and the balancer looks at the readiness every 200 ms."""
+    """No caller ever asks again, and the balancer looks at the readiness every 200 ms.
+
+    At length, because tests/deployment/test_rolling_restart.py does the same behind the balancer that is shipped.
+    """
     async with Fleet(tmp_path, replicas=3, env={"BATON_DRAIN_NOTICE_S": "1"}) as fleet:
         await fleet.simulator.pace(delta_ms=20)
         targets = {replica.url for replica in fleet.replicas}

@@ -27,7 +27,7 @@ FIELDS = {
         "owner",
         "role",
     ),
-    *("ttl_seconds", "usage", "context_tokens_target", "compact_instructions", "checkpoint"),
+    *("ttl_seconds", "usage", "context_tokens", "context_tokens_target", "compact_instructions", "checkpoint"),
 }
 
 

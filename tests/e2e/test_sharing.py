@@ -74,6 +74,7 @@ async def test_what_each_role_may_do(stage: Stage) -> None:
         ("viewer", "GET", "/turns", None, 200),
         ("viewer", "GET", "/turns/1", None, 200),
         ("writer", "POST", "/messages", message, 200),
+        ("writer", "POST", "/messages", {"messages": []}, 200),
         ("writer", "POST", "/turns/1/cancel", None, 200),
         ("writer", "chat", "", chat, 200),
         ("admin", "PATCH", "", {"title": "ours"}, 200),

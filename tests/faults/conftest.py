@@ -11,9 +11,6 @@ import pytest
 from tests.faults.places import Place, place
 from tests.faults.stores import TOPOLOGIES, Topology
 
-# The assertions of shared modules tell as much as those of the tests themselves.
-pytest.register_assert_rewrite("tests.faults.call", "tests.faults.stage", "tests.faults.traffic")
-
 CHOSEN = os.environ.get("FAULTS_TOPOLOGY") or ""
 PLAYED = [one for one in TOPOLOGIES if CHOSEN in (one, "all", "")]
 assert PLAYED, f"FAULTS_TOPOLOGY is one of {', '.join(TOPOLOGIES)}, all; not {CHOSEN}"

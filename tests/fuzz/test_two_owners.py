@@ -122,8 +122,15 @@ def aimed(sent: Sent, draw: st.DataObject, owner: Owner) -> tuple[Sent, bool]:
     return Sent(sent.method, target, tuple(headers), body, sent.chunked), in_path
 
 
-@pytest.mark.parametrize(("method", "path"), OPERATIONS)
-@pytest.mark.parametrize("attacker", [0, 1], ids=list(WORDS))
+ATTACKS: Final = [
+    pytest.param(attacker, *operation, id=f"{list(WORDS)[attacker]}-{'-'.join(operation)}")
+    for number, operation in enumerate(OPERATIONS)
+    for attacker in ([0, 1] if EXAMPLES else [number % 2])
+]
+"""Each operation by one of them, in turn; at length by both. They differ in nothing but their words and replicas."""
+
+
+@pytest.mark.parametrize(("attacker", "method", "path"), ATTACKS)
 def test_nobody_reads_changes_or_counts_what_is_anothers(
     owners: tuple[Owner, Owner], method: str, path: str, attacker: int
 ) -> None:

@@ -5,6 +5,7 @@ down in reverse order whatever happens, so that no replica outlives its proxies 
 """
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -244,6 +245,7 @@ class Fleet:
             simulator_args: more arguments for ``baton simulate``.
         """
         self.replicas: list[Replica] = []
+        self._numbers = itertools.count()  # a log is one replica's, also when others were taken off the list
         self._directory = directory
         self._given = store
         self._count = replicas
@@ -310,7 +312,7 @@ class Fleet:
             **self._env,
             **env,
         }
-        replica = Replica(f"replica-{len(self.replicas)}", self._directory, settings)
+        replica = Replica(f"replica-{next(self._numbers)}", self._directory, settings)
         await self._stack.enter_async_context(replica)
         replica.redis_stall, replica.http_stall = redis, http
         self.replicas.append(replica)

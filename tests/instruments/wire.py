@@ -23,7 +23,7 @@ class Sent:
 
     def raw(self) -> bytes:
         """The bytes."""
-        lines = [b"%b %b HTTP/1.1" % (self.method, self.target), b"Host: x"]
+        lines = [b"%b %b HTTP/1.1" % (self.method, self.target), b"Host: localhost"]
         lines += [b"%b: %b" % pair for pair in self.headers]
         body = self.body or b""
         if self.chunked and body:

@@ -17,8 +17,9 @@ from service.life import MARGIN_S
 from tests.k8s.manifests import Document, Manifests, ports
 from tests.k8s.shape import ingress_paths, named
 
-RESIDENT_BYTES = 140_000_000  # of a replica after many turns, as the soak run finds it
-BODY_COPIES = 20  # of what bodies may be held at once
+RESIDENT_BYTES = 200_000_000  # of a replica; this and what follows as in docs/operations.md, "Sizing"
+BODY_COPIES = 4  # of all bodies that may be held at once
+HOSTILE_COPIES = 32  # of one body, whose caller wants it to cost
 Network = IPv4Network | IPv6Network
 _UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30}
 _NOT_PUBLIC = (
@@ -162,6 +163,7 @@ def resources(manifests: Manifests) -> list[str]:
             if "cpu" in told.get("limits", {}):
                 found.append(f"{named(workload)}: has a limit of CPU")
     needed = RESIDENT_BYTES + BODY_COPIES * int(manifests.config()["BATON_BODIES_BYTES_MAX"])
+    needed += HOSTILE_COPIES * int(manifests.config()["BATON_BODY_BYTES_MAX"])
     limit = amount(manifests.replica()["resources"].get("limits", {}).get("memory", "0"))
     return found if limit >= needed else [*found, f"a replica may need {needed} bytes and has {limit:.0f}"]
 
@@ -225,8 +227,8 @@ def _within(one: Network, other: Network) -> bool:
 
 
 def exposure(manifests: Manifests) -> list[str]:
-    """Only /v1 is published; a silent turn is waited for; bodies are as large as Baton takes; no POST is repeated."""
-    wait_s = manifests.seconds("BATON_TURN_DEADLINE_S") + _default("queue_wait_s")
+    """Keys are asked for, but in dev; only /v1 is published; silent turns are waited for; no POST is repeated."""
+    wait_s = manifests.seconds("BATON_TURN_DEADLINE_S") + 2 * _default("store_settle_s")
     found = []
     for one in manifests.of("Ingress"):
         found += [f"{named(one)}: {path['path']} is published" for path in ingress_paths(one) if path["path"] != "/v1"]
@@ -250,6 +252,11 @@ def exposure(manifests: Manifests) -> list[str]:
                 found.append(f"{named(one)}: its time-out ends turns that may still come")
             if "retry" in rule:
                 found.append(f"{named(one)}: POSTs are repeated")
+    if (
+        manifests.config().get("BATON_AUTH") != "keys"
+        and manifests.one("Deployment")["metadata"].get("namespace") != "baton-dev"
+    ):
+        found.append("callers need no key")
     for service in manifests.of("Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP":
             found.append(f"{named(service)}: is published as it is")
@@ -275,6 +282,9 @@ def secrets(manifests: Manifests) -> list[str]:
     found += [
         f"{name} is not given" for name in ("ANTHROPIC_API_KEY", "BATON_REDIS_URL", "BATON_SECRET") if name not in given
     ]
+    optional = _optional(manifests)
+    if optional != {"BATON_ADMIN_KEY"}:
+        found.append(f"pods start without {sorted(optional)}; only BATON_ADMIN_KEY may be left away")
     for name, value in literal.items():
         for used in (one.split(")")[0] for one in value.split("$(")[1:]):
             if used not in given[: given.index(name)]:
@@ -282,13 +292,22 @@ def secrets(manifests: Manifests) -> list[str]:
     return found
 
 
+def _optional(manifests: Manifests) -> set[str]:
+    """The variables without which a pod starts all the same."""
+    of = {
+        one["name"]: (one.get("valueFrom") or {}).get("secretKeyRef", {}) for one in manifests.replica().get("env", [])
+    }
+    return {name for name, key in of.items() if key.get("optional")}
+
+
 def _types(annotation: Any) -> set[Any]:
     return {annotation, *getattr(annotation, "__args__", ())}
 
 
 def environment(manifests: Manifests) -> dict[str, str]:
-    """What a replica finds, with made-up secrets."""
-    made = {one["name"]: one.get("value") or "redis://127.0.0.1/0#" for one in manifests.replica().get("env", [])}
+    """What a replica finds, with made-up secrets; without those that may be left away."""
+    given = [one for one in manifests.replica().get("env", []) if one["name"] not in _optional(manifests)]
+    made = {one["name"]: one.get("value") or "redis://127.0.0.1/0#" for one in given}
     return {**manifests.config(), **made, "ANTHROPIC_API_KEY": "none", "BATON_REDIS_URL": "redis://127.0.0.1/0"}
 
 

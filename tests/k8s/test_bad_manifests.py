@@ -168,6 +168,7 @@ CASES: tuple[tuple[Check, Bend, str], ...] = (
     (promises.network, put(REDIS, "egress/0/to/0/ipBlock/cidr", "0.0.0.0/0"), "internet may be reached on 6379"),
     (promises.network, without("NetworkPolicy", "baton-to-redis"), "Redis may not be reached"),
     (promises.network, without("NetworkPolicy", "baton-redis"), "StatefulSet baton-redis"),
+    (promises.exposure, put(config, "BATON_AUTH", "open"), "callers need no key"),
     (promises.exposure, put(spec("Ingress"), "rules/0/http/paths/0/path", "/"), "/ is published"),
     (promises.exposure, annotation("nginx.org/proxy-read-timeout", "60s"), "nginx.org/proxy-read-timeout ends"),
     (promises.exposure, annotation("haproxy.org/timeout-server", "60s"), "haproxy.org/timeout-server ends"),
@@ -181,7 +182,9 @@ CASES: tuple[tuple[Check, Bend, str], ...] = (
     (promises.exposure, put(spec("Service"), "type", "LoadBalancer"), "published as it is"),
     (promises.secrets, put(config, "BATON_SECRET", "s" * 32), "BATON_SECRET is written out"),
     (promises.secrets, put(replica, "env/0", {"name": "ANTHROPIC_API_KEY", "value": "sk-ant"}), "is written out"),
-    (promises.secrets, lambda one: replica(one)["env"].pop(), "BATON_SECRET is not given"),
+    (promises.secrets, lambda one: replica(one)["env"].pop(2), "BATON_SECRET is not given"),
+    (promises.secrets, put(replica, "env/2/valueFrom/secretKeyRef/optional", True), "pods start without ['BATON_ADMIN"),
+    (promises.secrets, drop(lambda one: replica(one)["env"][3]["valueFrom"]["secretKeyRef"], "optional"), "without []"),
     (promises.secrets, put(replica, "env/1", {"name": "BATON_REDIS_URL", "value": "redis://$(NO)@h"}), "uses NO"),
     (promises.names, put(config, "BATON_DRAIN_SECONDS", "30"), "BATON_DRAIN_SECONDS is no setting"),
 )

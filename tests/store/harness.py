@@ -40,7 +40,7 @@ OWNER = "alice"
 SECRET = b"0123456789abcdef"
 PLAIN = Request("print")
 TTL_MS = 600_000
-LEASE_MS = 20_000
+LEASE_MS = 120_000
 WAIT_S = 5.0
 
 Everything = dict[str, tuple[Any, int]]

@@ -62,7 +62,7 @@ async def rewound(store: Store, ref: SessionRef, kept: int) -> None:
 async def test_a_claim_is_one_s_alone_until_it_is_stored(store: Store) -> None:
     ref = await grown(store)
     first = await claim(store, ref, 4, nonce="n1")
-    assert first == Claimed(0, 1)
+    assert first == Claimed("n1", 0, 1)
     assert await claim(store, ref, 4, nonce="n1") == first, "sent again"
     held = await claim(store, ref, 6)
     assert isinstance(held, Held)
@@ -71,7 +71,7 @@ async def test_a_claim_is_one_s_alone_until_it_is_stored(store: Store) -> None:
     assert await in_effect(store, ref) == Checkpoint(1, 4, b"four")
     assert await claim(store, ref, 4) == Covered()
     assert await claim(store, ref, 11) == Covered(), "more than there are"
-    assert await claim(store, ref, 6) == Claimed(1, 2)
+    assert await claim(store, ref, 6, nonce="n2") == Claimed("n2", 1, 2)
 
 
 @on_real_servers
@@ -94,8 +94,8 @@ async def test_a_claim_that_is_over_is_taken_over_and_its_holder_comes_too_late(
     ref = await grown(store)
     slow = await claim(store, ref, 8, claim_ms=1)
     await store.until_ms(await store.now_ms() + 3)
-    quick = await claim(store, ref, 4)
-    assert quick == Claimed(0, 2)
+    quick = await claim(store, ref, 4, nonce="n2")
+    assert quick == Claimed("n2", 0, 2)
     assert await store.checkpoints.store(ref, slow, b"eight", COST) is None
     assert await in_effect(store, ref) is None
     assert await store.checkpoints.store(ref, quick, b"four", COST) == 1
@@ -178,7 +178,7 @@ async def test_the_version_counts_on_behind_a_rewind(store: Store) -> None:
 async def test_it_takes_the_role_writer_to_claim(store: Store) -> None:
     ref = await grown(store)
     head = await store.field(ref, "head")
-    for role, told in (("viewer", Denied("viewer")), ("writer", Claimed(0, 1))):
+    for role, told in (("viewer", Denied("viewer")), ("writer", Claimed("n1", 0, 1))):
         assert isinstance(await store.shares.share(ref, "bob", role), Shared)  # type: ignore[arg-type]
         bob = store.keyspace.session(ref.id, "bob")
         assert await store.checkpoints.claim(bob, "n1", head=head, covers=4, claim_ms=9_000) == told
@@ -196,6 +196,19 @@ async def test_what_is_deleted_takes_its_checkpoint_along(store: Store) -> None:
     assert await store.create(ref) == Created()
     assert await account(store, ref) == Account()
     assert await in_effect(store, ref) is None
+
+
+@on_valkey
+async def test_a_claim_is_not_that_of_a_later_session_of_the_same_name(store: Store) -> None:
+    ref = await grown(store)
+    late = await claim(store, ref, 8)
+    await store.sessions.delete(ref)
+    await store.create(ref)
+    await store.committed(ref, MESSAGES)
+    current = await claim(store, ref, 4)
+    assert (current.version, current.generation) == (late.version, late.generation)
+    assert await store.checkpoints.store(ref, late, b"of another conversation", COST) is None
+    assert await store.checkpoints.store(ref, current, b"four", COST) == 1
 
 
 @on_real_servers

@@ -92,6 +92,7 @@ def test_every_key_of_a_session_is_in_its_buckets_slot() -> None:
         "sz",
         "cnt",
         f"oc:{owner}",
+        f"g:{session_id}",
     ]
     assert all(key.startswith(tag) for key in ref.keys)
 

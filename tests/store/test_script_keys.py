@@ -118,7 +118,8 @@ async def moves(store: Store) -> None:
     forked = store.keyspace.session(store.keyspace.issue(0), OWNER)
     assert await store.transfer.fork(source, forked, await fork_of(store, source, messages=1)) == Created()
     restored = store.ref()
-    assert await store.transfer.restore(restored, await restored_from(store, source)) == Created()
+    whole = await restored_from(store, source)
+    assert await store.transfer.restore(restored, whole, {"bob": "viewer"}) == Created()
 
 
 async def early_ends(store: Store) -> None:

@@ -29,6 +29,7 @@ from tests.store.harness import PLAIN, Store, elements, frames, shown
 
 pytestmark = pytest.mark.anyio
 on_valkey = pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
+on_real_servers = pytest.mark.parametrize("server_url", ["valkey", "cluster", "six"], indirect=True)
 
 RANK = {"": 0, "viewer": 1, "writer": 2, "admin": 3}
 
@@ -61,6 +62,7 @@ def attempts(store: Store, head: str, running: str) -> dict[str, tuple[str, Call
     }
 
 
+@on_real_servers
 @pytest.mark.parametrize("role", ["", *ROLES])
 async def test_a_role_may_do_what_it_takes_and_nothing_else(store: Store, role: Any) -> None:
     ref = await store.created()

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from storage import transfer
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.results import (
     Corrupt,
@@ -19,6 +20,7 @@ from storage.results import (
     TurnsFull,
     read_fate,
 )
+from storage.shares import Role
 from storage.transfer import Fork, Restored, Whole
 from storage.turns import Cut, Rewind, Usage
 from tests.store.harness import OWNER, TTL_MS, Store, attached, elements
@@ -260,3 +262,36 @@ async def test_who_reads_learns_of_a_rewind_or_an_end_meanwhile(store: Store) ->
     whole = await read(store, source)
     await store.sessions.delete(source)
     assert not await store.transfer.unchanged(source, whole)
+
+
+@on_valkey
+async def test_who_reads_learns_that_the_session_is_shared_no_more(store: Store) -> None:
+    source = await a_source(store)
+    await store.shares.share(source, "bob", "viewer")
+    theirs = store.keyspace.session(source.id, "bob")
+    whole = await read(store, theirs)
+    assert await store.transfer.unchanged(theirs, whole)
+    await store.shares.unshare(source, "bob")
+    assert not await store.transfer.unchanged(theirs, whole)
+    assert await store.transfer.unchanged(source, whole)
+
+
+@on_real_servers
+async def test_a_session_is_put_back_with_its_shares_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent again, it does not give back what was taken away; its owner gets none, nor who has all it may have."""
+    monkeypatch.setattr(transfer, "SHARED_WITH_ONE_MAX", 1)
+    source, target = await a_source(store), store.ref()
+    full = beside(store, target)
+    await store.create(full)
+    await store.shares.share(full, "dora", "viewer")
+    restored = await restored_from(store, source)
+    shares: dict[str, Role] = {OWNER: "viewer", "bob": "writer", "carol": "viewer", "dora": "admin"}
+    assert await store.transfer.restore(target, restored, shares) == Created()
+    assert await store.shares.of(target) == {"bob": "writer", "carol": "viewer"}
+    assert [one.session_id for one in await store.index.page("bob", None, 9)] == [target.id]
+    await store.assert_consistent(target)
+    await store.shares.unshare(target, "bob")
+    assert await store.transfer.restore(target, restored, shares) == Created(repeated=True)
+    assert await store.shares.of(target) == {"carol": "viewer"}
+    assert await store.sessions.delete(target) is True
+    assert await store.index.page("carol", None, 9) == []

@@ -475,3 +475,32 @@ async def test_aborting_in_a_session_that_is_gone(store: Store) -> None:
     for mode in ("holder", "finder"):
         assert await store.turns.abort(store.ref(), new_turn_id(), mode) == Gone()
     assert await store.everything() == {}
+
+
+# the context
+
+
+async def test_begin_answers_the_context_that_the_last_commit_left(store: Store) -> None:
+    ref = await store.created()
+    turn, begun = await store.begun(ref)
+    assert (begun.context, begun.idle_ms) == ("", None)
+    assert await store.abort(ref, turn) == Settled("aborted", 1)
+    await store.committed(ref, elements(1), context="1 2 msg_1")
+    committed_ms = int(await store.field(ref, "ca"))
+    await store.until_ms(committed_ms + 20)
+    assert await store.sessions.touch(ref)  # access alone is no turn
+    turn, begun = await store.begun(ref)
+    assert begun.context == "1 2 msg_1"
+    assert begun.idle_ms is not None
+    assert 20 <= begun.idle_ms < 60_000
+    # The clock of a server that took over may be behind.
+    await store.redis.hset(ref.keys[0], "ca", str(committed_ms + 3_600_000))
+    assert (await store.begin(ref, turn)).idle_ms == 0  # type: ignore[union-attr]
+
+
+async def test_a_session_from_before_there_were_contexts_has_none(store: Store) -> None:
+    ref = await store.created()
+    await store.committed(ref, elements(1), context="1 2 msg_1")
+    await store.redis.hdel(ref.keys[0], "ctx", "ca")
+    _, begun = await store.begun(ref)
+    assert (begun.context, begun.idle_ms) == ("", None)

@@ -5,6 +5,7 @@ from typing import Any
 
 from service.simulator import events, exchange, rules
 from service.simulator.cache import Cache, InputUsage
+from service.simulator.diagnosis import Diagnoses
 from service.simulator.headers import PRESENT, Terms
 from service.simulator.prompt import Prompt
 
@@ -48,9 +49,12 @@ def compose(body: Json, said: str, **more: Any) -> events.Reply:
     return events.compose(body, said, message_id="msg_1", usage=InputUsage(7), prompt=prompt, **more)
 
 
-def reply_to(body: Json, cache: Cache | None = None, terms: Terms = PRESENT) -> events.Reply:
+def reply_to(
+    body: Json, cache: Cache | None = None, terms: Terms = PRESENT, diagnoses: Diagnoses | None = None
+) -> events.Reply:
     """The reply to a request, by all the rules."""
-    return exchange.reply_to(rules.check_create(body, terms), Cache() if cache is None else cache)
+    accepted = rules.check_create(body, terms)
+    return exchange.reply_to(accepted, Cache() if cache is None else cache, diagnoses or Diagnoses())
 
 
 def message_to(body: Json, cache: Cache | None = None, terms: Terms = PRESENT) -> Json:

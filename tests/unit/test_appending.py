@@ -32,11 +32,16 @@ class Scripted:
         self.read: list[tuple[int, int]] = []
         self.aborted = abort
         self.asked: list[dict[str, Any]] = []
+        self.role = "owner"
 
     async def get(self, *_: Any) -> Snapshot:
         fields = dict.fromkeys(Snapshot.__slots__, 0)
         return Snapshot(
-            **cast(Any, fields | {"messages": len(self.stored), "head": f"head_{len(self.asked)}", "name": "chat"})
+            **cast(
+                Any,
+                fields
+                | {"messages": len(self.stored), "head": f"head_{len(self.asked)}", "name": "chat", "role": self.role},
+            )
         )
 
     async def outlines(self, _: Any, start: int, count: int) -> list[bytes]:
@@ -133,3 +138,27 @@ async def test_a_result_without_its_call_is_not_appended() -> None:
         with pytest.raises(BatonError) as caught:
             await append(store, 5.0, RESULT)
         assert (caught.value.code, store.asked) == (code, [])
+
+
+# Roles and keys.
+
+
+async def test_a_viewer_is_told_so_whatever_it_appends() -> None:
+    """Nothing, or what could not be appended by anybody: neither is judged before the role."""
+    for messages in ([], [USER], [RESULT]):
+        store = Scripted(Settled("committed", 2))
+        store.role = "viewer"
+        sessions, turns = cast(Sessions, store), cast(Turns, store)
+        appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=5, draining=lambda: False)
+        with pytest.raises(BatonError) as caught:
+            await appending.append(REF, messages, "queue", request=Request("print"))
+        assert (caught.value.code, store.asked, store.read) == ("role_too_small", [], [])
+
+
+async def test_who_waits_and_loses_its_key_appends_nothing() -> None:
+    store = Scripted(*[Busy("turn_x", 20_000)] * 3, Settled("committed", 2))
+    sessions, turns = cast(Sessions, store), cast(Turns, store)
+    appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=5, draining=lambda: False)
+    with pytest.raises(BatonError) as caught:
+        await appending.append(REF, [USER], "queue", request=Request("print"), revoked=lambda: len(store.asked) == 2)
+    assert (caught.value.code, len(store.asked)) == ("revoked_api_key", 2)

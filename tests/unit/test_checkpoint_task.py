@@ -32,7 +32,7 @@ class Played:
     """Claude and the store: what they are asked, and what they answer."""
 
     def __init__(self, claim: Any = None, stop_reason: str = "end_turn", said: str = " It was said. ") -> None:
-        self.answer = Claimed(3, 5) if claim is None else claim
+        self.answer = Claimed("n", 3, 5) if claim is None else claim
         self.events = as_events([message_start(), *text_block(0, said), *stop_events(stop_reason)])
         self.go_on = asyncio.Event()
         self.go_on.set()
@@ -54,13 +54,13 @@ class Played:
         await self.go_on.wait()
         yield self.events
 
-    def compaction(self, *, running_max: int = 2, window: int | None = WINDOW) -> Compaction:
+    def compaction(self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True) -> Compaction:
         windows = {"m": window, "small": 1_000_000}
 
         def model_of(name: str) -> Model:
             return Model(NEWEST, input_tokens_max=windows[name])
 
-        rules = Rules("small", deadline_s=2.0, running_max=running_max, model_of=model_of)
+        rules = Rules("small", 2.0, running_max, automatic=automatic, model_of=model_of)
         return Compaction(cast(Claude, self), cast(Checkpoints, self), rules)
 
 
@@ -80,7 +80,7 @@ async def test_a_session_over_its_threshold_gets_a_checkpoint() -> None:
     compaction = played.compaction()
     compaction.after_commit(occasion(801), "m")
     await settled(compaction)
-    assert played.stored == [(Claimed(3, 5), b"It was said.", Cost(2, 3, 2))]
+    assert played.stored == [(Claimed("n", 3, 5), b"It was said.", Cost(2, 3, 2))]
     assert played.claims == [12], "of eight turns two are left in a third of the threshold"
 
 
@@ -102,6 +102,15 @@ async def test_the_threshold_is_the_lesser_of_window_and_target(
     played = Played()
     compaction = played.compaction(window=window)
     compaction.after_commit(occasion(tokens, target=target), "m")
+    await settled(compaction)
+    assert bool(played.stored) is made
+
+
+@pytest.mark.parametrize(("target", "made"), [(0, False), (400, True)])
+async def test_with_another_policy_only_the_session_s_own_target_counts(target: int, made: bool) -> None:
+    played = Played()
+    compaction = played.compaction(automatic=False)
+    compaction.after_commit(occasion(900, target=target), "m")
     await settled(compaction)
     assert bool(played.stored) is made
 

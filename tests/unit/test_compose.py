@@ -16,6 +16,7 @@ from service.life import MARGIN_S
 from service.settings import Settings, variable
 from tests.deployment.compose import compose_absent, environment
 from tests.instruments.child import clean_environment
+from tests.k8s.promises import BODY_COPIES, RESIDENT_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
@@ -201,6 +202,15 @@ def test_the_demo_has_all_a_replica_needs(monkeypatch: pytest.MonkeyPatch) -> No
     assert (demo.auth, demo.listen, demo.namespace) == ("open", "0.0.0.0:8000", "demo")
 
 
+def test_keys_are_asked_for_where_the_env_file_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the replicas, and known to the balancer, which then serves every name."""
+    asked = {**REAL, "BATON_AUTH": "keys", "BATON_ADMIN_KEY": "a" * 16}
+    real = replica_settings(monkeypatch, asked)
+    assert (real.auth, real.admin_credential()) == ("keys", "a" * 16)
+    assert shipped(asked)["balancer"]["environment"] == {"BATON_AUTH": "keys"}
+    assert shipped()["balancer"]["environment"] == {"BATON_AUTH": "open"}
+
+
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl on this machine")
 def test_the_readmes_line_has_all_a_replica_needs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment = dotenv(tmp_path, "sk-ant-given")
@@ -272,8 +282,8 @@ def test_a_stop_waits_for_the_whole_drain(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_memory_has_room_for_what_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     services = shipped()
-    bodies_mib = replica_settings(monkeypatch, {}).bodies_bytes_max / 2**20
-    assert mebibytes(services["baton-1"]["mem_limit"]) >= 2 * bodies_mib + 200
+    needed_bytes = RESIDENT_BYTES + BODY_COPIES * replica_settings(monkeypatch, {}).bodies_bytes_max
+    assert mebibytes(services["baton-1"]["mem_limit"]) * 2**20 >= 1.25 * needed_bytes, "and histories of running turns"
     command = services["valkey"]["command"]
     stored_mib = int(command[command.index("--maxmemory") + 1].removesuffix("mb"))
     assert mebibytes(services["valkey"]["mem_limit"]) >= 2 * stored_mib, "rewriting the append-only file copies pages"

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import __version__, logs, telemetry
 from service.app import build
 from service.conflict import ON_CONFLICT
-from service.epoch import PARTS, REFUSED
+from service.epoch import CONTEXT, PARTS, REFUSED
 from service.errors import CODES
 from service.settings import Settings
 from service.telemetry import METRICS, PROCESS, REGISTRY
@@ -95,7 +95,7 @@ def test_every_route_of_the_application_is_one_of_the_label(tmp_path: Path) -> N
 
 
 def test_the_sets_are_those_of_the_code() -> None:
-    assert set(get_args(telemetry.EpochReason)) == {*PARTS, REFUSED}
+    assert set(get_args(telemetry.EpochReason)) == {*PARTS, REFUSED, CONTEXT}
     assert set(get_args(telemetry.Policy)) == set(ON_CONFLICT)
     assert telemetry.STORE_SECONDS.keys() == {*VERBS, "read"}
     for code in CODES:
@@ -163,9 +163,9 @@ def lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
     before, hooks = structlog.get_config(), (sys.excepthook, sys.unraisablehook)
     handlers, level = logging.root.handlers[:], logging.root.level
 
-    def read(log_format: str) -> Any:
+    def read(log_format: str, log_level: str = "debug") -> Any:
         structlog.reset_defaults()
-        logs.configure(log_format, "debug")
+        logs.configure(log_format, log_level)
         monkeypatch.setattr(
             logs, "log", structlog.get_logger("baton")
         )  # the other may be bound already, or be for ever
@@ -212,6 +212,13 @@ def test_an_exception_is_told_without_its_words(lines: Any, log_format: str) -> 
     assert secret not in text
     assert text.count("builtins.KeyError") == text.count("builtins.ValueError") == 2
     assert "test_metrics.py:" in text and "test_an_exception_is_told_without_its_words" in text
+
+
+def test_a_level_leaves_out_what_is_below_it(lines: Any) -> None:
+    log, read = lines("json", "warning")
+    for level in ("debug", "info", "warning", "error"):
+        getattr(log, level)("event")
+    assert [json.loads(line)["level"] for line in read().splitlines()] == ["warning", "error"]
 
 
 def test_trouble_that_comes_again_and_again_is_told_seldom(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:

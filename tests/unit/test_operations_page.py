@@ -62,5 +62,18 @@ def test_the_page_names_no_metric_that_is_not_there() -> None:
     assert named - known - {"baton_store"} == set()
 
 
+def test_every_section_is_listed_at_the_top_in_its_order_and_every_link_leads_somewhere() -> None:
+    text = PAGE.read_text("utf-8")
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors
+    top = text[: text.index("\n## ")]
+    sections = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert re.findall(r"\]\(#([^)]+)\)", top) == [title.lower().replace(" ", "-") for title in sections]
+    for page in PAGE.parents[1].glob("**/*.md"):
+        if ".venv" not in page.parts:
+            assert set(re.findall(r"operations\.md#([^)]+)\)", page.read_text("utf-8"))) <= anchors, page
+
+
 if __name__ == "__main__":
     PAGE.write_text(renewed(PAGE.read_text("utf-8")), "utf-8")

@@ -378,3 +378,46 @@ def test_traits_that_cannot_be_used_are_told_with_their_place(problems: Any, giv
     assert len(found) == 2
     (line,) = (line for line in found if line.startswith("BATON_MODEL_TRAITS: "))
     assert told in line
+
+
+ADMIN_KEY = "TOPSECRET-of-an-administrator"
+
+
+def test_the_administrators_key_is_a_variable_or_a_file(read: Any, tmp_path: Path) -> None:
+    assert read().admin_credential() is None
+    assert read(BATON_ADMIN_KEY=" ").admin_credential() is None
+    given = read(BATON_ADMIN_KEY=ADMIN_KEY, BATON_LISTEN="0.0.0.0:8000")
+    assert given.admin_credential() == ADMIN_KEY, "it says who may call, so any address may be listened on"
+    assert "TOPSECRET" not in repr(given)
+    file = tmp_path / "key"
+    file.write_text(f"{ADMIN_KEY}-in-a-file\n")
+    assert read(BATON_ADMIN_KEY_FILE=str(file)).admin_credential() == f"{ADMIN_KEY}-in-a-file"
+
+
+@pytest.mark.parametrize("key", ["TOPSECRET-short", "TOPSECRET with blanks", "TOPSECRET-ümlaut-0123456789", "T" * 1025])
+def test_an_administrators_key_that_no_header_takes_or_anybody_guesses(
+    problems: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str
+) -> None:
+    (line,) = problems(BATON_ADMIN_KEY=key)
+    assert line.startswith("BATON_ADMIN_KEY must have 16 to 1024 characters")
+    monkeypatch.delenv("BATON_ADMIN_KEY")
+    file = tmp_path / "key"
+    file.write_text(key)
+    assert problems(BATON_ADMIN_KEY_FILE=str(file)) == [line]
+
+
+def test_a_file_of_the_administrators_key_that_cannot_be_read(problems: Any, tmp_path: Path) -> None:
+    (line,) = problems(BATON_ADMIN_KEY_FILE=str(tmp_path / "none"))
+    assert line.startswith("BATON_ADMIN_KEY_FILE cannot be read: ")
+    file = tmp_path / "key"
+    file.write_bytes(b"\xff" * 20)
+    assert problems(BATON_ADMIN_KEY_FILE=str(file)) == ["BATON_ADMIN_KEY_FILE is not UTF-8 text."]
+    file.write_text(" \n")
+    (line,) = problems(BATON_ADMIN_KEY_FILE=str(file))
+    assert line.startswith("BATON_ADMIN_KEY must have")
+
+
+def test_open_and_a_key_contradict_each_other(problems: Any) -> None:
+    (line,) = problems(BATON_AUTH="open", BATON_ADMIN_KEY=ADMIN_KEY)
+    assert "BATON_AUTH=open" in line
+    assert "BATON_ADMIN_KEY" in line

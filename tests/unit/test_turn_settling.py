@@ -1,6 +1,9 @@
 """A turn gets its verdict whatever goes wrong on our side; the store is a stand-in that notes what it was told."""
 
 import asyncio
+import gc
+import tracemalloc
+import weakref
 from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import Any, cast
@@ -36,9 +39,12 @@ RULES = Rules(
     queue_wait_s=1.0,
     deadline_s=5.0,
     max_tokens_default=9,
+    cache_life="auto",
+    cache_diagnosed=True,
+    context_policy="error",
     model_of=ModelTable().model,
 )
-CHECKPOINTS = Compacting("m", 1.0, 0, ModelTable().model)
+CHECKPOINTS = Compacting("m", 1.0, 0, automatic=True, model_of=ModelTable().model)
 
 
 Outcome = Exception | Settled | Gone | Corrupt
@@ -75,8 +81,11 @@ class WholeAnswer:
     async def stream(self, body: bytes, headers: Mapping[str, str]) -> AsyncGenerator[list[Event], None]:
         yield as_events(answer_events(text_block(0, "Hi")))
 
+    async def whole(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        return b'{"input_tokens":250000}'
 
-async def settled(store: StoreOfOneTurn) -> Turn:
+
+async def settled(store: StoreOfOneTurn, said: str = "Hi") -> Turn:
     turn = Turn(
         cast(Claude, WholeAnswer()),
         Store(cast(Sessions, None), cast(Turns, store), cast(Log, None)),
@@ -85,7 +94,7 @@ async def settled(store: StoreOfOneTurn) -> Turn:
         wish=Wish(
             Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"), Request("print"), on_conflict="reject"
         ),
-        ask=Ask("m", [{"role": "user", "content": "Hi"}], None, {"max_tokens": 1}),
+        ask=Ask("m", [{"role": "user", "content": said}], None, {"max_tokens": 1}),
         dialect="chat",
         claude_headers={},
         render=partial(rendering, session=None, include_usage=False),
@@ -128,3 +137,20 @@ async def test_what_became_of_the_commit(commit: Outcome, abort: Outcome, code: 
     if code == "session_save_unknown":
         assert turn.error is not None
         assert turn.id in turn.error.message
+
+
+@pytest.mark.parametrize("commit", [COMMITTED, Gone()])
+async def test_nothing_large_outlives_the_verdict_nor_the_turn_its_last_holder(commit: Outcome) -> None:
+    """Its caller may take its time to read the answer. No part of a turn holds the turn."""
+    gc.disable()
+    tracemalloc.start()
+    try:
+        turn = await settled(StoreOfOneTurn(commit, ABORTED), "x" * 1_000_000)
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+        gone = weakref.ref(turn)
+        del turn
+        await asyncio.sleep(0)
+        assert gone() is None
+    finally:
+        tracemalloc.stop()
+        gc.enable()

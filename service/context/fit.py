@@ -1,0 +1,184 @@
+"""Whether a session's next request fits the model's window, and what is done where it does not.
+
+The size is estimated (size.py). Where estimate and margin stay inside the window nothing more happens, which is nearly
+always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, the estimate stands.
+
+What does not fit is refused, or, with the policy `truncate`, made to fit: the oldest exchanges leave the view
+(view.py).
+
+The window is what the Models API tells. While it tells none, a cautious one is assumed, and a request that is larger
+goes to Claude all the same: it may be one of a model that takes more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, get_args
+
+import orjson
+
+from service import telemetry
+from service.claude import Claude
+from service.context import word
+from service.context.size import Media, Size, estimated, media_of, size_of
+from service.context.view import KEPT_SHARE, Limit, View, later
+from service.context.word import UNKNOWN, Context
+from service.errors import BatonError
+from service.model_table import Model
+from service.prefix import Prepared
+from storage.results import Begun
+from storage.turns import History, Usage
+
+Policy = Literal["compact", "truncate", "error"]
+POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
+"""What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
+
+_COUNT_PATH: Final = "/v1/messages/count_tokens"
+_ANSWER_SHARE: Final = 0.05  # of the window, at most, that a shortened conversation leaves to the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """How a turn's request can be made and counted.
+
+    Attributes:
+        claude: who counts.
+        headers: for Claude.
+        model: that is asked.
+        policy: of the deployment.
+        answer_tokens: that the answer may have.
+        prepare: makes the request of what is in view.
+        count: makes the one that asks for its size.
+    """
+
+    claude: Claude
+    headers: Mapping[str, str]
+    model: Model
+    policy: Policy
+    answer_tokens: int
+    prepare: Callable[[View], Prepared]
+    count: Callable[[View], bytes]
+
+    @property
+    def limit_tokens(self) -> int:
+        """The largest request. Where it may be made smaller there is to be room for an answer, too."""
+        window = self.model.window_tokens
+        reserve = min(self.answer_tokens, int(window * _ANSWER_SHARE))
+        return window if self.policy == "error" else window - reserve
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A request that fits, as far as anybody can tell.
+
+    Attributes:
+        prepared: the request.
+        size: of it.
+        tokens: that it takes of the window, estimated or counted.
+        asked: messages of the history up to its end.
+        begins: the first of them that is sent.
+    """
+
+    prepared: Prepared
+    size: Size
+    tokens: int
+    asked: int
+    begins: int
+
+    def instead(self, prepared: Prepared) -> "Fitted":
+        """Another request of the same turn, which is not larger."""
+        return replace(self, prepared=prepared, size=size_of(prepared.body, self.size.media))
+
+    def left(self, usage: Usage, reply: Sequence[bytes], message_id: str | None) -> Context:
+        """What the turn leaves when it is committed.
+
+        Args:
+            usage: as Claude counted it; nothing, where a gateway does not tell.
+            reply: the answer as it is stored, one element or none.
+            message_id: of the answer.
+        """
+        tokens = usage.input + usage.cache_read + usage.cache_written
+        return Context(
+            asked=self.asked,
+            messages=self.asked + len(reply),
+            begins=self.begins,
+            tokens=tokens + usage.output if tokens else 0,
+            text_bytes=self.size.text_bytes + sum(map(len, reply)),
+            media_bytes=self.size.media.size_bytes,
+            media_tokens=self.size.media.tokens,
+            message_id=word.sound_id(message_id),
+        )
+
+
+def known(begun: Begun, model: str) -> Context:
+    """What the last turn left for one that asks this model; what another model has counted says nothing."""
+    before = word.unpacked(begun.context)
+    return before if begun.model == model else before._replace(tokens=0)
+
+
+async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
+    """The request of a session's next turn.
+
+    Args:
+        asking: how it is made.
+        before: what the last turn left.
+        history: the messages before it.
+
+    Raises:
+        BatonError: context_length_exceeded; as `prefix.continued`.
+    """
+    begins = before.begins if before.begins < len(history.elements) else 0  # else a rewind took it all away
+    view, limit = View(begins), asking.limit_tokens
+    request = _measured(asking, view, before, history)
+    estimate = estimated(request.size, before)
+    if estimate.tokens + estimate.margin <= limit:
+        return replace(request, tokens=estimate.tokens)
+    tokens = await _counted(asking, view, estimate.tokens)
+    if tokens > limit and asking.policy == "truncate":
+        rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)
+        view = View(_later(request, history, rate, limit), moved=True)
+        if view.begins > begins:
+            request = _measured(asking, view, UNKNOWN, history)
+            tokens = request.size.media.tokens + int(rate * request.size.text_bytes)
+            if tokens > KEPT_SHARE * limit:  # there was no place that leaves so little
+                tokens = await _counted(asking, view, tokens)
+    if tokens > asking.model.window_tokens and asking.model.input_tokens_max is not None:
+        raise BatonError(
+            "context_length_exceeded",
+            # Claude's words, that clients look for.
+            f"prompt is too long: {tokens} tokens > {asking.model.input_tokens_max} maximum",
+            param="messages",
+        )
+    return replace(request, tokens=tokens)
+
+
+def _measured(asking: Asking, view: View, before: Context, history: History) -> Fitted:
+    """The request of what is in view, its tokens still to be told."""
+    prepared = asking.prepare(view)
+    asked = len(history.elements) + len(prepared.elements)
+    return Fitted(prepared, size_of(prepared.body, _media(before, history, prepared, view)), 0, asked, view.begins)
+
+
+def _media(before: Context, history: History, prepared: Prepared, view: View) -> Media:
+    """The media of a request: of what the last turn has measured it is known, unless some of that was rewound."""
+    known = 0 < before.messages <= len(history.elements)
+    measured = Media(before.media_bytes, before.media_tokens) if known else Media()
+    old = history.elements[before.messages if known else view.begins :]
+    return measured + media_of(old) + media_of(prepared.elements)
+
+
+def _later(request: Fitted, history: History, rate: float, limit: int) -> int:
+    """Where a view begins that takes its share of the limit."""
+    preamble = request.prepared.epoch.preamble
+    kept = Limit(int(KEPT_SHARE * limit), rate, sum(map(len, preamble)))
+    return later(history.elements, request.prepared.elements, request.begins, kept)
+
+
+async def _counted(asking: Asking, view: View, estimate: int) -> int:
+    """What Claude counts; the estimate, if it cannot be asked."""
+    try:
+        answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
+    except BatonError as error:
+        telemetry.log.warning("tokens_not_counted", code=error.code)
+        return estimate
+    counted = orjson.loads(answer)["input_tokens"]
+    return counted if type(counted) is int else estimate

@@ -1,0 +1,89 @@
+"""Which of a session's messages are sent, where not all of them fit; pure.
+
+The oldest *exchanges* leave the view, never the store: a view begins with a message of the user's that answers no tool
+call, so that no call is parted from its result, and is whole from there to the end. It moves in steps: once it has to
+move it is made much smaller than the window, for every move is another prefix, which no cache has and no thinking is
+bound to.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import orjson
+
+from service.context.size import Size, media_of
+from storage import elements
+
+KEPT_SHARE: Final = 0.6
+"""Of the window, that a view which has moved may take."""
+
+_RESULT: Final = b'"tool_result"'
+
+
+class View(NamedTuple):
+    """What is sent: the messages from here on; ``moved`` if those of the turn before began further to the front."""
+
+    begins: int = 0
+    moved: bool = False
+
+
+WHOLE: Final = View()
+"""All of them."""
+
+
+class Limit(NamedTuple):
+    """What a view may take.
+
+    Attributes:
+        tokens: at most.
+        rate: tokens a byte of text.
+        head_bytes: of what stands in front of every view.
+    """
+
+    tokens: int
+    rate: float
+    head_bytes: int
+
+    def takes(self, size: Size) -> bool:
+        """Whether messages of this size fit."""
+        return self.rate * (size.text_bytes + self.head_bytes) + size.media.tokens <= self.tokens
+
+
+def later(history: Sequence[bytes], new: Sequence[bytes], begins: int, limit: Limit) -> int:
+    """Where the view begins from now on; where it does already, if nothing can leave it.
+
+    Args:
+        history: the stored messages.
+        new: those of the turn, which stay.
+        begins: where it began until now.
+        limit: what it may take, if there is a place that leaves so little; else the last place there is.
+    """
+    everything = [*history, *new]
+    places = [at for at in _beginnings(everything) if begins < at <= len(history)]
+    if not places:
+        return begins
+    fitting, size, end = [], Size(0, media_of(())), len(everything)
+    for at in reversed(places):
+        size = _larger(size, everything[at:end])
+        end = at
+        if not limit.takes(size):
+            break
+        fitting.append(at)
+    return fitting[-1] if fitting else places[-1]
+
+
+def _larger(size: Size, messages: Sequence[bytes]) -> Size:
+    media = media_of(messages)
+    text_bytes = sum(len(message) - elements.HEADER_BYTES for message in messages) - media.size_bytes
+    return Size(size.text_bytes + text_bytes, size.media + media)
+
+
+def _beginnings(messages: Sequence[bytes]) -> list[int]:
+    """Where a view may begin: at the first of the user's messages behind an answer, unless that holds results."""
+    places, before = [], "assistant"
+    for at, message in enumerate(messages):
+        role = orjson.loads(elements.json_of(message))["role"]
+        if role == "user" and before == "assistant" and _RESULT not in message:
+            places.append(at)
+        before = role
+    return places

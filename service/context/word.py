@@ -1,0 +1,57 @@
+"""What a turn leaves about the session's context for the next one: one word in the session's hash; pure.
+
+Opaque to the store. Commit writes it, begin answers it. A word that is not understood, of an older or a newer version,
+is as none: it makes requests cheaper and estimates better, and no request depends on it.
+"""
+
+import re
+from typing import Final, NamedTuple
+
+_SOUND_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_VERSION: Final = "1"
+
+
+class Context(NamedTuple):
+    """The context after a turn.
+
+    Attributes:
+        asked: so many messages of the history were in the turn's request, or in front of it.
+        messages: the same with its answer.
+        begins: the first of them that was sent.
+        tokens: of request and answer, as Claude counted them; 0 if it did not.
+        text_bytes: of the same, without media.
+        media_bytes, media_tokens: of its images and documents (size.py).
+        message_id: of Claude's answer; "" if it named none.
+    """
+
+    asked: int = 0
+    messages: int = 0
+    begins: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    media_bytes: int = 0
+    media_tokens: int = 0
+    message_id: str = ""
+
+    def packed(self) -> str:
+        """As it is stored."""
+        return " ".join((_VERSION, *map(str, self)))
+
+
+UNKNOWN: Final = Context()
+"""Before the first turn."""
+
+
+def unpacked(word: str) -> Context:
+    """A stored word; `UNKNOWN` if it is none."""
+    version, *parts = word.split(" ")
+    numbers = parts[:-1]
+    if version != _VERSION or len(parts) != len(UNKNOWN) or not all(part.isdecimal() for part in numbers):
+        return UNKNOWN
+    asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
+    return Context(asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
+
+
+def sound_id(message_id: str | None) -> str:
+    """The id of an answer, if it can be kept; Claude's can."""
+    return message_id if message_id and _SOUND_ID.fullmatch(message_id) else ""

@@ -1,0 +1,95 @@
+"""A conversation that outgrows the model's window: known before Claude is asked, in every dialect."""
+
+import pytest
+
+from tests.e2e.caller import Answer, Caller
+from tests.instruments.processes import Fleet, Simulator
+
+pytestmark = pytest.mark.anyio
+
+MODEL = "claude-haiku-4-5"  # which has the smallest window, 200,000 tokens
+HALF = "What was said before is only read again. " * 10_000  # 102,500 tokens
+
+
+async def say(caller: Caller, name: str, said: str) -> Answer:
+    body = {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": said}]}
+    return await caller.request("POST", "/v1/messages", json=body, headers={"x-session-id": name})
+
+
+async def paths(simulator: Simulator) -> list[str]:
+    return [request["path"] for request in await simulator.requests()]
+
+
+async def test_a_turn_that_would_not_fit_is_refused_before_claude_is_asked(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    await one.get("/v1/models")  # a replica that has just begun may not know the window yet
+    await two.get("/v1/models")
+    assert (await say(one, name, HALF)).status == 200
+    before = await one.session(name)
+    assert before["context_tokens"] > 100_000
+    asked = len(await paths(simulator))
+    refused = await say(two, name, HALF)
+    assert refused.status == 400
+    error = refused.json["error"]
+    assert error["details"]["error_code"] == "context_length_exceeded"
+    assert error["message"].startswith("prompt is too long: 205")
+    assert error["message"].endswith("tokens > 200000 maximum")
+    chat = await one.chat(HALF, name, model=MODEL)
+    assert chat.code == "context_length_exceeded"
+    assert (await paths(simulator))[asked:] == ["/v1/messages/count_tokens"] * 2
+    after = await one.session(name)
+    assert after["message_count"] == before["message_count"] == 2
+    assert (await say(two, name, "Well.")).status == 200, "the session is as it was"
+    assert (await paths(simulator))[-1] == "/v1/messages"
+
+
+async def test_a_turn_tells_the_size_that_was_expected(one: Caller, two: Caller, name: str) -> None:
+    assert (await say(one, name, HALF[:20_000])).status == 200
+    usage = (await say(two, name, HALF[:4_000])).json["usage"]
+    sent = sum(usage[f"{kind}input_tokens"] for kind in ("", "cache_read_", "cache_creation_"))
+    turn = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"][0]
+    assert turn["sent"]["context_tokens"] == pytest.approx(sent, rel=0.03)
+    assert (await one.session(name))["context_tokens"] == sent + usage["output_tokens"]
+
+
+async def test_the_oldest_exchanges_leave_what_is_sent_and_never_the_store(
+    fleet: Fleet, one: Caller, simulator: Simulator, name: str
+) -> None:
+    replica = await fleet.add_replica(env={"BATON_CONTEXT_POLICY": "truncate"})
+    caller = Caller(one.http, replica.url)
+    await caller.get("/v1/models")
+    part = HALF[:180_000]  # 45,000 tokens, of which two and no three are 60 % of the window
+    for number in range(4):
+        answer = await say(caller, name, f"{number} My name is Ada. {part}")
+        assert (answer.status, "x-baton-context" in answer.headers) == (200, False)
+    moved = await say(caller, name, f"4 {part} what did i say first")
+    assert (moved.status, moved.headers["x-baton-context"]) == (200, "truncate; left_out=6")
+    assert moved.json["content"][0]["text"].startswith('You first said: "3 My name is Ada.')
+    turn = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"][0]
+    assert (turn["sent"]["left_out"], turn["sent"]["messages"], turn["sent"]["epoch_began"]) == (6, 3, ["context"])
+    # It stays there, on any replica, and what was moved is in the cache by now.
+    stays = await say(one, name, "And then?")
+    assert stays.headers["x-baton-context"] == "truncate; left_out=6"
+    usage = stays.json["usage"]
+    assert usage["cache_read_input_tokens"] > 90_000 > usage["cache_creation_input_tokens"] + usage["input_tokens"]
+    counted = {"model": MODEL, "messages": [{"role": "user", "content": "And then?"}]}
+    count = await one.request("POST", "/v1/messages/count_tokens", json=counted, headers={"x-session-id": name})
+    assert count.json["input_tokens"] < 150_000
+    session = await one.session(name)
+    assert session["message_count"] == 12
+    assert (await one.messages(name))[0]["content"].startswith("0 My name is Ada.")
+    # What does not fit alone does not fit at all.
+    whole = await say(caller, name, HALF * 2)
+    assert whole.json["error"]["details"]["error_code"] == "context_length_exceeded"
+
+
+async def test_strict_callers_are_not_sent_another_prefix(fleet: Fleet, one: Caller, name: str) -> None:
+    replica = await fleet.add_replica(env={"BATON_CONTEXT_POLICY": "truncate"})
+    caller = Caller(one.http, replica.url)
+    await caller.get("/v1/models")
+    assert (await say(caller, name, HALF)).status == 200
+    body = {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": HALF}]}
+    headers = {"x-session-id": name, "x-session-prefix": "strict"}
+    refused = await caller.request("POST", "/v1/messages", json=body, headers=headers)
+    assert (refused.status, refused.json["error"]["details"]["error_code"]) == (409, "prefix_changed")
