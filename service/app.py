@@ -54,7 +54,8 @@ from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.checkpoints import Checkpoints
 from storage.connect import Client, Credential, Deadlines, connect
-from storage.first_contact import StoreRefused, first_contact, health
+from storage.first_contact import StoreRefused, first_contact
+from storage.health import health
 from storage.index import Index
 from storage.keys import Keyspace
 from storage.log import Log
@@ -109,7 +110,7 @@ def build(
     compaction = _compaction(settings, claude, models, redis)
     life = Life()
     deliveries = Deliveries(store.turns)
-    watch = _watch(settings, beside, keyspace, on_refused)
+    watch = _watch(settings, redis, beside, keyspace, on_refused)
     keys = ApiKeys(redis, keyspace, budget_s=settings.store_begin_s)
     known = KnownKeys(keys, watch.require)
     gate = _gate(settings, known, keyspace)
@@ -201,12 +202,14 @@ def open_store(settings: Settings, url: str, *, connections_max: int) -> Client:
 
 
 def _watch(
-    settings: Settings, redis: Client, keyspace: Keyspace, on_refused: Callable[[StoreRefused], None]
+    settings: Settings, redis: Client, beside: Client, keyspace: Keyspace, on_refused: Callable[[StoreRefused], None]
 ) -> StoreWatch:
+    """Watches the store that ``redis`` is a client of, by the connections of ``beside``."""
     allowed = settings.redis_eviction_allowed
+    look_s = Deadlines().command_s + Deadlines().connect_s
     return StoreWatch(
-        partial(first_contact, redis, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
-        partial(health, redis, keyspace, deadline_s=Deadlines().command_s + Deadlines().connect_s),
+        partial(first_contact, beside, keyspace, eviction_allowed=allowed, deadline_s=_CONTACT_S),
+        partial(health, beside, keyspace, deadline_s=look_s, others=[redis]),
         on_refused,
     )
 

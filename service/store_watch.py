@@ -22,7 +22,8 @@ from typing import Final
 
 from service import telemetry
 from service.errors import BatonError
-from storage.first_contact import Health, StoreRefused
+from storage.first_contact import StoreRefused
+from storage.health import Health
 from storage.results import StoreUnavailable
 
 _LOOK_EVERY_S: Final = 1.0

@@ -1,4 +1,4 @@
-"""The checks of first contact: whether a store may be trusted with conversations. And whether it takes writes now.
+"""The checks of first contact: whether a store may be trusted with conversations.
 
 INFO is read of every primary (managed services refuse CONFIG), and the namespace's record:
 
@@ -16,19 +16,16 @@ the sessions of the others.
 
 import asyncio
 import re
-from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
-    BusyLoadingError,
     ConnectionError,
     NoPermissionError,
     RedisError,
-    ResponseError,
 )
 from redis.exceptions import TimeoutError as NoAnswer
 
@@ -46,8 +43,8 @@ _NO_CLUSTER: Final = "cluster support disabled"
 
 RIGHTS: Final = load("boot/rights")
 READ_COMMANDS: Final = frozenset(
-    {"HGET", "HGETALL", "HMGET", "HSET", "HSETNX", "LLEN", "LRANGE", "PEXPIRETIME", "XRANGE", "XREVRANGE"}
-    | {"ZCARD", "ZCOUNT", "ZINTER", "ZRANGE"}
+    {"HGET", "HGETALL", "HMGET", "HSETNX", "LLEN", "LRANGE", "PEXPIRETIME", "XRANGE", "XREVRANGE"}
+    | {"SET", "ZCARD", "ZCOUNT", "ZMSCORE", "ZRANGE"}
 )
 """What is sent without a script, with a key; EVAL, EVALSHA, INFO and TIME are sent here anyway."""
 TRANSACTION: Final = frozenset({"MULTI", "EXEC"})
@@ -228,56 +225,3 @@ def _namespace_problems(keyspace: Keyspace, recorded: dict[str, str]) -> list[st
             f"Namespace {keyspace.namespace!r} was made with another BATON_SECRET; the secret is permanent."
         )
     return problems
-
-
-Health = Literal["up", "refusing", "away"]
-"""Of the store. ``up``: it takes writes. ``refusing``: it answers and takes none (it is full, or a replica), or only a
-part of it answers. ``away``: it does not answer."""
-
-
-async def health(redis: Redis, keyspace: Keyspace, *, deadline_s: float) -> Health:
-    """How the store is now, by a write: a full or read-only Redis would still answer PING.
-
-    A connection that turns out to be broken is told from a store that is away by asking once more, on another one. A
-    cluster is away when none of its primaries answers: one that is lost takes its own sessions with it, and no others.
-
-    Args:
-        redis: a client of its own.
-        keyspace: where is written.
-        deadline_s: of all of it; longer than one command may take, whose end tells that a primary is silent.
-    """
-    if not isinstance(redis, Routed):
-        return await _written(redis, keyspace, deadline_s)
-    written, answering = await asyncio.gather(_written(redis, keyspace, deadline_s), _answering(redis, deadline_s))
-    primaries, answer = answering
-    if written == "up" and answer == primaries:
-        return "up"
-    return "refusing" if written != "away" or answer else "away"
-
-
-async def _written(redis: Redis, keyspace: Keyspace, deadline_s: float) -> Health:
-    try:
-        async with asyncio.timeout(deadline_s):
-            try:
-                await _write(redis, keyspace)
-            except ConnectionError:
-                await _write(redis, keyspace)
-    except (ResponseError, BusyLoadingError, AuthenticationError):
-        return "refusing"
-    except (RedisError, TimeoutError):
-        return "away"
-    return "up"
-
-
-async def _write(redis: Redis, keyspace: Keyspace) -> None:
-    await cast("Awaitable[Any]", redis.hset(keyspace.config(), "probed", "1"))
-
-
-async def _answering(redis: Routed, deadline_s: float) -> tuple[int, int]:
-    """How many primaries there are, and how many of them answer."""
-    try:
-        async with asyncio.timeout(deadline_s):
-            primaries = len(await redis.primaries())
-    except (RedisError, TimeoutError):
-        return 1, 0
-    return primaries, await redis.answering(deadline_s)

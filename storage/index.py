@@ -85,8 +85,8 @@ class Index:
 
         A session that is accessed while somebody pages moves to the front, and later pages do not show it again.
 
-        Cost: two commands for each bucket and mostly one round trip, to all primaries at once; with many buckets they
-        send about three times the page, and everything that is shared with the owner.
+        Cost: two commands for each bucket and mostly two round trips, to all primaries at once; with many buckets they
+        send about three times the page, and everything that is shared with the owner, for which there is a third.
         """
 
         async def ask() -> list[Listed]:
@@ -116,15 +116,30 @@ class Index:
         return await self._asked(ask)
 
     async def _shared(self, principal: str, index: Literal["by_access", "by_expiry"]) -> list[Listed]:
-        """All that is shared with a principal, with its scores in an index of all sessions; one round trip."""
+        """All that is shared with a principal, with its scores in an index of all sessions.
+
+        Cost: one round trip, and another if there is any. Each command names one key: while a slot moves key by key,
+        one that names several is refused if the slot does not hold all of them, and a list of nothing is never there.
+        """
+        refs = self._buckets(principal)
         async with self._redis.pipeline(transaction=False) as batch:
-            for ref in self._buckets(principal):
-                batch.zinter({ref.shared: 0, getattr(ref, index): 1}, withscores=True)
+            for ref in refs:
+                batch.zrange(ref.shared, 0, -1)
+            found: list[Any] = await batch.execute()
+        shared = [(getattr(ref, index), ids) for ref, ids in zip(refs, found, strict=True) if ids]
+        if not shared:
+            return []
+        async with self._redis.pipeline(transaction=False) as batch:
+            for key, ids in shared:
+                batch.zmscore(key, ids)
             replies: list[Any] = await batch.execute()
-        return [Listed(int(score), session.decode()) for rows in replies for session, score in rows]
+        scored = (
+            pair for (_, ids), scores in zip(shared, replies, strict=True) for pair in zip(ids, scores, strict=True)
+        )
+        return [Listed(int(score), session.decode()) for session, score in scored if score is not None]
 
     async def shared_active(self, principal: str) -> int:
-        """How many sessions that have not expired are shared with a principal. Cost: two round trips."""
+        """How many sessions that have not expired are shared with a principal. Cost: up to three round trips."""
 
         async def ask() -> int:
             seconds, micros = await self._redis.time()

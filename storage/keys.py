@@ -247,6 +247,10 @@ class Keyspace:
         """The list of all keys, and the count of their changes; in one slot."""
         return f"{{{self.namespace}:L}}:ids", f"{{{self.namespace}:L}}:now"
 
+    def probe(self, bucket: int) -> str:
+        """What is written to see whether the bucket's server takes writes."""
+        return f"{self._tag(bucket)}p"
+
     def config(self) -> str:
         """The namespace's record: number of buckets and the fingerprint of the secret, set once."""
         return "{" + self.namespace + "}:cfg"

@@ -9,15 +9,19 @@ does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, n
 is then sent again from here: to another primary at once, and what only reads also to one that refuses, every few
 milliseconds for a second at most. Anything else is told to the caller, who knows whether it may be sent twice.
 
-A node that let a call wait in vain is *silent* until it answers a PING, which it is sent again and again. Calls to it
-are refused at once meanwhile: a shard that stands still costs its sessions one deadline, and those of others nothing.
+A node that let a call wait in vain and answered no other meanwhile is *silent* until it answers a PING, which it is
+sent again and again. Calls to it are refused at once meanwhile: a shard that stands still costs its sessions one
+deadline, and those of others nothing. A PING that was swallowed itself takes its time to be given up; so whoever hears
+from all primaries on other connections says so (`Routed.trust`), and from then on nobody is refused for what was.
 """
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
@@ -34,7 +38,7 @@ from redis.exceptions import (
 )
 
 from storage.failures import Unreached, never_sent, of_our_own, refused_for_now, silent, without_command
-from storage.pool import refused_call
+from storage.pool import Pool, refused_call
 from storage.topology import Topology
 from storage.tracebacks import let_go
 
@@ -44,7 +48,7 @@ _HOPS_MAX: Final = 5
 _REFUSED_FOR_S: Final = 1.0
 _REFUSED_WAIT_S: Final = 0.02
 _SCRIPTS: Final = ("EVAL", "EVALSHA")
-_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3, "ZINTER": 2}  # of all others behind the name
+_KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3}  # of all others behind the name
 _KEYLESS: Final = ("TIME", "INFO", "PING")
 _PING_EVERY_S: Final = 0.1
 
@@ -58,6 +62,11 @@ def _slot(command: Sequence[Any]) -> int:
 def _host(node: Redis) -> str:
     """Where a node was reached: it leaves the host out of MOVED and ASK where that is the same."""
     return str(node.connection_pool.connection_kwargs["host"])
+
+
+def _heard_at(node: Redis) -> float:
+    """When a node last answered anything, by the monotonic clock."""
+    return cast(Pool, node.connection_pool).answered_at
 
 
 class _Nowhere(Connection):
@@ -78,6 +87,7 @@ class Routed(Redis):
         super().__init__(connection_pool=ConnectionPool(connection_class=_Nowhere))
         self.topology = topology
         self._silent: dict[Redis, asyncio.Task[None]] = {}
+        self._trusted_at = float("-inf")
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Sends a command to the primary of its key."""
@@ -107,10 +117,11 @@ class Routed(Redis):
         nodes = await self.topology.primaries()
         failed: RedisError = Unreached("No primary answers.")
         for node in [one for one in nodes if one not in self._silent]:
+            asked_at = time.monotonic()
             try:
                 return await send(node)
             except (ConnectionError, TimeoutError) as error:
-                self.note(node, error)
+                self.note(node, error, asked_at)
                 if of_our_own(error):
                     raise
                 failed = error
@@ -130,7 +141,17 @@ class Routed(Redis):
                 raise Unreached("The primary does not answer.")
         return node
 
+    def trust(self, since: float) -> None:
+        """All primaries have answered on other connections since then: nobody is silent whom older calls say to be."""
+        self._trusted_at = max(self._trusted_at, since)
+        for task in self._silent.values():
+            task.cancel()
+        self._silent.clear()
+
     async def _until_it_answers(self, node: Redis) -> None:
+        # What is idle may lead nowhere, and would cost the first PING its deadline.
+        with contextlib.suppress(RedisError, OSError):
+            await node.connection_pool.disconnect(inuse_connections=False)
         while True:
             try:
                 await node.ping()
@@ -142,21 +163,20 @@ class Routed(Redis):
                 await asyncio.sleep(_PING_EVERY_S)
             else:
                 break
-        del self._silent[node]
+        if self._silent.get(node) is asyncio.current_task():
+            del self._silent[node]
 
-    async def answering(self, wait_s: float) -> int:
-        """How many primaries answer within that time; who does not is doubted, so that it is looked up anew."""
-        nodes = await self.topology.primaries()
-        asked = {asyncio.ensure_future(node.time()): node for node in nodes}
-        done, silent = await asyncio.wait(asked, timeout=wait_s)
-        for one in silent:
-            one.cancel()
-        await asyncio.gather(*asked, return_exceptions=True)
-        answered = {one for one in done if one.exception() is None}
-        for one, node in asked.items():
-            if one not in answered:
-                self.topology.doubt(node)
-        return len(answered)
+    async def one_of_each_primary(self, keys: Sequence[str]) -> list[str]:
+        """The first of these keys at each primary that has any.
+
+        Raises:
+            Unreached: nobody knows who the primaries are.
+        """
+        await self.topology.primaries()
+        first: dict[Redis | None, str] = {}
+        for key in keys:
+            first.setdefault(self.topology.last_known(key_slot(key.encode())), key)
+        return list(first.values())
 
     async def routed(
         self,
@@ -206,6 +226,7 @@ class Routed(Redis):
         send_asking: Callable[[Redis], Awaitable[_T]] | None,
     ) -> _T:
         """Does something at one node, and notes what its answer says about the topology."""
+        asked_at = time.monotonic()
         try:
             return await send(node)
         except MovedError as error:
@@ -217,15 +238,16 @@ class Routed(Redis):
                 raise
             return await send_asking(self.topology.node(error.host or _host(node), error.port))
         except RedisError as error:
-            self.note(node, error)
+            self.note(node, error, asked_at)
             raise
 
-    def note(self, node: Redis, error: RedisError) -> None:
-        """Doubts a node that does not answer as a primary."""
+    def note(self, node: Redis, error: RedisError, asked_at: float) -> None:
+        """Doubts a node that does not answer, or not as a primary, what it was asked then, by the monotonic clock."""
         lost = isinstance(error, ConnectionError | TimeoutError) and not of_our_own(error)
         if lost or refused_for_now(error):
             self.topology.doubt(node)
-        if silent(error) and node not in self._silent:
+        heard_at = max(self._trusted_at, _heard_at(node))
+        if silent(error) and heard_at < asked_at and node not in self._silent:
             # In a context of its own: it is not a part of this call.
             self._silent[node] = asyncio.create_task(self._until_it_answers(node), context=Context())
 
@@ -269,10 +291,11 @@ class RoutedPipeline(Pipeline):
             asking = None if self.is_transaction else partial(_sent_asking, commands)
             return await self._routed.routed(slots[0], partial(self._sent, commands), asking, _REFUSED_FOR_S)
         node = await self._routed.primary(slots[0])
+        asked_at = time.monotonic()
         try:
             return await self._sent(commands, node)
         except RedisError as error:
-            self._routed.note(node, error)
+            self._routed.note(node, error, asked_at)
             if of_our_own(error) or not (refused_for_now(error) or never_sent(error)):
                 raise
         by_slot = [[at for at, one in enumerate(slots) if one == slot] for slot in dict.fromkeys(slots)]

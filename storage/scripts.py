@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError, NoScriptError, RedisError, Timeout
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
 from storage.keys import SessionRef
-from storage.pool import CALL, Call, NoConnection, refused_call
+from storage.pool import CALL, Call, refused_call
 from storage.results import Reply, StoreBusy, StoreUnavailable, elsewhere
 from storage.tracebacks import let_go
 
@@ -110,22 +110,23 @@ async def answered(
         budget_s: for everything together.
         wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
             that is reported at once. While slots move it is asked again in any case.
-        wait_for_writes: ask again while Redis cannot take writes for now.
+        wait_for_writes: ask again while Redis cannot take writes for now. Who waits for either goes first where others
+            wait for a connection, too.
         wanted: asked each time before anything is sent, behind every wait for a connection or for who is the primary;
             what nobody wants any more is not sent.
 
     Raises:
-        StoreBusy: all connections were in use for as long as they are waited for.
+        StoreBusy: all connections were in use for as long as they are waited for, or until the budget was used up.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
     waits = wait_for_server or wait_for_writes
-    call = Call(wanted)
+    call = Call(wanted, goes_first=waits)
     outer = CALL.set(call)
     try:
         async with asyncio.timeout(budget_s) as budget:
             for attempt in range(10_000):
-                before, call.sent = unknown, False
+                before, call.sent, call.crowded_out = unknown, False, False
                 try:
                     return await ask()
                 except asyncio.CancelledError:  # that is how the budget ends
@@ -143,9 +144,9 @@ async def answered(
                     if not wanted():
                         raise
     except (RedisError, builtins.TimeoutError) as error:
-        busy = isinstance(error, NoConnection) and error.server_answers
         let_go(error)
-        raise (StoreBusy if busy else StoreUnavailable)(type(error).__name__, outcome_unknown=unknown) from error
+        failed = StoreBusy if call.crowded_out else StoreUnavailable
+        raise failed(type(error).__name__, outcome_unknown=unknown) from error
     finally:
         CALL.reset(outer)
     raise AssertionError("the budget ends before the attempts do")

@@ -91,6 +91,10 @@ class Topology(ABC):
                     raise
         return self._all_known()
 
+    def last_known(self, slot: int) -> Redis | None:
+        """The primary of a slot that was told last, without asking; None if it has none."""
+        return self._known(slot)
+
     def known(self) -> list[Redis]:
         """The primaries that were told last, without asking."""
         return self._all_known()

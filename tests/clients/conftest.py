@@ -37,7 +37,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     lines = []
     for result in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(result, ()):
-            said = dict(report.user_properties)
+            said = dict(getattr(report, "user_properties", ()))  # a module that cannot be read has none
             if "client" in said:
                 crash = getattr(report.longrepr, "reprcrash", None)
                 why = crash.message.splitlines()[:1] if crash else []

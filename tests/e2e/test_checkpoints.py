@@ -202,9 +202,10 @@ async def killed_in_mid_checkpoint(
     assert (await caller().chat(TOLD, name)).status == 200
     before = "first"
     for number in range(1, turns):
-        said = await caller().chat(f"{PADDING} [mark:m{number}]", name, max_tokens=100)
-        assert said.text.endswith(f"[seen:m{number}] [after:{before}]")
-        before = f"m{number}"
+        mark = f"m{number % 10}"  # the stand-in's summaries keep every mark there is: not too many of them
+        said = await caller().chat(f"{PADDING} [mark:{mark}]", name, max_tokens=100)
+        assert said.text.endswith(f"[seen:{mark}] [after:{before}]")
+        before = mark
         # The conversation leaves the time that a summary takes: it has no other way to fit.
         await asyncio.sleep(0.05)
         if number % (turns // (deaths + 1)) == 0 and number > 4:

@@ -138,7 +138,6 @@ async def test_what_is_held_and_comes_late_counts_once_or_not_at_all(clients: Tr
     await clients.assert_kept()
 
 
-@pytest.mark.only("standalone", "sentinel")
 async def test_a_pool_that_is_too_small_is_told_from_a_store_that_is_away(fleet: Fleet) -> None:
     """Two connections, and every answer takes a while: the store is fine, and this replica is overloaded."""
     few = await fleet.add_replica(redis_stall=True, env={"BATON_REDIS_CONNECTIONS_MAX": "2"})
@@ -148,7 +147,8 @@ async def test_a_pool_that_is_too_small_is_told_from_a_store_that_is_away(fleet:
         proxy_of(few).weather = Weather(delay_s=0.1)
         told = await clients.turns(40, clients=40)
         assert clients.outcomes(told) == {*COMPLETE, ("error", "overloaded")}
-        assert max(one.took_s for one in told if one.code) < BEGIN_S + ABORT_S + SLACK_S
+        # It may have waited for its begin and, in vain, for its history.
+        assert max(one.took_s for one in told if one.code) < 2 * BEGIN_S + ABORT_S + SLACK_S
         assert await metric(few, BUSY) > 0
         assert await metric(few, OPENINGS) == opened
         proxy_of(few).weather = FINE

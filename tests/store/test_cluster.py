@@ -25,6 +25,8 @@ BUCKETS = 64
 NOT_OURS = ("info", "ping", "replconf", "psync", "publish")
 _namespaces = itertools.count()
 PATIENT = {"connect_s": 5.0}  # on a busy machine; what hangs must not cost as much
+BUDGET_S = 5.0
+LISTING_S = 30.0  # hundreds of calls at once share eight connections; their deadlines are not what is tested
 FAILOVER_S = 15.0  # a node timeout of 1.5 s, an election, and a machine that does other things too
 
 
@@ -67,7 +69,7 @@ async def of_every_primary(store: Store, cluster: Cluster) -> dict[Server, Sessi
 
 
 async def test_a_killed_primary_that_nobody_replaces_is_told_and_its_return_is_noticed(primaries_only: Cluster) -> None:
-    async with opened(primaries_only.url, budget_s=1.0) as store:
+    async with opened(primaries_only.url, budget_s=BUDGET_S) as store:
         sessions = await of_every_primary(store, primaries_only)
         killed, ref = sessions.popitem()
         primaries = await store.primaries()
@@ -83,7 +85,7 @@ async def test_a_killed_primary_that_nobody_replaces_is_told_and_its_return_is_n
             with pytest.raises(StoreUnavailable, match="ClusterDownError") as caught:
                 await store.begin(other, "turn_" + "a" * 26)
             assert caught.value.outcome_unknown is False
-        assert time.monotonic() - started < 0.8
+        assert time.monotonic() - started < 0.8 * BUDGET_S
         patient = with_budget(store, FAILOVER_S)
         turn, other = "turn_" + "b" * 26, next(iter(sessions.values()))
         settling = asyncio.create_task(patient.abort(other, turn))  # who has to know waits
@@ -234,8 +236,7 @@ async def commands(store: Store) -> int:
 
 
 async def test_a_page_and_the_stats_cost_a_few_commands_a_bucket_however_much_is_stored(six_nodes: Cluster) -> None:
-    async with opened(six_nodes.url) as opened_store:
-        store = Store.of(opened_store.redis, "costs", buckets=BUCKETS)
+    async with opened(six_nodes.url, budget_s=LISTING_S, pool_wait_s=LISTING_S) as store:
         refs = [await store.created() for _ in range(400)]
         before = await commands(store)
         page = await store.index.page(OWNER, None, 100)
@@ -245,7 +246,7 @@ async def test_a_page_and_the_stats_cost_a_few_commands_a_bucket_however_much_is
         assert await commands(store) - before <= 4 * BUCKETS + 1
         before = await commands(store)
         snapshots = await store.sessions.snapshots([store.keyspace.session(one.session_id, OWNER) for one in page])
-        assert await commands(store) - before <= 3 * 100 + 1
+        assert await commands(store) - before <= 4 * 100 + 1
         assert None not in snapshots
         assert len(refs) == 400
 
@@ -253,8 +254,7 @@ async def test_a_page_and_the_stats_cost_a_few_commands_a_bucket_however_much_is
 @pytest.mark.parametrize("limit", [1, 7, 50, 100])
 async def test_pages_merge_all_buckets_in_order(six_nodes: Cluster, limit: int) -> None:
     """Sessions of equal times among them, and one bucket that has far more than its share."""
-    async with opened(six_nodes.url) as opened_store:
-        store = Store.of(opened_store.redis, f"merge{limit}", buckets=BUCKETS)
+    async with opened(six_nodes.url, budget_s=LISTING_S, pool_wait_s=LISTING_S) as store:
         crowded = [store.keyspace.session("sess_2a" + store.keyspace.issue()[7:], OWNER) for _ in range(120)]
         spread = [store.ref() for _ in range(60)]
         await asyncio.gather(*(store.create(ref) for ref in crowded + spread))

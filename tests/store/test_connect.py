@@ -10,7 +10,8 @@ import pytest
 
 from storage.connect import Deadlines
 from storage.embedded import EmbeddedValkey
-from storage.first_contact import StoreRefused, first_contact, health
+from storage.first_contact import StoreRefused, first_contact
+from storage.health import health
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable
 from tests.instruments.redis_servers import Cluster, Server, redis_server

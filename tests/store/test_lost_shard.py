@@ -2,22 +2,27 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from storage.connect import Deadlines, connect
 from storage.first_contact import first_contact
+from storage.health import Health, health
 from storage.keys import SessionRef, new_turn_id
 from storage.results import Begun, StoreUnavailable
+from tests.instruments.proxy import BLACK_HOLE, FINE
 from tests.instruments.redis_servers import Cluster, Server, until
+from tests.instruments.stall import RedisStall
 from tests.store.harness import OWNER, Store
 
 pytestmark = pytest.mark.anyio
 
 BUCKETS = 64
 COMMAND_S = 1.0
+PINGED_S = 0.3
 AT_ONCE_S = 0.7  # a look-up or two that wait a tenth of a second for who has not answered, on a busy machine
 
 
@@ -29,9 +34,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
+async def until_up(look: Callable[[], Awaitable[Health]]) -> None:
+    give_up = time.monotonic() + 3.0
+    while await look() != "up":
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.05)
+
+
 @asynccontextmanager
 async def opened(cluster: Cluster, name: str) -> AsyncIterator[Store]:
-    redis = connect(cluster.url, connections_max=4, deadlines=Deadlines(command_s=COMMAND_S))
+    async with opened_at(cluster.url, name) as store:
+        yield store
+
+
+@asynccontextmanager
+async def opened_at(url: str, name: str) -> AsyncIterator[Store]:
+    redis = connect(url, connections_max=4, deadlines=Deadlines(command_s=COMMAND_S))
     try:
         yield Store.of(redis, name, buckets=BUCKETS, budget_s=2.0)
     finally:
@@ -77,6 +95,53 @@ async def test_a_shard_that_stands_still_is_refused_at_once_and_the_others_go_on
             frozen.thaw()
         await asyncio.sleep(0.2)
         assert isinstance(await store.begin(ref, new_turn_id(), lease_ms=1), Begun)
+
+
+async def test_who_hears_of_all_primaries_refuses_nobody_for_what_was(cluster: Cluster) -> None:
+    """A call that waited in vain, and the PING after it, were swallowed; meanwhile others are answered."""
+    async with (
+        RedisStall(*(node.port for node in cluster.nodes)) as line,
+        opened_at(line.url_through(cluster.url), "hole") as store,
+        opened(cluster, "hole") as beside,
+    ):
+        ref = await store.created()
+        line.weather = BLACK_HOLE
+        for _ in range(2):  # it is told, and the PING is on its way
+            with pytest.raises(StoreUnavailable):
+                await store.begin(ref, new_turn_id())
+        await asyncio.sleep(PINGED_S)
+        line.weather = FINE
+        (silent,) = store.redis._silent
+        swallowed_at = time.monotonic()
+        assert await health(beside.redis, store.keyspace, deadline_s=3.0, others=[store.redis]) == "up"
+        assert isinstance(await store.begin(ref, new_turn_id(), lease_ms=1), Begun)
+        store.redis.note(silent, RedisTimeoutError(), swallowed_at)
+        assert store.redis._silent == {}, "a call that is older than what was heard since says nothing"
+        store.redis.note(silent, RedisTimeoutError(), time.monotonic())
+        assert set(store.redis._silent) == {silent}
+
+
+async def test_one_primary_that_takes_no_writes_or_stands_still_is_told(cluster: Cluster) -> None:
+    """Whichever it is; not only the one with the namespace's record."""
+    async with opened(cluster, "told") as store:
+
+        async def told(wanted: Health) -> None:
+            found = await health(store.redis, store.keyspace, deadline_s=3.0)
+            assert found == wanted
+
+        await told("up")
+        for node in cluster.nodes:
+            for name, value, as_it_was in (("maxmemory", "1", "0"), ("min-replicas-to-write", "1", "0")):
+                node.command("CONFIG", "SET", name, value)
+                await told("refusing")
+                node.command("CONFIG", "SET", name, as_it_was)
+                await told("up")
+        cluster.nodes[-1].freeze()
+        try:
+            await told("refusing")
+        finally:
+            cluster.nodes[-1].thaw()
+        await until_up(lambda: health(store.redis, store.keyspace, deadline_s=3.0))
 
 
 async def test_the_clock_is_read_elsewhere_if_its_primary_stands_still(cluster: Cluster) -> None:
@@ -135,7 +200,8 @@ async def test_nodes_that_do_not_know_their_address_and_those_that_are_no_primar
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     """MOVED names no host then: it is the one that was asked at."""
-    settings = ("--cluster-preferred-endpoint-type", "unknown-endpoint")
+    # Nobody is replaced but by the failover below, however long a busy machine lets somebody wait.
+    settings = ("--cluster-preferred-endpoint-type", "unknown-endpoint", "--cluster-node-timeout", "30000")
     with Cluster(tmp_path_factory.mktemp("nameless"), primaries=2, arguments=settings) as cluster:
         given = cluster.nodes[0]
         redis = connect(f"redis+cluster://{given.address}", connections_max=4, deadlines=Deadlines(connect_s=5.0))

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from storage.results import (
     StoreBusy,
     StoreUnavailable,
 )
-from storage.scripts import SCRIPTS, VERBS, ScriptRunner, answered, load
+from storage.scripts import _RESEND_WAIT_S, SCRIPTS, VERBS, ScriptRunner, answered, load
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
@@ -336,7 +336,8 @@ async def test_what_is_refused_for_now_is_sent_again_within_the_budget(
     ref = await own_store.created()
     turn, begun = await own_store.begun(ref)
     await refuse(True)
-    brief = Store.of(own_store.redis, "own", budget_s=0.3)
+    # It ends in the middle of the longest pause between two attempts: an attempt that is on its way would be unknown.
+    brief = Store.of(own_store.redis, "own", budget_s=sum(_RESEND_WAIT_S) - _RESEND_WAIT_S[-1] / 2)
     with pytest.raises(StoreUnavailable) as caught:
         await brief.commit(ref, turn, begun.head, elements(1))
     assert caught.value.outcome_unknown is False
@@ -394,11 +395,7 @@ async def test_a_pool_that_is_busy_is_told_from_a_server_that_is_silent(own_valk
 
     ahead = asyncio.create_task(pool.get_connection())
     waiting = asyncio.create_task(Store.of(redis, "own").created())
-
-    async def both_wait() -> bool:
-        return len(pool._condition._waiters) == 2
-
-    await until(both_wait)
+    await until(lambda: _are_waiting(pool, 2))
     await pool.release(taken.pop())
     with pytest.raises(StoreBusy) as caught:
         await waiting
@@ -406,6 +403,63 @@ async def test_a_pool_that_is_busy_is_told_from_a_server_that_is_silent(own_valk
     for connection in (await ahead, *taken):
         await pool.release(connection)
     await Store.of(redis, "own").created()
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_budget_that_ends_in_the_wait_for_a_connection_is_told_as_busy(own_valkey: EmbeddedValkey) -> None:
+    redis = connect(own_valkey.url, connections_max=2, deadlines=Deadlines())
+    pool: Any = redis.connection_pool
+    store = Store.of(redis, "own", budget_s=0.3)
+    taken = [await pool.get_connection() for _ in range(2)]
+    with pytest.raises(StoreUnavailable) as caught:
+        await store.created()
+    assert type(caught.value) is StoreUnavailable, "nobody was answered meanwhile"
+    ahead = asyncio.create_task(pool.get_connection())
+    waiting = asyncio.create_task(store.created())
+    await until(lambda: _are_waiting(pool, 2))
+    await pool.release(taken.pop())
+    with pytest.raises(StoreBusy) as caught:
+        await waiting
+    assert caught.value.outcome_unknown is False
+    for connection in (await ahead, *taken):
+        await pool.release(connection)
+    assert not pool._waiting
+    await store.created()
+    await redis.aclose()
+
+
+async def _are_waiting(pool: Any, count: int) -> bool:
+    return len(pool._condition._waiters) == count
+
+
+@pytest.mark.anyio
+async def test_what_ends_a_turn_goes_first_where_connections_are_waited_for(own_valkey: EmbeddedValkey) -> None:
+    redis = connect(own_valkey.url, connections_max=1, deadlines=Deadlines())
+    pool: Any = redis.connection_pool
+    store = Store.of(redis, "own")
+    ref = await store.created()
+    turn, begun = await store.begun(ref)
+    connection = await pool.get_connection()
+    ended: list[str] = []
+
+    async def noting(name: str, call: Awaitable[object]) -> None:
+        await call
+        ended.append(name)
+
+    async def other(number: int) -> None:
+        await noting(f"other {number}", store.sessions.get(ref))
+
+    given_up = asyncio.create_task(store.abort(ref, new_turn_id()))
+    others = [asyncio.create_task(other(number)) for number in range(5)]
+    await until(lambda: _are_waiting(pool, 6))
+    last = asyncio.create_task(noting("commit", store.commit(ref, turn, begun.head, elements(1))))
+    await until(lambda: _are_waiting(pool, 7))
+    given_up.cancel()
+    await pool.release(connection)
+    await asyncio.gather(last, *others)
+    assert (ended[0], sorted(ended[1:])) == ("commit", [f"other {number}" for number in range(5)])
+    assert (pool._waiting, pool._first) == ({}, 0)
     await redis.aclose()
 
 

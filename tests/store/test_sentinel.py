@@ -1,6 +1,7 @@
 """Behind Sentinel: the primary is looked up, a promotion is followed, and the Sentinels' credential is their own."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,8 @@ from redis.asyncio import Redis
 
 from storage.connect import Credential, Deadlines, connect
 from storage.failures import Unreached
-from storage.first_contact import first_contact, health
+from storage.first_contact import first_contact
+from storage.health import health
 from storage.keys import Keyspace, SessionRef, new_turn_id
 from storage.results import Begun, Settled, StoreUnavailable
 from storage.topology import require_primary
@@ -126,6 +128,31 @@ async def test_dead_and_hanging_sentinels_do_no_harm(sentinels: SentinelSet) -> 
     hanging.thaw()
 
 
+async def test_looking_up_again_and_again_keeps_no_connection(sentinels: SentinelSet) -> None:
+    """Each look-up asks on new ones, also one that does not answer; and they are gone with it."""
+    hanging = sentinels.sentinels[0]
+    async with opened(url(sentinels)) as store:
+        topology = store.redis.topology
+
+        async def look_up() -> None:
+            topology.doubt(await topology.primary(0))
+            await topology.primary(0)
+
+        await look_up()
+        before = len(os.listdir("/proc/self/fd"))
+        hanging.freeze()
+        try:
+            for _ in range(10):
+                await look_up()
+        finally:
+            hanging.thaw()
+        pools = [sentinel.connection_pool for sentinel in topology._sentinels]
+        assert [len(pool._in_use_connections) for pool in pools] == [0, 0, 0]
+        assert max(len(pool._available_connections) for pool in pools) <= 2
+        assert not any(one.is_connected for pool in pools for one in pool._available_connections)
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
 async def running(store: Store, ref: SessionRef, until_it_moved: asyncio.Event) -> tuple[int, list[float]]:
     """Turns one after the other until some succeeded after the move; how many did, and how long each waited."""
     done, waits, after = 0, [], 0
@@ -228,4 +255,4 @@ async def test_a_killed_primary_is_followed_and_nothing_is_lost(sentinels: Senti
             await hasty.begin(ref, new_turn_id())
         assert await store.commit(ref, turn, begun.head, elements(3)) == Settled("committed", 2)
         assert (await store.turns.history(ref, 5)).elements == elements(2) + elements(3)
-        assert isinstance(await hasty.begin(ref, new_turn_id()), Begun)
+        assert isinstance(await store.begin(ref, new_turn_id()), Begun)

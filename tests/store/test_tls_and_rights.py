@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from storage.connect import Credential, Deadlines, connect
-from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, health, script_commands
+from storage.first_contact import READ_COMMANDS, StoreRefused, first_contact, script_commands
+from storage.health import health
 from storage.results import StoreUnavailable
 from storage.tls import Tls
 from storage.turns import Rewind
@@ -188,7 +189,8 @@ async def test_the_documented_user_may_do_all_that_is_done(restricted: Server) -
         await store.sessions.messages(ref, 0, 1)
         await store.sessions.snapshots([ref])
         await store.sessions.labels([ref])
-        await store.index.page("alice", None, 10)
+        await store.shares.share(ref, "bob", "viewer")
+        await store.index.page("bob", None, 10)
         await store.index.shared_active("alice")
         await store.index.counts(None)
         await store.index.expired(10)

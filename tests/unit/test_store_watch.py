@@ -9,7 +9,7 @@ import pytest
 from service import telemetry
 from service.errors import BatonError
 from service.store_watch import _LOOK_EVERY_S, _LOOK_GAP_S, _LOOK_WAIT_S, StoreWatch
-from storage.first_contact import Health
+from storage.health import Health
 from storage.results import StoreUnavailable
 
 COMMAND_S = 2.0
