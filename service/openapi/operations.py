@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from service import archive
-from service.openapi.schemas import METADATA, PRINCIPAL, TEXT, Schema, one_or_another, ref, whole
+from service.openapi.schemas import IMPORTED_NAME, METADATA, PRINCIPAL, TEXT, Schema, one_or_another, ref, whole
 
 Content = Mapping[str, Schema]
 
@@ -362,7 +362,7 @@ TRANSFERS: Final = (
         body="Import",
         lines=archive.MEDIA_TYPE,
         headers=("Idempotency-Key",),
-        query=(Query("name", {"type": "string"}, "the session's name; empty for none"),),
+        query=(Query("name", IMPORTED_NAME, "the session's name; empty for none"),),
         answers=(
             Answer(201, "the session", _json("Session"), (*_AS_SEEN, "X-Baton-Ignored")),
             Answer(

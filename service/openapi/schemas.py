@@ -84,6 +84,10 @@ def _but(names: Collection[str], prefix: str = "") -> Schema:
     return {"not": {"type": "string", "pattern": f"^({begun}({'|'.join(sorted(names))})$)"}}
 
 
+IMPORTED_NAME: Final[Schema] = {"type": "string", "pattern": f"^({addressing.NAME.pattern})?$"} | _but(
+    RESERVED, "sess_"
+)
+"""A name, or none."""
 ADDRESS: Final = SESSION_NAME | _but(RESERVED)
 """A session that may be there."""
 ADDRESS_OR_NEW: Final = SESSION_NAME | _but(RESERVED - {"new"})
