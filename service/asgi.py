@@ -32,6 +32,10 @@ _SHARE: Final = "baton.body"  # in a scope: what its body counts for
 _DROP_WAIT_S = 30.0  # what comes of a body after its answer is dropped for so long at most,
 _DROP_SILENCE_S = 1.0  # and as long as it keeps coming
 _CLOSE = (b"connection", b"close")
+_NO_SUCH_PATH: Final = (
+    "No such path; GET /openapi.json lists what there is. A base URL ends in /v1 for OpenAI's clients, "
+    "and without it for Anthropic's."
+)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
 
 
@@ -441,7 +445,7 @@ def _as_told(error: Exception) -> BatonError:
         allowed = dict(error.headers or {})
         return BatonError("method_not_allowed", "The path exists, but not with this method.", headers=allowed)
     if isinstance(error, HTTPException) and error.status_code == 404:
-        return BatonError("route_not_found", "No such path; GET / lists what there is.")
+        return BatonError("route_not_found", _NO_SUCH_PATH)
     return internal_error()
 
 

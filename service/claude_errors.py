@@ -77,7 +77,7 @@ def _is_ours(error: dict[str, Any], message: str) -> bool:
 
 def _translated(status: int, message: str) -> BatonError:
     if status == 404:
-        return BatonError("model_not_found", message or "Claude knows no such model.", param="model")
+        return BatonError("model_not_found", _no_such_model(message), param="model")
     if status == 413:
         return BatonError("request_too_large", "The conversation is larger than Claude accepts in one request (32 MB).")
     if status == 429:
@@ -93,6 +93,11 @@ def _translated(status: int, message: str) -> BatonError:
     if "prompt is too long" in message:
         return BatonError("context_length_exceeded", message, param="messages")
     return BatonError("upstream_invalid_request", f"Claude refused the request: {message or status}")
+
+
+def _no_such_model(message: str) -> str:
+    said = f" ({message})" if message else ""
+    return f"Claude knows no such model{said}. GET /v1/models lists those that there are."
 
 
 def of_event(event: Event) -> tuple[int, BatonError]:

@@ -40,10 +40,11 @@ def main() -> None:
 
 @main.command()
 def serve() -> None:
-    """Run one replica; every setting is an environment variable (README, "Settings").
+    """Run one replica; every setting is an environment variable.
 
-    Without BATON_REDIS_URL it starts a private Valkey of its own and keeps its files in .baton; that is for one
-    replica. For several, give all the same BATON_REDIS_URL and BATON_SECRET and put a balancer in front.
+    The README lists them under "Settings". Without BATON_REDIS_URL it starts a private Valkey of its own and keeps its
+    files in .baton; that is for one replica. For several, give all the same BATON_REDIS_URL and BATON_SECRET and put a
+    balancer in front.
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them: process 1 would not even notice
         signal.signal(number, lambda *_: sys.exit(0))
@@ -54,7 +55,7 @@ def serve() -> None:
 
 @main.command()
 def check() -> None:
-    """Check settings and store as a replica does when it starts, and end; writes nothing.
+    """Check settings and store as a replica would, and write nothing.
 
     Ends with 0 if a replica would serve (warnings do not count), 78 if it would refuse to, 69 if the store cannot be
     reached now.
@@ -73,10 +74,10 @@ def check() -> None:
     "--window-tokens", "windows", multiple=True, metavar="MODEL=N", help="The window of a model; may be given again."
 )
 def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | None, windows: tuple[str, ...]) -> None:
-    """Run a stand-in for Claude: it speaks the Messages API over a socket and answers from what it is sent.
+    """Run a stand-in for Claude, to try Baton without a key.
 
-    It knows no language; it can tell your name if, and only if, the conversation that it was sent holds it. Point
-    ANTHROPIC_BASE_URL at it to try Baton without a key.
+    It speaks the Messages API over a socket and answers from what it is sent. It knows no language; it can tell your
+    name if, and only if, the conversation that it was sent holds it. Point ANTHROPIC_BASE_URL at it.
     """
     from service.simulator.app import Options, run
     from service.simulator.models import set_window
@@ -109,11 +110,11 @@ main.add_command(sessions_command.command(_store_settings))
 @main.command()
 @click.option("--once", is_flag=True, help="End after the story: 0 if it proves continuity, else 1.")
 def demo(once: bool) -> None:
-    """See one conversation carried over three replicas, one of which is killed while it answers.
+    """Carry a conversation over three replicas, and kill one of them.
 
-    Needs no key, no Redis and no configuration. It starts a private Valkey, a stand-in for Claude, three replicas and
-    a front that sends every request to the next replica, each a process of its own on 127.0.0.1, and stops them all at
-    the end. The client is the openai SDK; it sends only what is new.
+    It needs no key, no Redis and no configuration. It starts a private Valkey, a stand-in for Claude, three replicas
+    and a front that sends every request to the next replica, each a process of its own on 127.0.0.1, and stops them all
+    at the end. The client is the openai SDK; it sends only what is new.
 
     \b
     It tells, turn by turn, who served what:

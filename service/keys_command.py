@@ -10,7 +10,7 @@ import getpass
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 import orjson
@@ -62,7 +62,8 @@ def command(read: Read) -> click.Group:
           baton keys rotate key_… --overlap-s 3600
           baton keys disable key_…
 
-        It needs the store's settings only: BATON_REDIS_URL, BATON_SECRET, BATON_NAMESPACE, as replicas have them.
+        It needs the store's settings only, as replicas have them: BATON_REDIS_URL, BATON_SECRET, BATON_NAMESPACE; for
+        an embedded store BATON_DATA_DIR, or the directory that `baton serve` is started in.
         """  # noqa: D301 - click wants the character \b, not the two
         context.obj = read
 
@@ -92,6 +93,8 @@ def _create(
 ) -> None:
     """Make a key, and show its text this once."""
     pairs = [label.partition("=") for label in labels]
+    if unpaired := [label for label, (_, equals, _) in zip(labels, pairs, strict=True) if not equals]:
+        raise click.UsageError(f"--label {unpaired[0]}: write name=value")
     expires_ms = 0 if days is None else int(time.time() + days * 86_400) * 1000
     with _told_by_option():
         key_fields.principal(principal)
@@ -136,10 +139,17 @@ def _list(read: Read, principal: str, as_json: bool) -> None:
     if as_json:
         click.echo(orjson.dumps([key_fields.key_object(key) for key in found]))
         return
-    for key in found:
-        shown = key_fields.key_object(key)
-        state = "disabled" if key.disabled else f"until {shown['expires_at']}" if key.expires_ms else "no expiry"
-        click.echo(f"{key.id}  {key.principal}  {','.join(shown['scopes'])}  {state}  {key.labels_json.decode()}")
+    rows = [_row(key_fields.key_object(key)) for key in found]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(map(str.ljust, row, widths)).rstrip())
+
+
+def _row(shown: dict[str, Any]) -> tuple[str, ...]:
+    """A key as one line of a list."""
+    expires = shown["expires_at"]
+    state = "disabled" if shown["disabled"] else f"until {expires}" if expires else "no expiry"
+    return shown["id"], shown["principal"], _plain(shown["scopes"]), state, _plain(shown["labels"])
 
 
 @click.command("show")
@@ -183,7 +193,10 @@ def _rotate(read: Read, key_id: str, overlap_s: int, as_json: bool) -> None:
 @click.argument("key_id")
 @click.pass_obj
 def _disable(read: Read, key_id: str) -> None:
-    """Refuse a key, and end what runs with it, within seconds; `enable` takes it back."""
+    """Refuse a key, and end what runs with it, within seconds.
+
+    `enable` takes the key again.
+    """
     _set_disabled(read, key_id, disabled=True)
 
 
@@ -263,10 +276,24 @@ def _say(key: ApiKey, text: str, *, as_json: bool) -> None:
         return
     for name, value in shown.items():
         if name not in ("object", "key"):
-            click.echo(f"{name:<16}{orjson.dumps(value).decode() if isinstance(value, list | dict) else value}")
+            click.echo(f"{name:<16}{_plain(value)}".rstrip())
     if text:
         click.echo("This is the key. It is not shown again:", err=True)
         click.echo(text)
+
+
+def _plain(value: Any) -> str:
+    """A value of a key as people read it."""
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case list():
+            return ", ".join(value)
+        case dict():
+            return ", ".join(f"{name}={text}" for name, text in value.items())
+    return str(value)
 
 
 async def _found(keys: ApiKeys, key_id: str) -> ApiKey:

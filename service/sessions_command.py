@@ -45,7 +45,7 @@ def command(read: Read) -> click.Group:
     @click.group()
     @click.pass_context
     def sessions(context: click.Context) -> None:
-        """Take sessions out of a store, and put them into one: a backup, and the way to another deployment.
+        """Take sessions out of a store, and put them into another.
 
         \b
         A backup, whatever the store is, while replicas serve from it:

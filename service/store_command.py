@@ -1,11 +1,13 @@
 """What the commands have in common that talk to the store themselves, so that they need no running replica.
 
 An embedded store that a replica is running is asked where it runs; one that nobody runs is started for the moment.
+Whoever stands in the wrong directory is told so: what is made in a store that begins there, no replica would see.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Final, TypeVar
 
 import click
@@ -57,6 +59,7 @@ def with_store(read: Read, do: Do[_T], *, claim: bool = True, deadlines: Deadlin
     try:
         with contextlib.ExitStack() as stack:
             if url == "embedded":
+                _say_if_absent(settings.data_dir, claim)
                 url = running_url(settings.data_dir) or stack.enter_context(EmbeddedValkey.start(settings.data_dir)).url
                 secret = secret or kept_secret(settings.data_dir)
             return asyncio.run(_at(settings, url, secret, do, claim, deadlines or Deadlines()))
@@ -67,6 +70,15 @@ def with_store(read: Read, do: Do[_T], *, claim: bool = True, deadlines: Deadlin
     except StoreUnavailable as error:
         again = " What was asked for may have been done." if error.outcome_unknown else ""
         raise Away(f"The store does not answer: {error}{again}") from error
+
+
+def _say_if_absent(data_dir: Path, claim: bool) -> None:
+    if data_dir.exists():
+        return
+    where = f"no store in {data_dir.resolve()} (BATON_DATA_DIR; BATON_REDIS_URL is not set)"
+    if not claim:
+        raise Refused(f"There is {where}.")
+    click.echo(f"warning: there was {where}; one is begun there.", err=True)
 
 
 async def _at(settings: Settings, url: str, secret: str, do: Do[_T], claim: bool, deadlines: Deadlines) -> _T:

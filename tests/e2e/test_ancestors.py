@@ -21,6 +21,10 @@ from tests.instruments.processes import Fleet, Simulator
 pytestmark = pytest.mark.anyio
 
 MODEL = "claude-sonnet-5-5"  # what a replica as shipped asks if nobody says which
+NO_SUCH_PATH = (
+    "No such path; GET /openapi.json lists what there is. A base URL ends in /v1 for OpenAI's clients, "
+    "and without it for Anthropic's."
+)
 HELLO: list[dict[str, Any]] = [{"role": "user", "content": "Hi"}]
 
 
@@ -80,9 +84,7 @@ async def test_what_the_ancestors_left_open_is_not_there_and_unknown_paths_answe
         for method, path in absent:
             answer = await caller.request(method, path, headers={"Authorization": "Bearer secret"})
             assert answer.status == 404, path
-            assert answer.json == error(
-                "No such path; GET / lists what there is.", None, "route_not_found", "not_found_error"
-            )
+            assert answer.json == error(NO_SUCH_PATH, None, "route_not_found", "not_found_error")
 
 
 async def test_a_request_id_is_echoed_or_made_whatever_the_answer(one: Caller, two: Caller, name: str) -> None:

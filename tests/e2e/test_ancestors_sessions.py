@@ -15,7 +15,7 @@ from openai import AsyncOpenAI
 
 from tests.e2e.by_hand import append, assistant, create, user
 from tests.e2e.caller import CHAT, Answer, Caller, eventually, text_of
-from tests.e2e.test_ancestors import MODEL, error
+from tests.e2e.test_ancestors import MODEL, NO_SUCH_PATH, error
 from tests.e2e.test_ancestors_turns import sent
 from tests.instruments.processes import Fleet, Simulator
 
@@ -45,7 +45,7 @@ async def whole(caller: Caller, name: str) -> Any:
 async def test_an_empty_id_names_no_session_and_no_list(one: Caller, two: Caller, name: str) -> None:
     """One ancestor made a session named "" that nothing could address; DELETE without an id must not reach any."""
     await create(one, name=name)
-    unrouted = error("No such path; GET / lists what there is.", None, "route_not_found", "not_found_error")
+    unrouted = error(NO_SUCH_PATH, None, "route_not_found", "not_found_error")
     for caller in (one, two):
         for method in ("GET", "PATCH", "DELETE"):
             for path in ("/v1/sessions/", "/v1/sessions//messages", "/v1/sessions//turns"):

@@ -145,6 +145,10 @@ def session(number: int, session_id: str, **changes: object) -> list[bytes]:
 
 def test_what_is_not_imported_is_told(tmp_path: Path) -> None:
     env = {"BATON_DATA_DIR": str(tmp_path / "store"), "BATON_SESSIONS_PER_OWNER_MAX": "1"}
+    code, _, said = run(env, "export", "--all")
+    assert (code, "There is no store in" in said[-1]) == (78, True), (
+        "an export of a store that is not there is no backup"
+    )
     ids = ["sess_00" + letter * 26 for letter in "abc"]
     first, file = session(0, ids[0], owner="ada"), tmp_path / "file"
     file.write_bytes(b"".join(first))

@@ -25,7 +25,9 @@ def endpoints() -> str:
     for operations in OPERATIONS.values():
         for one in operations:
             purpose = "; ".join(filter(None, (one.summary, one.details)))
-            lines.append(f"| `{one.method} {one.path}` | {purpose} | {', '.join(taken(one))} | {scope(one)} |")
+            lines.append(
+                f"| `{one.method} {one.path}` | {purpose} | {', '.join(dict.fromkeys(taken(one)))} | {scope(one)} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,7 @@ def test_keys_are_made_in_an_embedded_store_that_nobody_runs(tmp_path: Path) -> 
     env = {"BATON_DATA_DIR": str(tmp_path / "data")}
     code, made, told = baton_keys(env, "create", "--principal", "ada", "--scope", "admin", "--json")
     assert code == 0, told
+    assert f"warning: there was no store in {tmp_path / 'data'}" in told
     assert orjson.loads(made)["scopes"] == ["admin"]
     code, listed, heard = baton_keys(env, "list")
     assert (code, len(listed.splitlines()), heard) == (0, 1, "")
@@ -37,6 +38,7 @@ def test_keys_are_made_in_an_embedded_store_that_nobody_runs(tmp_path: Path) -> 
     assert all(line["by"] for line in lines)
     assert orjson.loads(made)["key"] not in told
     assert (baton_keys(env, "create", "--principal", "a/b"))[0] == 2
+    assert (baton_keys(env, "create", "--principal", "a", "--label", "ci"))[0] == 2
     code, _, told = baton_keys({**env, "BATON_REDIS_URL": "redis://127.0.0.1:1/0", "BATON_SECRET": "s" * 16}, "list")
     assert code == 69, told
     for one in ("create", "list", "show", "rotate", "disable", "enable", "delete"):

@@ -1,7 +1,8 @@
 """The README's table of settings is the one in the code. `python -m tests.unit.test_readme` writes it anew."""
 
 from pathlib import Path, PurePath
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import SecretStr
 
@@ -27,11 +28,22 @@ def shown(default: Any) -> str:
     raise AssertionError(f"how is {default!r} written?")
 
 
+def choices(annotation: Any) -> tuple[str, ...]:
+    """The words that a setting may be, if it may be no others."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if get_origin(annotation) is UnionType:
+        return sum((choices(part) for part in get_args(annotation)), ())
+    return ()
+
+
 def table() -> str:
     rows = ["| variable | default | meaning |", "|---|---|---|"]
     for name, info in Settings.model_fields.items():
         default = info.get_default(call_default_factory=True, validated_data={})
         meaning = str(info.description).replace("|", "\\|")
+        if words := choices(info.annotation):
+            meaning += f" One of {', '.join(f'`{word}`' for word in words)}."
         rows.append(f"| `{variable(name)}` | {shown(default)} | {meaning} |")
     return "\n".join(rows) + "\n"
 
