@@ -1,13 +1,14 @@
 """Whether a session's next request fits the model's window, and what is done where it does not.
 
 The size is estimated (size.py). Where estimate and margin stay inside the window nothing more happens, which is nearly
-always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, the estimate stands.
+always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, what may fit is sent: Claude
+refuses it for nothing if it does not, and what was left out of a view would not come back.
 
 What does not fit is refused, or, with the policy `truncate`, made to fit: the oldest exchanges leave the view
 (view.py).
 
-The window is what the Models API tells. While it tells none, a cautious one is assumed, and a request that is larger
-goes to Claude all the same: it may be one of a model that takes more.
+The window is what the Models API tells. While it tells none every request goes to Claude as it is: it may be one of a
+model that takes more than any number that could be assumed here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -130,22 +131,25 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     view, limit = View(begins), asking.limit_tokens
     request = _measured(asking, view, before, history)
     estimate = estimated(request.size, before)
-    if estimate.tokens + estimate.margin <= limit:
+    if asking.model.input_tokens_max is None or estimate.tokens + estimate.margin <= limit:
         return replace(request, tokens=estimate.tokens)
-    tokens = await _counted(asking, view, estimate.tokens)
-    if tokens > limit and asking.policy == "truncate":
+    counted = await _counted(asking, view)
+    tokens = estimate.tokens if counted is None else counted
+    least = estimate.tokens - estimate.margin if counted is None else counted
+    if least > limit and asking.policy == "truncate":
         rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)
         view = View(_later(request, history, rate, limit), moved=True)
         if view.begins > begins:
             request = _measured(asking, view, UNKNOWN, history)
-            tokens = request.size.media.tokens + int(rate * request.size.text_bytes)
+            tokens = least = request.size.media.tokens + int(rate * request.size.text_bytes)
             if tokens > KEPT_SHARE * limit:  # there was no place that leaves so little
-                tokens = await _counted(asking, view, tokens)
-    if tokens > asking.model.window_tokens and asking.model.input_tokens_max is not None:
+                counted = await _counted(asking, view)
+                tokens = least = tokens if counted is None else counted
+    if least > asking.model.window_tokens:
         raise BatonError(
             "context_length_exceeded",
             # Claude's words, that clients look for.
-            f"prompt is too long: {tokens} tokens > {asking.model.input_tokens_max} maximum",
+            f"prompt is too long: {tokens} tokens > {asking.model.window_tokens} maximum",
             param="messages",
         )
     return replace(request, tokens=tokens)
@@ -173,12 +177,19 @@ def _later(request: Fitted, history: History, rate: float, limit: int) -> int:
     return later(history.elements, request.prepared.elements, request.begins, kept)
 
 
-async def _counted(asking: Asking, view: View, estimate: int) -> int:
-    """What Claude counts; the estimate, if it cannot be asked."""
+async def _counted(asking: Asking, view: View) -> int | None:
+    """What Claude counts; None if it cannot be asked, or who answers in its place does not say."""
     try:
         answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
     except BatonError as error:
         telemetry.log.warning("tokens_not_counted", code=error.code)
-        return estimate
-    counted = orjson.loads(answer)["input_tokens"]
-    return counted if type(counted) is int else estimate
+        return None
+    try:
+        said = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        said = None
+    counted = said.get("input_tokens") if isinstance(said, dict) else None
+    if type(counted) is int:
+        return counted
+    telemetry.log.warning("tokens_not_counted", code="upstream_nonsense")
+    return None

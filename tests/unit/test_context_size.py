@@ -36,9 +36,10 @@ NOTE: Json = {"type": "document", "source": {"type": "text", "media_type": "text
 
 @dataclass
 class Counting:
-    """Claude, who counts as the stand-in does; or fails."""
+    """Claude, who counts as the stand-in does; or fails, or says something else."""
 
     fails: bool = False
+    says: bytes = b""
     asked: list[bytes] = field(default_factory=list)
 
     async def whole(self, path: str, body: bytes, _: Mapping[str, str]) -> bytes:
@@ -46,6 +47,8 @@ class Counting:
         self.asked.append(body)
         if self.fails:
             raise BatonError("upstream_overloaded", "no")
+        if self.says:
+            return self.says
         return orjson.dumps({"input_tokens": rules.check_count(orjson.loads(body))})
 
 
@@ -171,22 +174,34 @@ async def test_what_does_not_fit_is_refused_in_claudes_words() -> None:
     assert caught.value.message == f"prompt is too long: {tokens} tokens > 10000 maximum"
 
 
-async def test_where_nobody_counts_the_estimate_stands() -> None:
+async def test_where_nobody_counts_only_what_cannot_fit_is_refused() -> None:
     session = Measured(window=10_000)
     await session.say(WORDS * 800)
     session.claude.fails = True
     assert (await session.fit(WORDS * 100)).tokens < 10_000
+    assert 10_000 < (await session.fit(WORDS * 190)).tokens < 10_500, "it may fit: that is for Claude to say"
     with pytest.raises(BatonError):
         await session.fit(WORDS * 400)
 
 
-async def test_a_window_that_nobody_told_refuses_nothing() -> None:
-    session = Measured(window=None)
-    session.before = Context(tokens=WINDOW_TOKENS, text_bytes=WINDOW_TOKENS * 4, messages=0)
-    session.claude.fails = True
-    big = WORDS * 30_000
-    assert (await session.fit(big)).tokens > WINDOW_TOKENS
-    assert len(session.claude.asked) == 1
+@pytest.mark.parametrize("says", [b"<html>", b"[]", b"{}", b'{"input_tokens":"many"}'])
+async def test_a_gateway_that_counts_in_other_words_is_as_one_that_does_not(says: bytes) -> None:
+    session = Measured(window=10_000)
+    await session.say(WORDS * 800)
+    session.claude.says = says
+    assert (await session.fit(WORDS * 150)).tokens < 10_000
+    assert session.claude.asked
+
+
+@pytest.mark.parametrize("policy", ["error", "truncate"])
+async def test_a_window_that_nobody_told_refuses_nothing_and_leaves_nothing_out(policy: Policy) -> None:
+    session = Measured(window=None, policy=policy)
+    for _ in range(2):
+        await session.say(WORDS * 12_000)
+    fitted = await session.fit(WORDS)
+    assert fitted.tokens > WINDOW_TOKENS
+    assert fitted.begins == 0
+    assert session.claude.asked == []
 
 
 def test_what_another_model_counted_is_no_help() -> None:
