@@ -12,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from service import session_fields, turn_record
+from service.context import word
 from service.errors import (
     BatonError,
     history_moved,
@@ -160,7 +161,14 @@ class Forking:
             turns_max=self.turns_max,
             title=asked.title,
             metadata_json=asked.metadata_json,
+            context=_context(snapshot, kept),
         )
+
+
+def _context(source: Snapshot, kept: int) -> str:
+    """What is known of the context: what was left out of the source's requests is left out of the fork's."""
+    left = word.behind_cut(word.unpacked(source.context), kept, source.epoch_start)
+    return "" if left == word.UNKNOWN else left.packed()
 
 
 def _end_of(turn_id: str, ledger: Ledger) -> int:

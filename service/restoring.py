@@ -13,6 +13,7 @@ import orjson
 
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
 from service.context import word as context_word
+from service.context.view import can_begin
 from service.dialects.messages import check_block
 from service.errors import BatonError, invalid_value
 from service.resend import live
@@ -71,7 +72,7 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
         turn_count=sum(not span.by_hand for span in spans),
         epoch_hash=_matching(given, "epoch_hash", _EPOCH),
         epoch_start=_whole(given, "epoch_start", 0, len(packed)),
-        context=_context(given.get("context"), len(packed)),
+        context=_context(given.get("context"), packed),
         usage=Usage(*counts),
         system_json=_system(given.get("system")),
         title=session_fields.title(given.get("title")),
@@ -83,12 +84,15 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
     )
 
 
-def _context(given: Any, messages: int) -> str:
-    """What is known of the context, if it can be of this history; nothing depends on it, so it may be left out."""
+def _context(given: Any, packed: Sequence[bytes]) -> str:
+    """What is known of the context, if it can be of this history; nothing depends on it, so it may be left out.
+
+    In a fork that has not gone on it may be of more messages than there are.
+    """
     known = context_word.unpacked(given) if isinstance(given, str) else context_word.UNKNOWN
-    numbers_max = max(known.tokens, known.text_bytes, known.media_bytes, known.media_tokens)
-    sound = known.begins <= known.asked <= known.messages <= messages and numbers_max <= _COUNT_MAX
-    sound = sound and known.message_id == context_word.sound_id(known.message_id)
+    numbers_max = max(known.messages, known.tokens, known.text_bytes, known.media_bytes, known.media_tokens)
+    sound = known.begins <= known.asked <= known.messages and numbers_max <= _COUNT_MAX
+    sound = sound and known.message_id == context_word.sound_id(known.message_id) and can_begin(packed, known.begins)
     return known.packed() if sound and known != context_word.UNKNOWN else ""
 
 

@@ -71,6 +71,7 @@ class Fork:
         turn_id, record: of the turn that forks.
         turns_max: that a session may have.
         title, metadata_json: empty for the source's.
+        context: what is known of the context, opaque.
     """
 
     nonce: str
@@ -84,6 +85,7 @@ class Fork:
     turns_max: int
     title: str = ""
     metadata_json: bytes = b""
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class Transfer:
         args = (
             *(target.id, target.principal, target.owner_tag, fork.nonce, fork.ttl_ms, fork.absolute_end_ms),
             *(fork.head, fork.messages, fork.turns, fork.turn_id, fork.record, fork.turns_max),
-            *(fork.title, fork.metadata_json),
+            *(fork.title, fork.metadata_json, fork.context),
         )
 
         async def attempt(

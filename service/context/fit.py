@@ -17,7 +17,7 @@ from typing import Final, Literal, get_args
 
 import orjson
 
-from service import telemetry
+from service import epoch, telemetry
 from service.claude import Claude
 from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
@@ -112,8 +112,8 @@ class Fitted:
 
 def known(begun: Begun, model: str) -> Context:
     """What the last turn left for one that asks this model; what another model has counted says nothing."""
-    before = word.unpacked(begun.context)
-    return before if begun.model == model else before._replace(tokens=0)
+    before = word.behind_cut(word.unpacked(begun.context), begun.messages, begun.epoch_start)
+    return before if epoch.is_of(begun.epoch_hash, model) else before._replace(tokens=0)
 
 
 async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
@@ -127,8 +127,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     Raises:
         BatonError: context_length_exceeded; as `prefix.continued`.
     """
-    begins = before.begins if before.begins < len(history.elements) else 0  # else a rewind took it all away
-    view, limit = View(begins), asking.limit_tokens
+    begins, limit = before.begins, asking.limit_tokens
+    view = View(begins)
     request = _measured(asking, view, before, history)
     estimate = estimated(request.size, before)
     if asking.model.input_tokens_max is None or estimate.tokens + estimate.margin <= limit:

@@ -72,6 +72,11 @@ def later(history: Sequence[bytes], new: Sequence[bytes], begins: int, limit: Li
     return fitting[-1] if fitting else places[-1]
 
 
+def can_begin(messages: Sequence[bytes], at: int) -> bool:
+    """Whether a view of these stored messages can begin there."""
+    return at == 0 or at in _beginnings(messages)
+
+
 def _larger(size: Size, messages: Sequence[bytes]) -> Size:
     media = media_of(messages)
     text_bytes = sum(len(message) - elements.HEADER_BYTES for message in messages) - media.size_bytes

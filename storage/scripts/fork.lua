@@ -10,8 +10,8 @@
 --   verdicts, texts, cuts, attachments, shares of the source; in the same bucket.
 -- ARGV: 1 new session id, 2 its owner, who must have a role in the source, 3 owner tag, 4 nonce (the head where the source has none), 5 ttl ms, 6 absolute end ms
 --   (0 none), 7 head of the source, 8 messages kept, 9 committed turns kept, 10 id of the turn that forks, 11 its record,
---   12 turns max, 13 title, 14 metadata as JSON (both '' as the source's), 15 sessions that the owner may still have in this
---   bucket, 16 the same for everybody together
+--   12 turns max, 13 title, 14 metadata as JSON (both '' as the source's), 15 what is known of the context (opaque),
+--   16 sessions that the owner may still have in this bucket, 17 the same for everybody together
 -- Replies: CREATED | DUPLICATE | EXISTS | STALE | FULL owner | FULL all | GONE | MOVED head | TURNS_FULL | CORRUPT
 -- Complexity: O(size of the source). Caller: storage/transfer.py.
 -- @include keys
@@ -31,10 +31,10 @@ if known[1] then
   return { 'EXISTS' }
 end
 if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
-if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'owner' } end
-if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'all' } end
+if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'owner' } end
+if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[17]) then return { 'FULL', 'all' } end
 
-local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx')
+local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce')
 local visible = s[1] == owner or redis.call('HGET', FROM_SHARES, owner)
 if not (s[1] and visible) then return { 'GONE' } end
 local head, messages, holder, last = s[2], tonumber(s[3]), s[5], tonumber(s[6])
@@ -64,7 +64,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', turn_id, 'cr',
   'n', text(kept), 'b', text(bytes), 'tn', ARGV[9], 'lt', '', 'ln', number, 'lx', '0', 'lr', '', 'cx', '0',
   'eh', s[9], 'es', text(math.min(tonumber(s[10]), kept)),
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0',
-  'ctx', kept == messages and s[12] or '', 'ca', '0')
+  'ctx', ARGV[15], 'ca', '0')
 if ARGV[13] ~= '' then redis.call('HSET', TEXTS, 'title', ARGV[13]) end
 if ARGV[14] ~= '' then redis.call('HSET', TEXTS, 'metadata', ARGV[14]) end
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one

@@ -79,6 +79,12 @@ async def test_the_oldest_exchanges_leave_what_is_sent_and_never_the_store(
     session = await one.session(name)
     assert session["message_count"] == 12
     assert (await one.messages(name))[0]["content"].startswith("0 My name is Ada.")
+    # A fork sends what its source would have sent there; from before the move on, all that there was.
+    for kept, left_out in ((10, "truncate; left_out=6"), (4, None)):
+        fork = (await one.request("POST", f"/v1/sessions/{name}/fork", json={"message_count": kept})).json["id"]
+        assert (await say(one, fork, "And then?")).headers.get("x-baton-context") == left_out
+        turn = (await one.get(f"/v1/sessions/{fork}/turns?limit=1")).json["turns"][0]
+        assert turn["sent"]["epoch_began"] == []
     # What does not fit alone does not fit at all.
     whole = await say(caller, name, HALF * 2)
     assert whole.json["error"]["details"]["error_code"] == "context_length_exceeded"

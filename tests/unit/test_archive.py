@@ -379,6 +379,28 @@ def test_what_nests_deeper_than_can_be_written_is_refused(field: str) -> None:
         read(lines)
 
 
+@pytest.mark.parametrize(
+    ("context", "kept"),
+    [
+        ("1 3 4 2 100 400 0 0 msg_1", True),
+        ("1 7 8 2 100 400 0 0 msg_1", True),  # of a fork: the source has more
+        ("1 3 4 1 100 400 0 0 msg_1", False),  # an answer
+        ("1 7 8 6 100 400 0 0 msg_1", False),  # behind all that there is
+        ("1 2 4 3 100 400 0 0 msg_1", False),
+        (f"1 3 4 2 {2**53} 400 0 0 msg_1", False),
+        (f"1 3 4 2 {'9' * 5_000} 400 0 0 msg_1", False),
+        ('1 3 4 2 100 400 0 0 a"b', False),
+        (7, False),
+    ],
+)
+def test_a_context_that_cannot_be_of_the_history_is_left_out(context: Any, kept: bool) -> None:
+    said = [{"role": role, "content": "a"} for role in ("user", "assistant")] * 2
+    messages = restoring.Messages()
+    for message in said:
+        messages.add({"message": message})
+    assert restoring._context(context, messages.whole()) == (context if kept else "")
+
+
 def test_more_than_a_session_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Session([]).lines()
     monkeypatch.setattr("service.archive.SESSION_BYTES_MAX", sum(map(len, lines)))

@@ -206,10 +206,22 @@ async def test_a_window_that_nobody_told_refuses_nothing_and_leaves_nothing_out(
 
 def test_what_another_model_counted_is_no_help() -> None:
     session = Session()
-    left = Context(2, 2, 0, 100, 400, 8, 1_600, "msg_1")
-    begun = replace(session.begun, model="a", context=left.packed())
+    session.turn(asking("Hi", model="a"), text("Hello."))
+    left = Context(1, 2, 0, 100, 400, 8, 1_600, "msg_1")
+    begun = replace(session.begun, model="b", context=left.packed())  # patched since
     assert fit.known(begun, "a") == left
     assert fit.known(begun, "b") == left._replace(tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "epoch_start", "begins"),
+    [(10, 8, 6), (9, 8, 6), (8, 8, 0), (7, 7, 0), (6, 6, 0), (2, 2, 0), (0, 0, 0)],
+)
+def test_behind_the_move_of_a_view_a_rewind_brings_all_back(messages: int, epoch_start: int, begins: int) -> None:
+    """At message 8 the view moved to 6. What is cut off there says nothing of how much fits now."""
+    left = Context(9, 10, 6, 100, 400)
+    begun = replace(Session().begun, messages=messages, epoch_start=epoch_start, context=left.packed())
+    assert fit.known(begun, MODEL).begins == begins
 
 
 def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
@@ -222,6 +234,12 @@ def test_what_a_turn_leaves_is_read_by_the_next() -> None:
     left = Context(3, 4, 2, 5, 6, 7, 8, "msg_1")
     for one in (left, left._replace(message_id=""), UNKNOWN):
         assert word.unpacked(one.packed()) == one
-    for other in ("", "2 3 4 2 5 6 7 8 msg_1", "1 x 4 2 5 6 7 8 msg_1", "1 3 4 5 6 7 8 msg_1"):
+    for other in (
+        "",
+        "2 3 4 2 5 6 7 8 msg_1",
+        "1 x 4 2 5 6 7 8 msg_1",
+        "1 3 4 5 6 7 8 msg_1",
+        f"1 {'9' * 5_000} 4 2 5 6 7 8 x",
+    ):
         assert word.unpacked(other) == UNKNOWN
     assert [word.sound_id(id) for id in ("msg_01Ab-c", "a b", "x" * 101, None, "")] == ["msg_01Ab-c", "", "", "", ""]
