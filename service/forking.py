@@ -22,7 +22,7 @@ from service.errors import (
     session_not_found,
     sessions_full,
 )
-from service.resend import live
+from service.resend import live, was_rewound
 from service.stored import stored
 from storage.keys import TURN_ID, SessionRef, new_turn_id
 from storage.results import Corrupt, Created, Exists, Full, Gone, Moved, TurnsFull
@@ -177,11 +177,11 @@ def _end_of(turn_id: str, ledger: Ledger) -> int:
     Raises:
         BatonError: turn_not_found; turn_rewound, if it is no part of the history.
     """
-    for raw in ledger.records:
+    for number, raw in enumerate(ledger.records, start=1):
         record = orjson.loads(raw)
         if record["id"] != turn_id or ledger.verdicts.get(turn_id) != "committed":
             continue
-        if all((span.start, span.end) != (record["from"], record["to"]) for span in live(ledger)):
+        if was_rewound(number, record["to"], ledger.cuts):
             raise BatonError(
                 "turn_rewound", "This turn is no longer part of the history: it was rewound.", param="turn_id"
             )

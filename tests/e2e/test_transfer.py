@@ -125,6 +125,10 @@ async def test_a_fork_ends_with_a_turn_and_is_made_once_by_key(one: Caller, two:
     again = await two.request("POST", path, json=body, headers=key)
     assert (made.status, again.status, made.json["id"]) == (201, 200, again.json["id"])
     assert made.json["message_count"] == 2
+    head = (await one.get(f"/v1/sessions/{made.json['id']}/turns?limit=1")).json["turns"][0]
+    assert head["dialect"] == "fork"
+    of_fork = await two.request("POST", f"/v1/sessions/{made.json['id']}/fork", json={"turn_id": head["id"]})
+    assert (of_fork.status, of_fork.json.get("message_count")) == (201, 2)
     stale = await one.request("POST", path, json=body, headers={"x-expect-turn": first.headers["x-turn-id"]})
     assert (stale.status, stale.json["error"]["code"]) == (409, "history_moved")
 
