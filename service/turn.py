@@ -405,7 +405,8 @@ class Turn(Exchange):
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
-        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"))
+        ended = self.answer.stop_reason is not None
+        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"), whole=ended)
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,

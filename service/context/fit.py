@@ -89,21 +89,23 @@ class Fitted:
         """Another request of the same turn, which is not larger."""
         return replace(self, prepared=prepared, size=size_of(prepared.body, self.size.media))
 
-    def left(self, usage: Usage, reply: Sequence[bytes], message_id: str | None) -> Context:
+    def left(self, usage: Usage, reply: Sequence[bytes], message_id: str | None, *, whole: bool = True) -> Context:
         """What the turn leaves when it is committed.
 
         Args:
             usage: as Claude counted it; nothing, where a gateway does not tell.
             reply: the answer as it is stored, one element or none.
             message_id: of the answer.
+            whole: whether the answer came to its end; Claude counts it only there, and else it is new to the next turn.
         """
         tokens = usage.input + usage.cache_read + usage.cache_written
+        output, counted = (usage.output, reply) if whole else (0, ())
         return Context(
             asked=self.asked,
             messages=self.asked + len(reply),
             begins=self.begins,
-            tokens=tokens + usage.output if tokens else 0,
-            text_bytes=self.size.text_bytes + sum(map(len, reply)),
+            tokens=tokens + output if tokens else 0,
+            text_bytes=self.size.text_bytes + sum(map(len, counted)),
             media_bytes=self.size.media.size_bytes,
             media_tokens=self.size.media.tokens,
             message_id=word.sound_id(message_id),

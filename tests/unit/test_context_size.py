@@ -230,6 +230,14 @@ def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
     assert fitted.left(Usage(input=1, output=2, cache_read=3, cache_written=4), [], "msg_1").tokens == 10
 
 
+def test_an_answer_that_was_cut_short_was_not_counted_and_is_estimated() -> None:
+    """Claude said one token when it began, and what it wrote is sent again."""
+    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(4_000, Media()), 1_000, 1, 0)
+    cut = fitted.left(Usage(input=1_000, output=1), [b"x" * 40_000], "msg_1", whole=False)
+    assert (cut.messages, cut.tokens, cut.text_bytes) == (2, 1_000, 4_000)
+    assert size.estimated(size.Size(44_400, Media()), cut).tokens == 11_100
+
+
 def test_what_a_turn_leaves_is_read_by_the_next() -> None:
     left = Context(3, 4, 2, 5, 6, 7, 8, "msg_1")
     for one in (left, left._replace(message_id=""), UNKNOWN):
