@@ -14,7 +14,7 @@ import orjson
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
 from service.context import word as context_word
 from service.context.view import can_begin
-from service.dialects.messages import check_block
+from service.dialects.messages import check_block, unmarked
 from service.errors import BatonError, invalid_value
 from service.resend import live
 from storage import elements
@@ -112,6 +112,8 @@ class Messages:
         """
         message = _message(line.get("message"), f"messages.{len(self.packed)}")
         if line.get("by_baton"):
+            if message["role"] == "assistant":
+                raise invalid_value(f"messages.{len(self.packed)}.by_baton", "cannot be of an answer")
             system = message["role"] == "system"
             self.packed.append(elements.pack(orjson.dumps(message), self._digest, synthetic=True, system=system))
         else:
@@ -153,7 +155,7 @@ def _message(message: Any, where: str) -> Line:
         check_block(block, f"{where}.content.{at}")
         if block["type"] == "text":
             _check_citations(block.get("citations"), f"{where}.content.{at}.citations")
-    return message
+    return unmarked(message)  # no session keeps any, and more than four would be refused at every turn
 
 
 def _check_citations(given: Any, where: str) -> None:

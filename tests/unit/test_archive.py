@@ -379,6 +379,26 @@ def test_what_nests_deeper_than_can_be_written_is_refused(field: str) -> None:
         read(lines)
 
 
+def test_markers_of_the_cache_are_left_out_as_they_are_of_turns() -> None:
+    """More than four in a session would be refused at each of its turns."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "a", **mark}], **mark}
+    call = {"type": "tool_use", "id": "t", "name": "n", "input": {"cache_control": 1}}
+    messages = restoring.Messages()
+    for role, one in (("user", {"type": "text", "text": "a", **mark}), ("assistant", call), ("user", result)):
+        messages.add({"message": {"role": role, "content": [one]}})
+    kept = [orjson.loads(elements.unpack(element).json)["content"][0] for element in messages.whole()]
+    assert kept[:2] == [{"type": "text", "text": "a"}, call]
+    assert kept[2] == {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "a"}]}
+
+
+def test_no_answer_is_of_batons_own() -> None:
+    messages = restoring.Messages()
+    messages.add({"message": {"role": "user", "content": "a"}})
+    with pytest.raises(BatonError):
+        messages.add({"message": {"role": "assistant", "content": "a"}, "by_baton": True})
+
+
 @pytest.mark.parametrize(
     ("context", "kept"),
     [
