@@ -18,7 +18,6 @@ from service.errors import (
     history_moved,
     invalid_value,
     session_corrupt,
-    session_exists,
     session_not_found,
     sessions_full,
 )
@@ -96,7 +95,7 @@ class Forking:
     turns_max: int
 
     async def fork(self, source: SessionRef, target: SessionRef, nonce: str, asked: Asked, expected: str) -> Created:
-        """Makes the fork.
+        """Makes the fork. One that was made before, by the same request, is there whatever became of its source since.
 
         Args:
             source: the session.
@@ -108,6 +107,14 @@ class Forking:
         Raises:
             BatonError: why there is none.
         """
+        try:
+            return await self._made(source, target, nonce, asked, expected)
+        except BatonError as refusal:
+            if refusal.status < 500 and await stored(self.transfer.is_made(target, nonce)):
+                return Created(repeated=True)
+            raise
+
+    async def _made(self, source: SessionRef, target: SessionRef, nonce: str, asked: Asked, expected: str) -> Created:
         for _ in range(_ATTEMPTS):
             snapshot = await stored(self.sessions.get(source))
             if isinstance(snapshot, Gone):
@@ -120,7 +127,8 @@ class Forking:
                 case Created() as created:
                     return created
                 case Exists():
-                    raise session_exists(param="Idempotency-Key")
+                    other = "This Idempotency-Key made another fork."
+                    raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
                 case Full():
                     raise sessions_full()
                 case Gone():

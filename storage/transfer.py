@@ -216,6 +216,17 @@ class Transfer:
         may = own == ref.principal.encode() or share is not None
         return may and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
 
+    async def is_made(self, ref: SessionRef, nonce: str) -> bool:
+        """Whether the session is there, of this owner and with this nonce. Cost: one round trip."""
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                batch.hmget(ref.keys[0], ["nonce", "own"])
+                return await batch.execute()
+
+        [[made, own]] = await self._scripts.read(ask, budget_s=self._budget_s)
+        return (made, own) == (nonce.encode(), ref.principal.encode())
+
     async def restore(self, ref: SessionRef, restored: Restored, shares: Mapping[str, str]) -> Created | Exists | Full:
         """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce.
 
