@@ -11,6 +11,7 @@ The window is what the Models API tells. While it tells none every request goes 
 model that takes more than any number that could be assumed here.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, get_args
@@ -34,6 +35,7 @@ POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 """What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
 
 _COUNT_PATH: Final = "/v1/messages/count_tokens"
+_COUNT_WAIT_S: Final = 10.0  # for all attempts: the caller waits for the answer, not for its size
 _ANSWER_SHARE: Final = 0.05  # of the window, at most, that a shortened conversation leaves to the answer
 
 
@@ -182,7 +184,11 @@ def _later(request: Fitted, history: History, rate: float, limit: int) -> int:
 async def _counted(asking: Asking, view: View) -> int | None:
     """What Claude counts; None if it cannot be asked, or who answers in its place does not say."""
     try:
-        answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
+        async with asyncio.timeout(_COUNT_WAIT_S):
+            answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
+    except TimeoutError:
+        telemetry.log.warning("tokens_not_counted", code="upstream_timeout")
+        return None
     except BatonError as error:
         telemetry.log.warning("tokens_not_counted", code=error.code)
         return None

@@ -1,5 +1,6 @@
 """The size of a session's next request: estimated, and counted only where the window is near."""
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ class Counting:
     """Claude, who counts as the stand-in does; or fails, or says something else."""
 
     fails: bool = False
+    hangs: bool = False
     says: bytes = b""
     asked: list[bytes] = field(default_factory=list)
 
@@ -47,6 +49,8 @@ class Counting:
         self.asked.append(body)
         if self.fails:
             raise BatonError("upstream_overloaded", "no")
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.says:
             return self.says
         return orjson.dumps({"input_tokens": rules.check_count(orjson.loads(body))})
@@ -191,6 +195,15 @@ async def test_a_gateway_that_counts_in_other_words_is_as_one_that_does_not(says
     session.claude.says = says
     assert (await session.fit(WORDS * 150)).tokens < 10_000
     assert session.claude.asked
+
+
+async def test_a_count_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "_COUNT_WAIT_S", 0.01)
+    session = Measured(window=10_000)
+    await session.say(WORDS * 800)
+    session.claude.hangs = True
+    async with asyncio.timeout(5):
+        assert (await session.fit(WORDS * 150)).tokens < 10_000
 
 
 @pytest.mark.parametrize("policy", ["error", "truncate"])
