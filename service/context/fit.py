@@ -30,7 +30,7 @@ from service.prefix import Prepared
 from storage.results import Begun
 from storage.turns import History, Usage
 
-Policy = Literal["truncate", "error"]
+Policy = Literal["compact", "truncate", "error"]
 POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 """What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
 
