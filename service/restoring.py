@@ -85,7 +85,7 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
         elements=packed,
         account=_account(given.get("checkpoints"), packed),
         summary=_summary(given.get("checkpoints")),
-        wishes=session_fields.wishes(given.get("context_tokens_target"), given.get("compact_instructions")),
+        wishes=session_fields.wishes(given),
     )
 
 

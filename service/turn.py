@@ -45,7 +45,7 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.context import caching, compacted, fit
+from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
 from service.context.view import View
@@ -237,7 +237,7 @@ class Turn(Exchange):
             self._claude,
             self._claude_headers,
             model,
-            self._rules.context_policy,
+            view.policy(history.wishes.context_policy, self._rules.context_policy),
             ask.answer_tokens,
             prepare=partial(continued, *arguments, use),
             count=partial(counted, *arguments),

@@ -261,6 +261,7 @@ class Transfer:
         counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
         parts = (
             restored.context,
+            restored.wishes.context_policy,
             *chain.from_iterable(shared.items()),
             *(f"{cut.number} {cut.messages}" for cut in restored.cuts),
             *chain.from_iterable((turn_id, _verdict(fate), record) for turn_id, record, fate in restored.turns),

@@ -14,7 +14,7 @@ model that takes more than any number that could be assumed here.
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final
 
 import orjson
 
@@ -22,17 +22,13 @@ from service import epoch, telemetry
 from service.claude import Claude
 from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
-from service.context.view import KEPT_SHARE, Limit, View, later
+from service.context.view import KEPT_SHARE, Limit, Policy, View, later
 from service.context.word import UNKNOWN, Context
 from service.errors import BatonError
 from service.model_table import Model
 from service.prefix import Prepared
 from storage.results import Begun
 from storage.turns import History, Usage
-
-Policy = Literal["compact", "truncate", "error"]
-POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
-"""What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
 
 _COUNT_PATH: Final = "/v1/messages/count_tokens"
 _COUNT_WAIT_S: Final = 10.0  # for all attempts: the caller waits for the answer, not for its size
@@ -47,7 +43,7 @@ class Asking:
         claude: who counts.
         headers: for Claude.
         model: that is asked.
-        policy: of the deployment.
+        policy: of the session, or the deployment's.
         answer_tokens: that the answer may have.
         prepare: makes the request of what is in view.
         count: makes the one that asks for its size.

@@ -13,8 +13,9 @@ import pytest
 from service.claude import Claude
 from service.context import fit, size, word
 from service.context.caching import PLAINLY
-from service.context.fit import Asking, Fitted, Policy
+from service.context.fit import Asking, Fitted
 from service.context.size import Media
+from service.context.view import Policy
 from service.context.word import UNKNOWN, Context
 from service.errors import BatonError
 from service.model_table import NEWEST, WINDOW_TOKENS, Model
