@@ -48,7 +48,7 @@ SELDOM: Final = frozenset(
             "client_stalled",
             "commit_unanswered",
         ),
-        *("dead_turn_found", "delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
+        *("delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
         *(
             "store_unreachable",
             "sweep_cut_short",

@@ -24,7 +24,7 @@ from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
 from service.context.view import KEPT_SHARE, Limit, Policy, View, later
 from service.context.word import UNKNOWN, Context
-from service.errors import BatonError
+from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
 from service.prefix import Prepared
 from storage.results import Begun
@@ -125,7 +125,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
         history: the messages before it.
 
     Raises:
-        BatonError: context_length_exceeded; as `prefix.continued`.
+        BatonError: context_length_exceeded; request_too_large, if Claude takes no body of its size; as
+            `prefix.continued`.
     """
     begins, limit = before.begins, asking.limit_tokens
     view = View(begins)
@@ -133,6 +134,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     estimate = estimated(request.size, before)
     if asking.model.input_tokens_max is None or estimate.tokens + estimate.margin <= limit:
         return replace(request, tokens=estimate.tokens)
+    if asking.policy != "truncate" and len(request.prepared.body) > CLAUDE_BYTES_MAX:
+        raise conversation_too_large(len(request.prepared.body))
     counted = await _counted(asking, view)
     tokens = estimate.tokens if counted is None else counted
     least = estimate.tokens - estimate.margin if counted is None else counted
