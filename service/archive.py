@@ -69,6 +69,7 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
             "checkpoints": _checkpoints(whole),
             "context_tokens_target": one.wishes.tokens_target or None,
             "compact_instructions": one.wishes.instructions,
+            "context_policy": one.wishes.context_policy or None,
             "shares": whole.shares if one.role in (OWNER, "admin") else {},
             "turns": len(whole.turns),
             "messages": one.messages,

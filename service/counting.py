@@ -14,6 +14,7 @@ from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.context import word
 from service.context.view import View
+from service.context.word import UNKNOWN, Context
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
@@ -37,7 +38,7 @@ class _Standing:
     epoch_hash: str = ""
     epoch_start: int = 0
     model: str = ""
-    begins: int = 0
+    context: Context = UNKNOWN
 
 
 class CountTokens:
@@ -117,7 +118,7 @@ class CountTokens:
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
                 history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        view = View(standing.begins if standing.begins < len(history.elements) else 0)
+        view = View(word.behind_cut(standing.context, standing.messages, standing.epoch_start).begins)
         return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
@@ -130,5 +131,5 @@ class CountTokens:
         if address.mode == "create":
             raise session_exists()
         history = await store.turns.history(address.ref, found.messages)
-        begins = word.unpacked(found.context).begins
-        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model, begins), history
+        context = word.unpacked(found.context)
+        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model, context), history

@@ -80,6 +80,11 @@ def unpacked(stored: bytes) -> Preamble:
     return Preamble(rest[:system], rest[system : system + tools], rest[system + tools :])
 
 
+def is_of(epoch_hash: str, model: str) -> bool:
+    """Whether the epoch of this hash is one of this model's; a session's own model may have been changed since."""
+    return epoch_hash.split(".")[0] == _hash(model.encode())
+
+
 @dataclass(frozen=True, slots=True)
 class Epoch:
     """The epoch that a turn belongs to.

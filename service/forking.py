@@ -12,16 +12,16 @@ from typing import Any, Final
 import orjson
 
 from service import session_fields, turn_record
+from service.context import word
 from service.errors import (
     BatonError,
     history_moved,
     invalid_value,
     session_corrupt,
-    session_exists,
     session_not_found,
     sessions_full,
 )
-from service.resend import live
+from service.resend import live, was_rewound
 from service.stored import stored
 from storage.keys import TURN_ID, SessionRef, new_turn_id
 from storage.results import Corrupt, Created, Exists, Full, Gone, Moved, TurnsFull
@@ -95,7 +95,7 @@ class Forking:
     turns_max: int
 
     async def fork(self, source: SessionRef, target: SessionRef, nonce: str, asked: Asked, expected: str) -> Created:
-        """Makes the fork.
+        """Makes the fork. One that was made before, by the same request, is there whatever became of its source since.
 
         Args:
             source: the session.
@@ -107,6 +107,14 @@ class Forking:
         Raises:
             BatonError: why there is none.
         """
+        try:
+            return await self._made(source, target, nonce, asked, expected)
+        except BatonError as refusal:
+            if refusal.status < 500 and await stored(self.transfer.is_made(target, nonce)):
+                return Created(repeated=True)
+            raise
+
+    async def _made(self, source: SessionRef, target: SessionRef, nonce: str, asked: Asked, expected: str) -> Created:
         for _ in range(_ATTEMPTS):
             snapshot = await stored(self.sessions.get(source))
             if isinstance(snapshot, Gone):
@@ -119,7 +127,8 @@ class Forking:
                 case Created() as created:
                     return created
                 case Exists():
-                    raise session_exists(param="Idempotency-Key")
+                    other = "This Idempotency-Key made another fork."
+                    raise BatonError("idempotency_key_reused", other, param="Idempotency-Key")
                 case Full():
                     raise sessions_full()
                 case Gone():
@@ -160,7 +169,14 @@ class Forking:
             turns_max=self.turns_max,
             title=asked.title,
             metadata_json=asked.metadata_json,
+            context=_context(snapshot, kept),
         )
+
+
+def _context(source: Snapshot, kept: int) -> str:
+    """What is known of the context: what was left out of the source's requests is left out of the fork's."""
+    left = word.behind_cut(word.unpacked(source.context), kept, source.epoch_start)
+    return "" if left == word.UNKNOWN else left.packed()
 
 
 def _end_of(turn_id: str, ledger: Ledger) -> int:
@@ -169,11 +185,11 @@ def _end_of(turn_id: str, ledger: Ledger) -> int:
     Raises:
         BatonError: turn_not_found; turn_rewound, if it is no part of the history.
     """
-    for raw in ledger.records:
+    for number, raw in enumerate(ledger.records, start=1):
         record = orjson.loads(raw)
         if record["id"] != turn_id or ledger.verdicts.get(turn_id) != "committed":
             continue
-        if all((span.start, span.end) != (record["from"], record["to"]) for span in live(ledger)):
+        if was_rewound(number, record["to"], ledger.cuts):
             raise BatonError(
                 "turn_rewound", "This turn is no longer part of the history: it was rewound.", param="turn_id"
             )

@@ -20,7 +20,7 @@ from service import telemetry
 from service.addressing import Address
 from service.conflict import OnConflict, Patience
 from service.context.caching import Setting
-from service.context.fit import Policy
+from service.context.view import Policy
 from service.errors import (
     BatonError,
     history_moved,

@@ -14,7 +14,8 @@ import orjson
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
 from service.context import compacted
 from service.context import word as context_word
-from service.dialects.messages import check_block
+from service.context.view import can_begin
+from service.dialects.messages import check_block, unmarked
 from service.errors import BatonError, invalid_value
 from service.resend import live
 from storage import elements
@@ -73,7 +74,7 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
         turn_count=sum(not span.by_hand for span in spans),
         epoch_hash=_matching(given, "epoch_hash", _EPOCH),
         epoch_start=_whole(given, "epoch_start", 0, len(packed)),
-        context=_context(given.get("context"), len(packed)),
+        context=_context(given.get("context"), packed),
         usage=Usage(*counts),
         system_json=_system(given.get("system")),
         title=session_fields.title(given.get("title")),
@@ -84,7 +85,7 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
         elements=packed,
         account=_account(given.get("checkpoints"), packed),
         summary=_summary(given.get("checkpoints")),
-        wishes=session_fields.wishes(given.get("context_tokens_target"), given.get("compact_instructions")),
+        wishes=session_fields.wishes(given),
     )
 
 
@@ -110,12 +111,15 @@ def _account(given: Any, packed: Sequence[bytes]) -> Account:
     return account
 
 
-def _context(given: Any, messages: int) -> str:
-    """What is known of the context, if it can be of this history; nothing depends on it, so it may be left out."""
+def _context(given: Any, packed: Sequence[bytes]) -> str:
+    """What is known of the context, if it can be of this history; nothing depends on it, so it may be left out.
+
+    In a fork that has not gone on it may be of more messages than there are.
+    """
     known = context_word.unpacked(given) if isinstance(given, str) else context_word.UNKNOWN
-    numbers_max = max(known.tokens, known.text_bytes, known.media_bytes, known.media_tokens)
-    sound = known.begins <= known.asked <= known.messages <= messages and numbers_max <= _COUNT_MAX
-    sound = sound and known.message_id == context_word.sound_id(known.message_id)
+    numbers_max = max(known.messages, known.tokens, known.text_bytes, known.media_bytes, known.media_tokens)
+    sound = known.begins <= known.asked <= known.messages and numbers_max <= _COUNT_MAX
+    sound = sound and known.message_id == context_word.sound_id(known.message_id) and can_begin(packed, known.begins)
     return known.packed() if sound and known != context_word.UNKNOWN else ""
 
 
@@ -135,6 +139,8 @@ class Messages:
         """
         message = _message(line.get("message"), f"messages.{len(self.packed)}")
         if line.get("by_baton"):
+            if message["role"] == "assistant":
+                raise invalid_value(f"messages.{len(self.packed)}.by_baton", "cannot be of an answer")
             system = message["role"] == "system"
             self.packed.append(elements.pack(orjson.dumps(message), self._digest, synthetic=True, system=system))
         else:
@@ -176,7 +182,7 @@ def _message(message: Any, where: str) -> Line:
         check_block(block, f"{where}.content.{at}")
         if block["type"] == "text":
             _check_citations(block.get("citations"), f"{where}.content.{at}.citations")
-    return message
+    return unmarked(message)  # no session keeps any, and more than four would be refused at every turn
 
 
 def _check_citations(given: Any, where: str) -> None:

@@ -4,6 +4,7 @@ One table says which fields there are, who may set them and what they must be. `
 created and clears a field when it is changed, where a session can do without the field.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -11,6 +12,7 @@ from typing import Any, Final
 import orjson
 
 from service import model_name
+from service.context.view import POLICIES
 from service.errors import BatonError
 from storage.checkpoints import UNSAID, Wishes
 
@@ -27,7 +29,7 @@ INSTRUCTIONS_CHARS_MAX: Final = 4_000
 
 _PATCHABLE: Final = (
     *("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds"),
-    *("context_tokens_target", "compact_instructions"),
+    *("context_tokens_target", "compact_instructions", "context_policy"),
 )
 _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
 _READ_ONLY: Final = frozenset(
@@ -77,7 +79,7 @@ def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: 
         absolute_end_ms=_instant_ms(fields["absolute_expires_at"], now_ms) if "absolute_expires_at" in fields else 0,
         title=title(fields["title"]) if "title" in fields else "",
         metadata_json=metadata(fields.get("metadata", {})),
-        wishes=wishes(fields.get("context_tokens_target"), fields.get("compact_instructions")),
+        wishes=wishes(fields),
     )
 
 
@@ -103,9 +105,11 @@ def changes(body: Any, *, aliases: dict[str, str]) -> dict[str, Any]:
             case "ttl_seconds":
                 changed["ttl"] = ttl_ms(value)
             case "context_tokens_target":
-                changed["tokens_target"] = wishes(value, None).tokens_target
+                changed["tokens_target"] = wishes({name: value}).tokens_target
             case "compact_instructions":
-                changed["instructions"] = wishes(None, value).instructions
+                changed["instructions"] = wishes({name: value}).instructions
+            case "context_policy":
+                changed["policy"] = wishes({name: value}).context_policy
             case _ if name in _READ_ONLY:
                 raise _invalid(name, f"cannot be changed; these can: {', '.join(_PATCHABLE)}")
             case _:
@@ -146,17 +150,21 @@ def title(value: Any) -> str:
     return value
 
 
-def wishes(tokens_target: Any, instructions: Any) -> Wishes:
-    """What is said about checkpoints; None says nothing.
+def wishes(given: Mapping[str, Any]) -> Wishes:
+    """What is said about the context, among other fields; None says nothing.
 
     Raises:
         BatonError: invalid_value.
     """
+    tokens_target, instructions = given.get("context_tokens_target"), given.get("compact_instructions")
+    policy = given.get("context_policy")
     low, high = TOKENS_TARGET_MIN, TOKENS_TARGET_MAX
     target = 0 if tokens_target is None else _whole(tokens_target, "context_tokens_target", low, high)
     if instructions is not None and not (isinstance(instructions, str) and len(instructions) <= INSTRUCTIONS_CHARS_MAX):
         raise _invalid("compact_instructions", f"must be a string of at most {INSTRUCTIONS_CHARS_MAX} characters")
-    return Wishes(target, instructions or "")
+    if policy is not None and policy not in POLICIES:
+        raise _invalid("context_policy", f"must be one of {', '.join(POLICIES)}")
+    return Wishes(target, instructions or "", policy or "")
 
 
 def metadata(value: Any) -> bytes:

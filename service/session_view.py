@@ -58,6 +58,7 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
         "context_tokens": word.unpacked(snapshot.context).tokens or None,
         "context_tokens_target": snapshot.wishes.tokens_target or None,
         "compact_instructions": snapshot.wishes.instructions or None,
+        "context_policy": snapshot.wishes.context_policy or None,
         "checkpoint": checkpoint_object(snapshot),
     }
 

@@ -45,7 +45,7 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.context import caching, compacted, fit
+from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
 from service.context.view import View
@@ -237,7 +237,7 @@ class Turn(Exchange):
             self._claude,
             self._claude_headers,
             model,
-            self._rules.context_policy,
+            view.policy(history.wishes.context_policy, self._rules.context_policy),
             ask.answer_tokens,
             prepare=partial(continued, *arguments, use),
             count=partial(counted, *arguments),
@@ -432,7 +432,8 @@ class Turn(Exchange):
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
-        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"))
+        ended = self.answer.stop_reason is not None
+        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"), whole=ended)
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,

@@ -27,7 +27,7 @@ from storage.scripts import OnCall, ScriptRunner, nobody
 
 CLAIM_MS_MAX: Final = 900_000
 """No claim may be longer (scripts/shared/claimed.lua)."""
-WISHES: Final = ("tokens_target", "instructions")
+WISHES: Final = ("tokens_target", "instructions", "policy")
 TEXTS: Final = ("checkpoint", *WISHES)
 """The texts of a session, key 5 of storage/README.md, that are about checkpoints; `WISHES` are what a caller says."""
 
@@ -49,15 +49,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What a session says about its checkpoints.
+    """What a session says about its context.
 
     Attributes:
         tokens_target: it is compacted when its context is larger; 0 for what the model's window says.
         instructions: what is to be kept, beside what is kept anyway; may be empty.
+        context_policy: what is done where it does not fit, opaque; empty for what the deployment says.
     """
 
     tokens_target: int = 0
     instructions: str = ""
+    context_policy: str = ""
 
 
 UNSAID: Final = Wishes()
@@ -111,7 +113,8 @@ def read_account(s: Mapping[str, bytes]) -> Account:
 
 def read_wishes(j: Mapping[str, bytes | None]) -> Wishes:
     """What the texts of a session say, by their names."""
-    return Wishes(int(j.get("tokens_target") or b"0"), (j.get("instructions") or b"").decode())
+    instructions, policy = ((j.get(name) or b"").decode() for name in ("instructions", "policy"))
+    return Wishes(int(j.get("tokens_target") or b"0"), instructions, policy)
 
 
 def read_checkpoint_text(packed: bytes) -> Checkpoint | None:

@@ -188,6 +188,7 @@ class Sessions:
             new.metadata_json,
             new.wishes.tokens_target,
             new.wishes.instructions,
+            new.wishes.context_policy,
         )
 
         async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
@@ -210,7 +211,7 @@ class Sessions:
     async def patch(
         self, ref: SessionRef, changes: dict[str, Any], *, expected_revision: int | None
     ) -> Patched | RevisionConflict | Denied | Gone:
-        """Changes fields: model, max_turns, ttl (ms), system, title, metadata, tokens_target, instructions.
+        """Changes fields: model, max_turns, ttl (ms), system, title, metadata, tokens_target, instructions, policy.
 
         Texts as in `NewSession`.
         """

@@ -73,6 +73,7 @@ class Fork:
         turn_id, record: of the turn that forks.
         turns_max: that a session may have.
         title, metadata_json: empty for the source's.
+        context: what is known of the context, opaque.
     """
 
     nonce: str
@@ -86,6 +87,7 @@ class Fork:
     turns_max: int
     title: str = ""
     metadata_json: bytes = b""
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class Transfer:
         args = (
             *(target.id, target.principal, target.owner_tag, fork.nonce, fork.ttl_ms, fork.absolute_end_ms),
             *(fork.head, fork.messages, fork.turns, fork.turn_id, fork.record, fork.turns_max),
-            *(fork.title, fork.metadata_json),
+            *(fork.title, fork.metadata_json, fork.context),
         )
 
         async def attempt(
@@ -222,6 +224,17 @@ class Transfer:
         may = own == ref.principal.encode() or share is not None
         return may and (nonce, cuts) == (whole.nonce.encode(), len(whole.cuts))
 
+    async def is_made(self, ref: SessionRef, nonce: str) -> bool:
+        """Whether the session is there, of this owner and with this nonce. Cost: one round trip."""
+
+        async def ask() -> list[Any]:
+            async with self._redis.pipeline(transaction=False) as batch:
+                batch.hmget(ref.keys[0], ["nonce", "own"])
+                return await batch.execute()
+
+        [[made, own]] = await self._scripts.read(ask, budget_s=self._budget_s)
+        return (made, own) == (nonce.encode(), ref.principal.encode())
+
     async def restore(self, ref: SessionRef, restored: Restored, shares: Mapping[str, str]) -> Created | Exists | Full:
         """Puts a session back under an id that is free; see scripts/restore.lua. Repeatable by nonce.
 
@@ -248,6 +261,7 @@ class Transfer:
         counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
         parts = (
             restored.context,
+            restored.wishes.context_policy,
             *chain.from_iterable(shared.items()),
             *(f"{cut.number} {cut.messages}" for cut in restored.cuts),
             *chain.from_iterable((turn_id, _verdict(fate), record) for turn_id, record, fate in restored.turns),

@@ -29,6 +29,7 @@ from service import telemetry
 from service.claude import Claude
 from service.context import compacted, summary
 from service.context.compacted import Plan
+from service.context.view import policy
 from service.errors import BatonError, role_too_small, session_not_found
 from service.model_table import Model
 from service.transcript import Answer
@@ -176,7 +177,8 @@ class Compaction:
     def _threshold(self, wishes: Wishes, model: str) -> int:
         """Tokens beyond which a session is compacted; 0 if nothing says so, or the window is not known yet."""
         window = self._rules.model_of(model).input_tokens_max
-        bounds = [wishes.tokens_target, round(THRESHOLD * window) if window and self._rules.automatic else 0]
+        automatic = policy(wishes.context_policy, "compact" if self._rules.automatic else "error") == "compact"
+        bounds = [wishes.tokens_target, round(THRESHOLD * window) if window and automatic else 0]
         return min(filter(None, bounds), default=0)
 
     def _plan(self, occasion: Occasion, keep_bytes: int) -> Plan | None:

@@ -1,26 +1,28 @@
 """Whether a session's next request fits the model's window, and what is done where it does not.
 
 The size is estimated (size.py). Where estimate and margin stay inside the window nothing more happens, which is nearly
-always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, the estimate stands.
+always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, what may fit is sent: Claude
+refuses it for nothing if it does not, and what was left out of a view would not come back.
 
 What does not fit is refused, or, with the policy `truncate`, made to fit: the oldest exchanges leave the view
 (view.py).
 
-The window is what the Models API tells. While it tells none, a cautious one is assumed, and a request that is larger
-goes to Claude all the same: it may be one of a model that takes more.
+The window is what the Models API tells. While it tells none every request goes to Claude as it is: it may be one of a
+model that takes more than any number that could be assumed here.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal, get_args
+from typing import Final
 
 import orjson
 
-from service import telemetry
+from service import epoch, telemetry
 from service.claude import Claude
 from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
-from service.context.view import KEPT_SHARE, Limit, View, later
+from service.context.view import KEPT_SHARE, Limit, Policy, View, later
 from service.context.word import UNKNOWN, Context
 from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
@@ -28,11 +30,8 @@ from service.prefix import Prepared
 from storage.results import Begun
 from storage.turns import History, Usage
 
-Policy = Literal["compact", "truncate", "error"]
-POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
-"""What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
-
 _COUNT_PATH: Final = "/v1/messages/count_tokens"
+_COUNT_WAIT_S: Final = 10.0  # for all attempts: the caller waits for the answer, not for its size
 _ANSWER_SHARE: Final = 0.05  # of the window, at most, that a shortened conversation leaves to the answer
 
 
@@ -44,7 +43,7 @@ class Asking:
         claude: who counts.
         headers: for Claude.
         model: that is asked.
-        policy: of the deployment.
+        policy: of the session, or the deployment's.
         answer_tokens: that the answer may have.
         prepare: makes the request of what is in view.
         count: makes the one that asks for its size.
@@ -88,21 +87,23 @@ class Fitted:
         """Another request of the same turn, which is not larger."""
         return replace(self, prepared=prepared, size=size_of(prepared.body, self.size.media))
 
-    def left(self, usage: Usage, reply: Sequence[bytes], message_id: str | None) -> Context:
+    def left(self, usage: Usage, reply: Sequence[bytes], message_id: str | None, *, whole: bool = True) -> Context:
         """What the turn leaves when it is committed.
 
         Args:
             usage: as Claude counted it; nothing, where a gateway does not tell.
             reply: the answer as it is stored, one element or none.
             message_id: of the answer.
+            whole: whether the answer came to its end; Claude counts it only there, and else it is new to the next turn.
         """
         tokens = usage.input + usage.cache_read + usage.cache_written
+        output, counted = (usage.output, reply) if whole else (0, ())
         return Context(
             asked=self.asked,
             messages=self.asked + len(reply),
             begins=self.begins,
-            tokens=tokens + usage.output if tokens else 0,
-            text_bytes=self.size.text_bytes + sum(map(len, reply)),
+            tokens=tokens + output if tokens else 0,
+            text_bytes=self.size.text_bytes + sum(map(len, counted)),
             media_bytes=self.size.media.size_bytes,
             media_tokens=self.size.media.tokens,
             message_id=word.sound_id(message_id),
@@ -111,8 +112,8 @@ class Fitted:
 
 def known(begun: Begun, model: str) -> Context:
     """What the last turn left for one that asks this model; what another model has counted says nothing."""
-    before = word.unpacked(begun.context)
-    return before if begun.model == model else before._replace(tokens=0)
+    before = word.behind_cut(word.unpacked(begun.context), begun.messages, begun.epoch_start)
+    return before if epoch.is_of(begun.epoch_hash, model) else before._replace(tokens=0)
 
 
 async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
@@ -127,28 +128,31 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
         BatonError: context_length_exceeded; request_too_large, if Claude takes no body of its size; as
             `prefix.continued`.
     """
-    begins = before.begins if before.begins < len(history.elements) else 0  # else a rewind took it all away
-    view, limit = View(begins), asking.limit_tokens
+    begins, limit = before.begins, asking.limit_tokens
+    view = View(begins)
     request = _measured(asking, view, before, history)
     estimate = estimated(request.size, before)
-    if estimate.tokens + estimate.margin <= limit:
+    if asking.model.input_tokens_max is None or estimate.tokens + estimate.margin <= limit:
         return replace(request, tokens=estimate.tokens)
     if asking.policy != "truncate" and len(request.prepared.body) > CLAUDE_BYTES_MAX:
         raise conversation_too_large(len(request.prepared.body))
-    tokens = await _counted(asking, view, estimate.tokens)
-    if tokens > limit and asking.policy == "truncate":
+    counted = await _counted(asking, view)
+    tokens = estimate.tokens if counted is None else counted
+    least = estimate.tokens - estimate.margin if counted is None else counted
+    if least > limit and asking.policy == "truncate":
         rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)
         view = View(_later(request, history, rate, limit), moved=True)
         if view.begins > begins:
             request = _measured(asking, view, UNKNOWN, history)
-            tokens = request.size.media.tokens + int(rate * request.size.text_bytes)
+            tokens = least = request.size.media.tokens + int(rate * request.size.text_bytes)
             if tokens > KEPT_SHARE * limit:  # there was no place that leaves so little
-                tokens = await _counted(asking, view, tokens)
-    if tokens > asking.model.window_tokens and asking.model.input_tokens_max is not None:
+                counted = await _counted(asking, view)
+                tokens = least = tokens if counted is None else counted
+    if least > asking.model.window_tokens:
         raise BatonError(
             "context_length_exceeded",
             # Claude's words, that clients look for.
-            f"prompt is too long: {tokens} tokens > {asking.model.input_tokens_max} maximum",
+            f"prompt is too long: {tokens} tokens > {asking.model.window_tokens} maximum",
             param="messages",
         )
     return replace(request, tokens=tokens)
@@ -176,12 +180,23 @@ def _later(request: Fitted, history: History, rate: float, limit: int) -> int:
     return later(history.elements, request.prepared.elements, request.begins, kept)
 
 
-async def _counted(asking: Asking, view: View, estimate: int) -> int:
-    """What Claude counts; the estimate, if it cannot be asked."""
+async def _counted(asking: Asking, view: View) -> int | None:
+    """What Claude counts; None if it cannot be asked, or who answers in its place does not say."""
     try:
-        answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
+        async with asyncio.timeout(_COUNT_WAIT_S):
+            answer = await asking.claude.whole(_COUNT_PATH, asking.count(view), asking.headers)
+    except TimeoutError:
+        telemetry.log.warning("tokens_not_counted", code="upstream_timeout")
+        return None
     except BatonError as error:
         telemetry.log.warning("tokens_not_counted", code=error.code)
-        return estimate
-    counted = orjson.loads(answer)["input_tokens"]
-    return counted if type(counted) is int else estimate
+        return None
+    try:
+        said = orjson.loads(answer)
+    except orjson.JSONDecodeError:
+        said = None
+    counted = said.get("input_tokens") if isinstance(said, dict) else None
+    if type(counted) is int:
+        return counted
+    telemetry.log.warning("tokens_not_counted", code="upstream_nonsense")
+    return None

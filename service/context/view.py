@@ -7,17 +7,26 @@ bound to.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
 import orjson
 
 from service.context.size import Size, media_of
 from storage import elements
 
+Policy = Literal["compact", "truncate", "error"]
+POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
+"""What is done about a conversation that would not fit: sum its oldest part up, leave that out, or refuse the turn."""
+
 KEPT_SHARE: Final = 0.6
 """Of the window, that a view which has moved may take."""
 
 _RESULT: Final = b'"tool_result"'
+
+
+def policy(wanted: str, default: Policy) -> Policy:
+    """That of a session, by its own word; the deployment's if it has none, or one of another version's."""
+    return next((known for known in POLICIES if known == wanted), default)
 
 
 class View(NamedTuple):
@@ -70,6 +79,11 @@ def later(history: Sequence[bytes], new: Sequence[bytes], begins: int, limit: Li
             break
         fitting.append(at)
     return fitting[-1] if fitting else places[-1]
+
+
+def can_begin(messages: Sequence[bytes], at: int) -> bool:
+    """Whether a view of these stored messages can begin there."""
+    return at == 0 or at in _beginnings(messages)
 
 
 def _larger(size: Size, messages: Sequence[bytes]) -> Size:

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 _SOUND_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _VERSION: Final = "1"
+_CHARS_MAX: Final = 256  # of those that are written; a longer one is somebody else's
 
 
 class Context(NamedTuple):
@@ -44,12 +45,27 @@ UNKNOWN: Final = Context()
 
 def unpacked(word: str) -> Context:
     """A stored word; `UNKNOWN` if it is none."""
-    version, *parts = word.split(" ")
+    version, *parts = word.split(" ") if len(word) <= _CHARS_MAX else ("",)
     numbers = parts[:-1]
     if version != _VERSION or len(parts) != len(UNKNOWN) or not all(part.isdecimal() for part in numbers):
         return UNKNOWN
     asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
     return Context(asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
+
+
+def behind_cut(context: Context, messages: int, epoch_start: int) -> Context:
+    """What is left of it where a history goes on from one of its messages.
+
+    What was left out is sent again if the view began behind the cut, or if nothing is left of the epoch: the view may
+    have moved in what is gone, and no thinking is bound to it any more.
+
+    Args:
+        context: before.
+        messages: that are left.
+        epoch_start: see `Standing`.
+    """
+    stays = context.begins < messages and epoch_start < messages
+    return context if stays else context._replace(begins=0)
 
 
 def sound_id(message_id: str | None) -> str:

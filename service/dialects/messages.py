@@ -167,7 +167,7 @@ def _messages(given: Any) -> tuple[list[dict[str, Any]], bool]:
     messages = []
     for index, message in enumerate(given):
         _check_message(message, f"messages.{index}")
-        bare = _unmarked(message)
+        bare = unmarked(message)
         marked = marked or bare is not message
         messages.append(bare)
     return messages, marked
@@ -233,8 +233,8 @@ def _require_call(call: Any, where: str) -> None:
         raise invalid_value(where, "must be 1 to 256 letters, digits, `_` or `-`")
 
 
-def _unmarked(message: dict[str, Any]) -> dict[str, Any]:
-    """The message without ``cache_control``; itself, if it has none."""
+def unmarked(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without ``cache_control`` in its blocks; itself, if it has none."""
     content = message["content"]
     if isinstance(content, str):
         return message

@@ -336,7 +336,7 @@ TRANSFERS: Final = (
             Answer(200, "the new session, which the same request has made before", _json("Session"), _AS_SEEN),
         ),
         errors=(
-            *(*_BODY, *_SESSION, "history_moved", "max_turns_reached", "session_corrupt", "session_exists"),
+            *(*_BODY, *_SESSION, "history_moved", "max_turns_reached", "session_corrupt", "idempotency_key_reused"),
             *("sessions_full", "turn_in_progress", "turn_not_found", "turn_rewound"),
         ),
         error_headers=("X-Turn-Id",),

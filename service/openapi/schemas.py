@@ -12,6 +12,7 @@ from service import session_fields as limits
 from service.addressing import MODES, RESERVED
 from service.appended_messages import APPENDED_MAX
 from service.conflict import ON_CONFLICT
+from service.context.view import POLICIES
 from service.errors import CODES
 from service.exchange import ON_DISCONNECT
 from service.prefix import PREFIXES
@@ -150,6 +151,7 @@ _SETTABLE: Final[dict[str, Schema]] = {
     "metadata": maybe(METADATA),
     "context_tokens_target": maybe(whole(limits.TOKENS_TARGET_MIN, limits.TOKENS_TARGET_MAX)),
     "compact_instructions": maybe({"type": "string", "maxLength": limits.INSTRUCTIONS_CHARS_MAX}),
+    "context_policy": {**maybe(one_of(*POLICIES)), "description": "null: as the deployment"},
 }
 _CREATED: Final = {
     "name": maybe(SESSION_NAME) | _but(RESERVED, "sess_"),
@@ -281,6 +283,7 @@ _SESSION: Final = said(
         },
         "context_tokens_target": maybe(_TOKENS_TARGET),
         "compact_instructions": maybe(TEXT),
+        "context_policy": _SETTABLE["context_policy"],
         "checkpoint": maybe(_CHECKPOINT),
     }
 )

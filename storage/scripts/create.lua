@@ -9,8 +9,8 @@
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce (the first head), 5 ttl ms, 6 absolute end ms (0 none),
 --   7 name ('' none), 8 creating turn id ('' none), 9 model ('' none), 10 max turns (0 none),
 --   11 system prompt as JSON ('' none), 12 title, 13 metadata as JSON, 14 tokens at which it is compacted
---   (0 none), 15 what is to be kept then ('' nothing in particular), 16 sessions that the owner may still have in this bucket,
---   17 the same for everybody together
+--   (0 none), 15 what is to be kept then ('' nothing in particular), 16 context policy (opaque), 17 sessions that the owner may still have in this bucket,
+--   18 the same for everybody together
 -- Replies: CREATED | DUPLICATE | EXISTS | STALE | FULL owner | FULL all
 -- Complexity: O(log sessions). Caller: storage/sessions.py.
 -- @include keys
@@ -27,8 +27,8 @@ if known[1] then
   return { 'EXISTS' }
 end
 if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
-if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'owner' } end
-if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[17]) then return { 'FULL', 'all' } end
+if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[17]) then return { 'FULL', 'owner' } end
+if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[18]) then return { 'FULL', 'all' } end
 
 local now = now_ms()
 redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', text(now), 'ttl', text(ttl_ms),
@@ -38,7 +38,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', nonce, 'cr', t
   'kv', '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one
 redis.call('HSET', TEXTS, 'system', ARGV[11], 'title', ARGV[12], 'metadata', ARGV[13], 'tokens_target', ARGV[14],
-  'instructions', ARGV[15])
+  'instructions', ARGV[15], 'policy', ARGV[16])
 local size = { tag = tag, bytes = 0, messages = 0, created = seconds_of_service(now) }
 write_size(size)
 count('age_s', size.created)

@@ -10,8 +10,8 @@
 --   verdicts, texts, cuts, attachments, shares of the source; in the same bucket.
 -- ARGV: 1 new session id, 2 its owner, who must have a role in the source, 3 owner tag, 4 nonce (the head where the source has none), 5 ttl ms, 6 absolute end ms
 --   (0 none), 7 head of the source, 8 messages kept, 9 committed turns kept, 10 id of the turn that forks, 11 its record,
---   12 turns max, 13 title, 14 metadata as JSON (both '' as the source's), 15 sessions that the owner may still have in this
---   bucket, 16 the same for everybody together
+--   12 turns max, 13 title, 14 metadata as JSON (both '' as the source's), 15 what is known of the context (opaque),
+--   16 sessions that the owner may still have in this bucket, 17 the same for everybody together
 -- Replies: CREATED | DUPLICATE | EXISTS | STALE | FULL owner | FULL all | GONE | MOVED head | TURNS_FULL | CORRUPT
 -- Complexity: O(size of the source). Caller: storage/transfer.py.
 -- @include keys
@@ -31,10 +31,10 @@ if known[1] then
   return { 'EXISTS' }
 end
 if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
-if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'owner' } end
-if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'all' } end
+if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'owner' } end
+if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[17]) then return { 'FULL', 'all' } end
 
-local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx',
+local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce',
   'kv', 'ku', 'kc', 'kt')
 local visible = s[1] == owner or redis.call('HGET', FROM_SHARES, owner)
 if not (s[1] and visible) then return { 'GONE' } end
@@ -65,10 +65,10 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', turn_id, 'cr',
   'n', text(kept), 'b', text(bytes), 'tn', ARGV[9], 'lt', '', 'ln', number, 'lx', '0', 'lr', '', 'cx', '0',
   'eh', s[9], 'es', text(math.min(tonumber(s[10]), kept)),
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0',
-  'ctx', kept == messages and s[12] or '', 'ca', '0',
-  'kv', s[13] or '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
-if kept >= tonumber(s[14] or '0') then
-  redis.call('HSET', SESSION, 'ku', s[14] or '0', 'kc', s[15] or '0', 'kt', s[16] or '0')
+  'ctx', ARGV[15], 'ca', '0',
+  'kv', s[12] or '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
+if kept >= tonumber(s[13] or '0') then
+  redis.call('HSET', SESSION, 'ku', s[13] or '0', 'kc', s[14] or '0', 'kt', s[15] or '0')
 else
   redis.call('HDEL', TEXTS, 'checkpoint')
 end

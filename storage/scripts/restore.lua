@@ -14,7 +14,7 @@
 --   that it covers (0 none), 27 created ms, 28 its tokens, 29 the summary (opaque), 30 input, 31 output tokens that checkpoints
 --   have cost, 32 sessions that the owner may still have in this bucket, 33 the same for everybody together, 34 how many cuts,
 --   35 how many turns, 36 bytes of the messages, 37 how many attachments, 38 sessions of one bucket that may be shared with
---   one principal, 39 what is known of the context (opaque), 40… the grantees, each with its role, in the order of their
+--   one principal, 39 what is known of the context, 40 context policy (both opaque), 41… the grantees, each with its role, in the order of their
 --   keys; the cuts; of each turn its id, its verdict (letter and number, d if delivered) and its record; the attachments as
 --   pairs name, bytes; then the messages
 -- Replies: CREATED grantees that it is not shared with, because enough is | DUPLICATE | EXISTS | STALE | FULL owner
@@ -29,7 +29,7 @@
 local owner, nonce = ARGV[2], ARGV[4]
 local ttl_ms, absolute_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
 local cuts, turns, blobs = tonumber(ARGV[34]), tonumber(ARGV[35]), tonumber(ARGV[37])
-local bytes_of_messages, first = tonumber(ARGV[36]), 40
+local bytes_of_messages, first = tonumber(ARGV[36]), 41
 local grantees = #KEYS - 17
 local first_cut = first + 2 * grantees
 local first_turn = first_cut + cuts
@@ -64,7 +64,7 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', ARGV[8] == '' 
   'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'ctx', ARGV[39], 'ca', '0', 'kv', ARGV[25], 'ku', ARGV[26], 'kg', '0', 'kl', '',
   'kc', ARGV[27], 'kt', ARGV[28], 'ki', ARGV[30], 'ko', ARGV[31])
 redis.call('HSET', TEXTS, 'system', ARGV[19], 'title', ARGV[20], 'metadata', ARGV[21], 'tokens_target', ARGV[23],
-  'instructions', ARGV[24])
+  'instructions', ARGV[24], 'policy', ARGV[40])
 if ARGV[26] ~= '0' then redis.call('HSET', TEXTS, 'checkpoint', ARGV[25] .. ' ' .. ARGV[26] .. '\n' .. ARGV[29]) end
 if ARGV[22] ~= '' then redis.call('HSET', TEXTS, 'preamble', ARGV[22]) end
 keep_blobs(first_blob, blobs)

@@ -596,6 +596,8 @@ async def test_hanging_up_stops_claude_and_keeps_what_was_shown(
     assert " ".join(str(n) for n in range(1, 501)).startswith(kept)
     (record,) = await turn_records(fleet, stream.headers["x-session-id"])
     assert (record["state"], record["id"], record["stop_reason"]) == ("incomplete", stream.headers["x-turn-id"], None)
+    read = sum(record["usage"].get(f"{kind}input_tokens") or 0 for kind in ("", "cache_read_", "cache_creation_"))
+    assert (await two.session(name))["context_tokens"] == read, "Claude has not counted what it said"
     again = await two.chat("How many messages?", name, headers=REJECT)
     assert again.text == "This conversation holds 3 messages."
 

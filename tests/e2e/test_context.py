@@ -79,6 +79,12 @@ async def test_the_oldest_exchanges_leave_what_is_sent_and_never_the_store(
     session = await one.session(name)
     assert session["message_count"] == 12
     assert (await one.messages(name))[0]["content"].startswith("0 My name is Ada.")
+    # A fork sends what its source would have sent there; from before the move on, all that there was.
+    for kept, left_out in ((10, "truncate; left_out=6"), (4, None)):
+        fork = (await one.request("POST", f"/v1/sessions/{name}/fork", json={"message_count": kept})).json["id"]
+        assert (await say(one, fork, "And then?")).headers.get("x-baton-context") == left_out
+        turn = (await one.get(f"/v1/sessions/{fork}/turns?limit=1")).json["turns"][0]
+        assert turn["sent"]["epoch_began"] == []
     # What does not fit alone does not fit at all.
     whole = await say(caller, name, HALF * 2)
     assert whole.json["error"]["details"]["error_code"] == "context_length_exceeded"
@@ -93,3 +99,26 @@ async def test_strict_callers_are_not_sent_another_prefix(fleet: Fleet, one: Cal
     headers = {"x-session-id": name, "x-session-prefix": "strict"}
     refused = await caller.request("POST", "/v1/messages", json=body, headers=headers)
     assert (refused.status, refused.json["error"]["details"]["error_code"]) == (409, "prefix_changed")
+
+
+async def test_a_session_has_a_policy_of_its_own(one: Caller, two: Caller, name: str) -> None:
+    for caller in (one, two):
+        await caller.get("/v1/models")
+    made = await one.request("POST", "/v1/sessions", json={"model": MODEL, "name": name, "context_policy": "truncate"})
+    assert (made.status, made.json["context_policy"]) == (201, "truncate")
+    assert (await say(one, name, HALF)).status == 200
+    lines = (await one.request("GET", f"/v1/sessions/{name}/export")).body
+    jsonl = {"content-type": "application/x-ndjson"}
+    copy = await two.request("POST", "/v1/sessions/import?name=", data=lines, headers=jsonl)
+    fork = await two.request("POST", f"/v1/sessions/{name}/fork", json={})
+    for other in (copy, fork):
+        assert (other.status, other.json["context_policy"]) == (201, "truncate")
+    patched = await two.request("PATCH", f"/v1/sessions/{name}", json={"context_policy": None})
+    assert (patched.status, patched.json["context_policy"]) == (200, None)
+    assert (await say(two, name, HALF)).json["error"]["details"]["error_code"] == "context_length_exceeded"
+    for other in (copy, fork):
+        assert (await say(one, other.json["id"], HALF)).headers["x-baton-context"] == "truncate; left_out=2"
+    again = await one.request("PATCH", f"/v1/sessions/{name}", json={"context_policy": "truncate"})
+    assert again.status == 200
+    assert (await say(one, name, HALF)).headers["x-baton-context"] == "truncate; left_out=2"
+    assert (await one.request("PATCH", f"/v1/sessions/{name}", json={"context_policy": "x"})).status == 400

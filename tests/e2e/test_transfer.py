@@ -125,8 +125,18 @@ async def test_a_fork_ends_with_a_turn_and_is_made_once_by_key(one: Caller, two:
     again = await two.request("POST", path, json=body, headers=key)
     assert (made.status, again.status, made.json["id"]) == (201, 200, again.json["id"])
     assert made.json["message_count"] == 2
+    head = (await one.get(f"/v1/sessions/{made.json['id']}/turns?limit=1")).json["turns"][0]
+    assert head["dialect"] == "fork"
+    of_fork = await two.request("POST", f"/v1/sessions/{made.json['id']}/fork", json={"turn_id": head["id"]})
+    assert (of_fork.status, of_fork.json.get("message_count")) == (201, 2)
     stale = await one.request("POST", path, json=body, headers={"x-expect-turn": first.headers["x-turn-id"]})
     assert (stale.status, stale.json["error"]["code"]) == (409, "history_moved")
+    # Sent again it is the same fork, though its source has gone on; and it is that one only.
+    old = {**key, "x-expect-turn": first.headers["x-turn-id"]}
+    late = await one.request("POST", path, json=body, headers=old)
+    assert (late.status, late.json["id"]) == (200, made.json["id"])
+    other = await one.request("POST", path, json={}, headers=key)
+    assert (other.status, other.json["error"]["code"]) == (422, "idempotency_key_reused")
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ async def a_source(store: Store) -> SessionRef:
 async def test_a_fork_has_the_first_messages_and_goes_on_by_itself(store: Store) -> None:
     source = await a_source(store)
     before = [await store.redis.dump(key) for key in source.keys[:8]]
-    fork, target = await fork_of(store, source, messages=3, turns=1), beside(store, source)
+    fork, target = await fork_of(store, source, messages=3, turns=1, context="1 w"), beside(store, source)
     assert await store.transfer.fork(source, target, fork) == Created()
     assert [await store.redis.dump(key) for key in source.keys[:8]] == before, "the source is not changed"
     assert await store.sessions.messages(target, 0, 9) == await store.sessions.messages(source, 0, 3)
@@ -130,7 +130,7 @@ async def test_a_fork_has_the_first_messages_and_goes_on_by_itself(store: Store)
         "T",
         b'{"k":"v"}',
     )
-    assert (one.epoch_hash, one.epoch_start, copy.preamble) == ("e", 3, b"0 0\n")
+    assert (one.epoch_hash, one.epoch_start, copy.preamble, one.context) == ("e", 3, b"0 0\n", "1 w")
     assert (one.input_tokens, one.output_tokens, one.cache_read_tokens, one.cache_written_tokens) == (0, 0, 0, 0)
     await store.assert_consistent(target)
     await store.committed(target, elements(1, "else"), epoch_hash="e")

@@ -379,6 +379,48 @@ def test_what_nests_deeper_than_can_be_written_is_refused(field: str) -> None:
         read(lines)
 
 
+def test_markers_of_the_cache_are_left_out_as_they_are_of_turns() -> None:
+    """More than four in a session would be refused at each of its turns."""
+    mark = {"cache_control": {"type": "ephemeral"}}
+    result = {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "a", **mark}], **mark}
+    call = {"type": "tool_use", "id": "t", "name": "n", "input": {"cache_control": 1}}
+    messages = restoring.Messages()
+    for role, one in (("user", {"type": "text", "text": "a", **mark}), ("assistant", call), ("user", result)):
+        messages.add({"message": {"role": role, "content": [one]}})
+    kept = [orjson.loads(elements.unpack(element).json)["content"][0] for element in messages.whole()]
+    assert kept[:2] == [{"type": "text", "text": "a"}, call]
+    assert kept[2] == {"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "a"}]}
+
+
+def test_no_answer_is_of_batons_own() -> None:
+    messages = restoring.Messages()
+    messages.add({"message": {"role": "user", "content": "a"}})
+    with pytest.raises(BatonError):
+        messages.add({"message": {"role": "assistant", "content": "a"}, "by_baton": True})
+
+
+@pytest.mark.parametrize(
+    ("context", "kept"),
+    [
+        ("1 3 4 2 100 400 0 0 msg_1", True),
+        ("1 7 8 2 100 400 0 0 msg_1", True),  # of a fork: the source has more
+        ("1 3 4 1 100 400 0 0 msg_1", False),  # an answer
+        ("1 7 8 6 100 400 0 0 msg_1", False),  # behind all that there is
+        ("1 2 4 3 100 400 0 0 msg_1", False),
+        (f"1 3 4 2 {2**53} 400 0 0 msg_1", False),
+        (f"1 3 4 2 {'9' * 5_000} 400 0 0 msg_1", False),
+        ('1 3 4 2 100 400 0 0 a"b', False),
+        (7, False),
+    ],
+)
+def test_a_context_that_cannot_be_of_the_history_is_left_out(context: Any, kept: bool) -> None:
+    said = [{"role": role, "content": "a"} for role in ("user", "assistant")] * 2
+    messages = restoring.Messages()
+    for message in said:
+        messages.add({"message": message})
+    assert restoring._context(context, messages.whole()) == (context if kept else "")
+
+
 def test_more_than_a_session_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     lines = Session([]).lines()
     monkeypatch.setattr("service.archive.SESSION_BYTES_MAX", sum(map(len, lines)))

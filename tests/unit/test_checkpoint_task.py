@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -111,6 +112,18 @@ async def test_with_another_policy_only_the_session_s_own_target_counts(target: 
     played = Played()
     compaction = played.compaction(automatic=False)
     compaction.after_commit(occasion(900, target=target), "m")
+    await settled(compaction)
+    assert bool(played.stored) is made
+
+
+@pytest.mark.parametrize(
+    ("policy", "automatic", "made"),
+    [("compact", False, True), ("truncate", True, False), ("error", True, False), ("", True, True), ("", False, False)],
+)
+async def test_the_sessions_own_policy_goes_first(policy: str, automatic: bool, made: bool) -> None:
+    played = Played()
+    compaction = played.compaction(automatic=automatic)
+    compaction.after_commit(replace(occasion(900), wishes=Wishes(context_policy=policy)), "m")
     await settled(compaction)
     assert bool(played.stored) is made
 

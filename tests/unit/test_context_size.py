@@ -1,5 +1,6 @@
 """The size of a session's next request: estimated, and counted only where the window is near."""
 
+import asyncio
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,9 @@ import pytest
 from service.claude import Claude
 from service.context import fit, size, word
 from service.context.caching import PLAINLY
-from service.context.fit import Asking, Fitted, Policy
+from service.context.fit import Asking, Fitted
 from service.context.size import Media
+from service.context.view import Policy
 from service.context.word import UNKNOWN, Context
 from service.errors import BatonError
 from service.model_table import NEWEST, WINDOW_TOKENS, Model
@@ -36,9 +38,11 @@ NOTE: Json = {"type": "document", "source": {"type": "text", "media_type": "text
 
 @dataclass
 class Counting:
-    """Claude, who counts as the stand-in does; or fails."""
+    """Claude, who counts as the stand-in does; or fails, or says something else."""
 
     fails: bool = False
+    hangs: bool = False
+    says: bytes = b""
     asked: list[bytes] = field(default_factory=list)
 
     async def whole(self, path: str, body: bytes, _: Mapping[str, str]) -> bytes:
@@ -46,6 +50,10 @@ class Counting:
         self.asked.append(body)
         if self.fails:
             raise BatonError("upstream_overloaded", "no")
+        if self.hangs:
+            await asyncio.Event().wait()
+        if self.says:
+            return self.says
         return orjson.dumps({"input_tokens": rules.check_count(orjson.loads(body))})
 
 
@@ -171,30 +179,63 @@ async def test_what_does_not_fit_is_refused_in_claudes_words() -> None:
     assert caught.value.message == f"prompt is too long: {tokens} tokens > 10000 maximum"
 
 
-async def test_where_nobody_counts_the_estimate_stands() -> None:
+async def test_where_nobody_counts_only_what_cannot_fit_is_refused() -> None:
     session = Measured(window=10_000)
     await session.say(WORDS * 800)
     session.claude.fails = True
     assert (await session.fit(WORDS * 100)).tokens < 10_000
+    assert 10_000 < (await session.fit(WORDS * 190)).tokens < 10_500, "it may fit: that is for Claude to say"
     with pytest.raises(BatonError):
         await session.fit(WORDS * 400)
 
 
-async def test_a_window_that_nobody_told_refuses_nothing() -> None:
-    session = Measured(window=None)
-    session.before = Context(tokens=WINDOW_TOKENS, text_bytes=WINDOW_TOKENS * 4, messages=0)
-    session.claude.fails = True
-    big = WORDS * 30_000
-    assert (await session.fit(big)).tokens > WINDOW_TOKENS
-    assert len(session.claude.asked) == 1
+@pytest.mark.parametrize("says", [b"<html>", b"[]", b"{}", b'{"input_tokens":"many"}'])
+async def test_a_gateway_that_counts_in_other_words_is_as_one_that_does_not(says: bytes) -> None:
+    session = Measured(window=10_000)
+    await session.say(WORDS * 800)
+    session.claude.says = says
+    assert (await session.fit(WORDS * 150)).tokens < 10_000
+    assert session.claude.asked
+
+
+async def test_a_count_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "_COUNT_WAIT_S", 0.01)
+    session = Measured(window=10_000)
+    await session.say(WORDS * 800)
+    session.claude.hangs = True
+    async with asyncio.timeout(5):
+        assert (await session.fit(WORDS * 150)).tokens < 10_000
+
+
+@pytest.mark.parametrize("policy", ["error", "truncate"])
+async def test_a_window_that_nobody_told_refuses_nothing_and_leaves_nothing_out(policy: Policy) -> None:
+    session = Measured(window=None, policy=policy)
+    for _ in range(2):
+        await session.say(WORDS * 12_000)
+    fitted = await session.fit(WORDS)
+    assert fitted.tokens > WINDOW_TOKENS
+    assert fitted.begins == 0
+    assert session.claude.asked == []
 
 
 def test_what_another_model_counted_is_no_help() -> None:
     session = Session()
-    left = Context(2, 2, 0, 100, 400, 8, 1_600, "msg_1")
-    begun = replace(session.begun, model="a", context=left.packed())
+    session.turn(asking("Hi", model="a"), text("Hello."))
+    left = Context(1, 2, 0, 100, 400, 8, 1_600, "msg_1")
+    begun = replace(session.begun, model="b", context=left.packed())  # patched since
     assert fit.known(begun, "a") == left
     assert fit.known(begun, "b") == left._replace(tokens=0)
+
+
+@pytest.mark.parametrize(
+    ("messages", "epoch_start", "begins"),
+    [(10, 8, 6), (9, 8, 6), (8, 8, 0), (7, 7, 0), (6, 6, 0), (2, 2, 0), (0, 0, 0)],
+)
+def test_behind_the_move_of_a_view_a_rewind_brings_all_back(messages: int, epoch_start: int, begins: int) -> None:
+    """At message 8 the view moved to 6. What is cut off there says nothing of how much fits now."""
+    left = Context(9, 10, 6, 100, 400)
+    begun = replace(Session().begun, messages=messages, epoch_start=epoch_start, context=left.packed())
+    assert fit.known(begun, MODEL).begins == begins
 
 
 def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
@@ -203,10 +244,24 @@ def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
     assert fitted.left(Usage(input=1, output=2, cache_read=3, cache_written=4), [], "msg_1").tokens == 10
 
 
+def test_an_answer_that_was_cut_short_was_not_counted_and_is_estimated() -> None:
+    """Claude said one token when it began, and what it wrote is sent again."""
+    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(4_000, Media()), 1_000, 1, 0)
+    cut = fitted.left(Usage(input=1_000, output=1), [b"x" * 40_000], "msg_1", whole=False)
+    assert (cut.messages, cut.tokens, cut.text_bytes) == (2, 1_000, 4_000)
+    assert size.estimated(size.Size(44_400, Media()), cut).tokens == 11_100
+
+
 def test_what_a_turn_leaves_is_read_by_the_next() -> None:
     left = Context(3, 4, 2, 5, 6, 7, 8, "msg_1")
     for one in (left, left._replace(message_id=""), UNKNOWN):
         assert word.unpacked(one.packed()) == one
-    for other in ("", "2 3 4 2 5 6 7 8 msg_1", "1 x 4 2 5 6 7 8 msg_1", "1 3 4 5 6 7 8 msg_1"):
+    for other in (
+        "",
+        "2 3 4 2 5 6 7 8 msg_1",
+        "1 x 4 2 5 6 7 8 msg_1",
+        "1 3 4 5 6 7 8 msg_1",
+        f"1 {'9' * 5_000} 4 2 5 6 7 8 x",
+    ):
         assert word.unpacked(other) == UNKNOWN
     assert [word.sound_id(id) for id in ("msg_01Ab-c", "a b", "x" * 101, None, "")] == ["msg_01Ab-c", "", "", "", ""]

@@ -71,6 +71,7 @@ def test_a_creation_may_say_everything() -> None:
         *itertools.product(["absolute_expires_at"], [7, "", "soon", "2030-01-31T12:00:00", "2020-01-31T12:00:00Z"]),
         ("absolute_expires_at", "9999-12-31T23:59:59-23:59"),
         *itertools.product(["title"], [7, "t" * 513]),
+        *itertools.product(["context_policy"], ["", "Error", 7, []]),
         *itertools.product(["metadata"], [[], "a", {str(n): "" for n in range(17)}]),
     ],
 )
