@@ -114,7 +114,7 @@ async def answered(
             what nobody wants any more is not sent.
 
     Raises:
-        StoreBusy: all connections were in use for as long as they are waited for, or until the budget was used up.
+        StoreBusy: all connections were in use for as long as they are waited for, or for most of the budget.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
@@ -143,7 +143,8 @@ async def answered(
                         raise
     except (RedisError, builtins.TimeoutError) as error:
         let_go(error)
-        failed = StoreBusy if call.crowded_out else StoreUnavailable
+        crowded = call.crowded_out or call.crowded_s > budget_s / 2
+        failed = StoreBusy if crowded else StoreUnavailable
         raise failed(type(error).__name__, outcome_unknown=unknown) from error
     finally:
         CALL.reset(outer)
