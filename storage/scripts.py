@@ -209,15 +209,24 @@ class ScriptRunner:
             self._on_call(verb, time.perf_counter() - started, failure)
 
     async def act(
-        self, verb: str, ref: SessionRef, args: Sequence[Any], *, more_keys: Sequence[str] = (), **waiting: Any
+        self,
+        verb: str,
+        ref: SessionRef,
+        args: Sequence[Any],
+        *,
+        budget_s: float,
+        more_keys: Sequence[str] = (),
+        **waiting: Any,
     ) -> Reply:
         """Runs a script on a session for its ref's principal; ``args`` come behind these two; else as `run`.
 
         A session of another's is asked for with the wrong keys once: the ref, and all later ones of it, then know its
-        owner. Cost: one round trip, for such a session the first time two.
+        owner. Cost: one round trip, for such a session the first time two, within one budget.
         """
+        until = time.monotonic() + budget_s
         for _ in range(2):
-            reply = await self.run(verb, (*ref.keys, *more_keys), (ref.id, ref.principal, *args), **waiting)
+            keys, said = (*ref.keys, *more_keys), (ref.id, ref.principal, *args)
+            reply = await self.run(verb, keys, said, budget_s=until - time.monotonic(), **waiting)
             if (owner_tag := elsewhere(reply)) is None:
                 break
             ref.belongs_to(owner_tag)

@@ -40,6 +40,7 @@ from storage.scripts import _RESEND_WAIT_S, SCRIPTS, VERBS, ScriptRunner, answer
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
+from tests.instruments.stall import RedisStall
 from tests.store.harness import Store, elements, frames, real_redis, shown, until
 
 PACKAGE = Path(storage.__file__).parent
@@ -501,6 +502,30 @@ async def test_who_is_cancelled_as_it_gives_a_connection_back_has_given_it_back(
     assert await asyncio.wait_for(next_one, 1.0)
     assert not pool._in_use_connections
     await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_who_finds_that_a_session_is_anothers_has_one_budget_for_both_calls(own_valkey: EmbeddedValkey) -> None:
+    async with RedisStall(int(own_valkey.url.rpartition(":")[2].partition("/")[0])) as line:
+        redis = connect(line.url_through(own_valkey.url), connections_max=2, deadlines=Deadlines())
+        store = Store.of(redis, "own", budget_s=0.6)
+        ref = await store.created()
+        await store.shares.share(ref, "bob", "writer")
+        touch = SCRIPTS["touch"].sha.encode()
+        await store.sessions.touch(ref)
+        told_late = line.arm(lambda argv: argv[1:2] == (touch,), at="reply")
+        store.keyspace.foreign.clear()  # nobody knows whose it is
+        started = time.monotonic()
+        touching = asyncio.create_task(store.sessions.touch(store.keyspace.session(ref.id, "bob")))
+        await told_late.reached()
+        held = line.arm(lambda argv: argv[1:2] == (touch,), at="reply")
+        await asyncio.sleep(0.45)
+        told_late.release()
+        with pytest.raises(StoreUnavailable):
+            await touching
+        assert time.monotonic() - started < 0.9
+        await held.reached()
+        await redis.aclose()
 
 
 async def _are_waiting(pool: Any, count: int) -> bool:
