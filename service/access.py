@@ -47,6 +47,7 @@ NEEDED: Final[Mapping[str, str]] = {
     "DELETE /v1/sessions/{session}": "sessions:write",
     "POST /v1/sessions/import": "sessions:write",
     "POST /v1/sessions/{session}/fork": "sessions:write",
+    "POST /v1/sessions/{session}/compact": "chat",
     "GET /v1/sessions/{session}/export": "sessions:read",
     "GET /v1/sessions/{session}/messages": "sessions:read",
     "POST /v1/sessions/{session}/messages": "sessions:write",

@@ -20,6 +20,8 @@ from service import telemetry
 from service.appending import Appending
 from service.asgi import Bodies, Edge, resource
 from service.claude import Claude
+from service.context import checkpoint as compacting
+from service.context.checkpoint import Compaction
 from service.cors import Cors
 from service.counting import CountTokens
 from service.cursor import Cursors
@@ -36,6 +38,7 @@ from service.models import Models
 from service.openapi import document
 from service.opening import Rules
 from service.routes.admin import AdminRoutes
+from service.routes.compacting import CompactRoutes
 from service.routes.models import ModelRoutes
 from service.routes.ops import OpsRoutes
 from service.routes.sessions import SessionRoutes
@@ -49,6 +52,7 @@ from service.turn import Store
 from service.vital_signs import watch_loop, watch_store
 from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
+from storage.checkpoints import Checkpoints
 from storage.connect import Client, Credential, Deadlines, connect
 from storage.first_contact import StoreRefused, first_contact
 from storage.health import health
@@ -74,11 +78,13 @@ class Application:
     life: Life
     exchanges: Exchanges
     bodies: Bodies
+    compaction: Compaction
 
     def drain(self) -> None:
         """Begins nothing any more, and refuses what waits."""
         self.exchanges.drain()
         self.bodies.drain()
+        self.compaction.drain()
 
 
 def build(
@@ -101,6 +107,7 @@ def build(
     models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
+    compaction = _compaction(settings, claude, models, redis)
     life = Life()
     deliveries = Deliveries(store.turns)
     watch = _watch(settings, redis, beside, keyspace, on_refused)
@@ -116,6 +123,7 @@ def build(
         exchanges=exchanges,
         watch=watch,
         deliveries=deliveries,
+        compaction=compaction,
     )
     ops = OpsRoutes(
         watch,
@@ -152,6 +160,7 @@ def build(
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        await compaction.aclose()
         await deliveries.aclose()
         await models.aclose()
         await claude.aclose()
@@ -161,10 +170,12 @@ def build(
     dialects = offered(settings, models)
     turns = _session_routes(settings, store, secret, replica, exchanges, dialects)
     admin = AdminRoutes(settings, keys, known)
-    routes = [gate.guard(route) for route in _routes(parts, dialects, ops, ModelRoutes(models), *turns, admin)]
+    compact = CompactRoutes(store.sessions, store.turns, compaction)
+    served = _routes(parts, dialects, ops, ModelRoutes(models), *turns, compact, admin)
+    routes = [gate.guard(route) for route in served]
     router = Router(routes, redirect_slashes=False, lifespan=lifespan)
     edge = Edge(router, lambda: life.leaving, bodies, Cors(settings.cors_origins))
-    return Application(edge, life, exchanges, bodies)
+    return Application(edge, life, exchanges, bodies, compaction)
 
 
 def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> None:
@@ -207,6 +218,18 @@ def _watch(
         partial(health, beside, keyspace, deadline_s=look_s, others=[redis]),
         on_refused,
     )
+
+
+def _compaction(settings: Settings, claude: Claude, models: Models, redis: Client) -> Compaction:
+    checkpoints = Checkpoints(redis, budget_s=settings.store_begin_s, on_call=telemetry.store_called)
+    rules = compacting.Rules(
+        model=settings.model_aliases.get(settings.compact_model, settings.compact_model),
+        deadline_s=settings.compact_deadline_s,
+        running_max=settings.compactions_max,
+        automatic=settings.context_policy == "compact",
+        model_of=models.of,
+    )
+    return Compaction(claude, checkpoints, rules)
 
 
 def _gate(settings: Settings, known: KnownKeys, keyspace: Keyspace) -> Gate:
@@ -309,6 +332,7 @@ def _routes(
     shares: ShareRoutes,
     turns: TurnRoutes,
     transfer: TransferRoutes,
+    compact: CompactRoutes,
     admin: AdminRoutes,
 ) -> list[Route]:
     admit = parts.watch.require
@@ -321,6 +345,7 @@ def _routes(
         *resource("/v1/sessions/import", admit, POST=transfer.imported),
         *resource("/v1/sessions/{session}", admit, GET=sessions.get, PATCH=sessions.patch, DELETE=sessions.delete),
         *resource("/v1/sessions/{session}/fork", admit, POST=transfer.fork),
+        *resource("/v1/sessions/{session}/compact", admit, POST=compact.compact),
         *resource("/v1/sessions/{session}/export", admit, GET=transfer.export),
         *resource("/v1/sessions/{session}/messages", admit, GET=sessions.messages, POST=sessions.append),
         *resource("/v1/sessions/{session}/shares", admit, GET=shares.listed),

@@ -66,6 +66,9 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
             "system": orjson.Fragment(one.system_json) if one.system_json else None,
             "preamble": whole.preamble.decode(),
             "cuts": [list(cut) for cut in whole.cuts],
+            "checkpoints": _checkpoints(whole),
+            "context_tokens_target": one.wishes.tokens_target or None,
+            "compact_instructions": one.wishes.instructions,
             "shares": whole.shares if one.role in (OWNER, "admin") else {},
             "turns": len(whole.turns),
             "messages": one.messages,
@@ -81,6 +84,16 @@ def first_lines(session_id: str, whole: Whole) -> Iterator[bytes]:
                 "record": orjson.Fragment(told.record),
             }
         )
+
+
+def _checkpoints(whole: Whole) -> Line:
+    """What summaries have cost, and the one that stands for messages, if one does."""
+    account, checkpoint = whole.snapshot.account, whole.checkpoint
+    line: Line = {name: getattr(account, name) for name in ("version", "input_tokens", "output_tokens")}
+    if checkpoint is not None:
+        line |= {"covers": checkpoint.covers, "created_ms": account.created_ms, "tokens": account.tokens}
+        line |= {"summary": checkpoint.summary.decode()}
+    return line
 
 
 def message_line(element: bytes) -> bytes:

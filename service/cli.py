@@ -11,6 +11,8 @@ from service import keys_command, sessions_command
 from service import settings as settings_module
 from service.settings import EX_CONFIG, Settings, SettingsProblem
 
+_WINDOW_TOKENS_MAX = 100_000_000
+
 
 def _settings() -> Settings:
     for name in settings_module.unknown_variables(os.environ):
@@ -67,14 +69,26 @@ def check() -> None:
 @click.option("--first-byte-ms", default=0, show_default=True, help="Wait before an answer begins.")
 @click.option("--delta-ms", default=0, show_default=True, help="Wait between two words of an answer.")
 @click.option("--log", "log_path", type=click.Path(path_type=Path), help="Append every request to this file, as JSON.")
-def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | None) -> None:
+@click.option(
+    "--window-tokens", "windows", multiple=True, metavar="MODEL=N", help="The window of a model; may be given again."
+)
+def simulate(listen: str, first_byte_ms: int, delta_ms: int, log_path: Path | None, windows: tuple[str, ...]) -> None:
     """Run a stand-in for Claude: it speaks the Messages API over a socket and answers from what it is sent.
 
     It knows no language; it can tell your name if, and only if, the conversation that it was sent holds it. Point
     ANTHROPIC_BASE_URL at it to try Baton without a key.
     """
     from service.simulator.app import Options, run
+    from service.simulator.models import set_window
 
+    for window in windows:
+        model, _, tokens = window.partition("=")
+        if not tokens.isdecimal() or not 1 <= int(tokens) <= _WINDOW_TOKENS_MAX:
+            raise click.UsageError(f"--window-tokens {window}: write MODEL=N")
+        try:
+            set_window(model, int(tokens))
+        except ValueError as problem:
+            raise click.UsageError(f"--window-tokens {window}: {problem}") from problem
     run(listen, Options(first_byte_ms=first_byte_ms, delta_ms=delta_ms, log_path=log_path))
 
 

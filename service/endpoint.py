@@ -14,6 +14,7 @@ from service.addressing import Address
 from service.asgi import header, keep_body, parse_json, present, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT, OnConflict
+from service.context.checkpoint import Compaction
 from service.delivery import Deliveries, connection_of
 from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
@@ -50,6 +51,7 @@ class Parts:
     exchanges: Exchanges
     watch: StoreWatch
     deliveries: Deliveries
+    compaction: Compaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +179,7 @@ class TurnEndpoint:
         return Turn(
             parts.claude,
             parts.store,
+            parts.compaction,
             parts.rules,
             wish=Wish(
                 address,

@@ -13,9 +13,12 @@ is another. So preamble and model are kept for a span of turns, the *epoch*, and
 Absent in a request means as in the session: its system prompt (which may have been patched) and its tools, and, while
 the model is the same, its thinking rules. What means the same is not changed, and is sent as it is stored.
 
+A checkpoint changes what stands before every message behind it: a new one, or one that is there no more, begins a new
+epoch with every model.
+
 Where Claude refuses a signature all the same, a new epoch begins there for good. Stored with the session are the
-preamble and a hash of each of its parts and of the model, in one word; the message that tells another system prompt is
-marked in its element, so that a rewind takes it back with the rest of its turn.
+preamble and a hash of each of its parts and of the model, and the checkpoint's version, in one word; the message that
+tells another system prompt is marked in its element, so that a rewind takes it back with the rest of its turn.
 """
 
 from collections.abc import Sequence
@@ -27,11 +30,12 @@ import orjson
 
 from service.model_table import Traits
 from storage import elements
+from storage.checkpoints import Checkpoint
 from storage.turns import History
 
 NOTHING: Final = (b"", b'""', b"[]")
 """System prompts that say nothing; one of them is asked for to have none."""
-PARTS: Final = ("model", "system", "tools", "thinking")
+PARTS: Final = ("model", "system", "tools", "thinking", "checkpoint")
 """What an epoch depends on, in the order of its hash."""
 REFUSED: Final = "refused"
 """The reason of an epoch that began because Claude refused a signature."""
@@ -107,7 +111,15 @@ class Wanted:
     thinking: bytes
 
 
-def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits, *, because: str = "") -> Epoch:
+def decide(
+    wanted: Wanted,
+    standing: Standing,
+    history: History,
+    traits: Traits,
+    checkpoint: Checkpoint | None = None,
+    *,
+    because: str = "",
+) -> Epoch:
     """The epoch of a session's next turn.
 
     Args:
@@ -115,6 +127,7 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
         standing: the session.
         history: its messages and what is stored with them.
         traits: of the model.
+        checkpoint: in effect.
         because: `REFUSED` or `CONTEXT`, if the epoch cannot go on whatever is wanted.
     """
     stored = unpacked(history.preamble)
@@ -124,8 +137,9 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
     tools = _kept(wanted.tools, stored.tools)
     thinking = _kept(wanted.thinking, stored.thinking if before[0] == model else b"")
     asked = Preamble(system, tools, thinking)
+    version = str(checkpoint.version) if checkpoint is not None else ""
     if not standing.epoch_hash or not standing.messages:
-        return Epoch(asked, _hashes(model, asked, stored, before), 0, (), system, b"")
+        return Epoch(asked, _hashes(model, asked, stored, before, version), 0, (), system, b"")
     told_before = _last_told(history.elements[standing.epoch_start :])
     in_effect = _meaning(stored.system if told_before is None else told_before)
     is_new = _meaning(system) != in_effect
@@ -134,15 +148,17 @@ def decide(wanted: Wanted, standing: Standing, history: History, traits: Traits,
     changed += ["tools"] if tools != stored.tools else []
     changed += ["thinking"] if before[0] == model and not _is_same(thinking, stored.thinking) else []
     changed += ["system"] if is_new and not tellable else []
+    changed += ["checkpoint"] if before[-1] != version else []
     # A model that does not bind its thinking to the prefix keeps it, unless what was told would contradict the top.
-    keeps = not traits.preserved_thinking and "model" not in changed
+    keeps = not traits.preserved_thinking and not {"model", "checkpoint"} & {*changed}
     keeps = keeps and not ("system" in changed and told_before is not None)
     if because or (changed and not keeps):
         reasons = (because,) if because else tuple(changed)
-        return Epoch(asked, _hashes(model, asked, stored, before), standing.messages, reasons, system, b"")
+        hashes = _hashes(model, asked, stored, before, version)
+        return Epoch(asked, hashes, standing.messages, reasons, system, b"")
     preamble = asked if "system" in changed else asked._replace(system=stored.system)
     told = b'{"role":"system","content":%b}' % _unmarked(system) if is_new and tellable else b""
-    hashes = _hashes(model, preamble, stored, before)
+    hashes = _hashes(model, preamble, stored, before, version)
     return Epoch(preamble, hashes, standing.epoch_start, tuple(changed), system, told)
 
 
@@ -171,10 +187,11 @@ def _meaning(part: bytes) -> bytes:
     return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
 
 
-def _hashes(model: str, preamble: Preamble, stored: Preamble, before: Sequence[str]) -> str:
+def _hashes(model: str, preamble: Preamble, stored: Preamble, before: Sequence[str], version: str) -> str:
     """The epoch's hash. Of a part that is stored already it is known."""
-    parts = zip(preamble, stored, before[1:], strict=True)
-    return ".".join([model, *(old if part == was and old else _hash(_meaning(part)) for part, was, old in parts)])
+    parts = zip(preamble, stored, before[1 : 1 + len(preamble)], strict=True)
+    hashed = (old if part == was and old else _hash(_meaning(part)) for part, was, old in parts)
+    return ".".join([model, *hashed, *([version] if version else ())])
 
 
 def _hash(part: bytes) -> str:

@@ -53,7 +53,12 @@ async def lines(
         read = 0
         while read < whole.snapshot.messages:
             wanted = min(_PAGE_MESSAGES, whole.snapshot.messages - read)
-            page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
+            try:
+                page = await stored(sessions.messages(ref, read, wanted, bytes_max=_PAGE_BYTES_MAX))
+            except BatonError as error:
+                if error.code != "session_corrupt":
+                    raise
+                page = []  # as where it is deleted between its messages and their attachments
             # Asked behind the page, so that none is told that was read after the change.
             await _still(transfer, ref, whole, lost)
             if not page:

@@ -74,7 +74,8 @@ HEADERS: Final = (
     Header(
         "X-Baton-Context",
         ("answer", "error"),
-        "`truncate; left_out=N`: the first N messages of the session were not sent, for all would not fit the window",
+        "what Claude was sent of the session, if not all: `checkpoint; covers=N`: a summary for the first N messages; "
+        "`truncate; left_out=N`: nothing for the first N, for all would not fit the window; both, with a comma between",
     ),
     Header("X-Baton-Ignored", ("answer", "error"), "what of the request was left out"),
     Header(

@@ -21,6 +21,7 @@ clients then connect anew, elsewhere, instead of being sent there by a 503.
     a running turn        whether its caller is there or has gone: runs until hurrying. Then it ends: streamed and with
                           something shown, as incomplete; else aborted. Either frees its lease, so that the next turn
                           begins at once elsewhere. If the store gives no verdict in time, the caller is told so
+    a checkpoint          that is being made is finished until hurrying; what is left then leaves a claim that runs out
     a follower of a turn  follows. From draining on its stream ends at the first silence, in ``draining``, and can be
                           resumed at another replica
     a body that comes     leaving: read. From draining on 503 ``draining``, and the rest is dropped for a moment

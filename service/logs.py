@@ -35,12 +35,20 @@ FIELDS: Final = frozenset(
         *("attempt", "code", "claude_request_id", "unknown", "cause", "warning", "problem", "health"),
         *("action", "by", "by_key", "key", "principal", "mode", "changed"),
         *("bucket", "sessions", "unwritten_bytes", "url", "logger", "where", "exception", "left_out", "undeclared"),
+        "covers",
     }
 )
 SELDOM: Final = frozenset(
     {
-        *("abort_unanswered", "aborted_late", "claude_refused", "client_stalled", "commit_unanswered"),
-        *("dead_turn_found", "delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
+        *(
+            "abort_unanswered",
+            "aborted_late",
+            "checkpoint_failed",
+            "claude_refused",
+            "client_stalled",
+            "commit_unanswered",
+        ),
+        *("delivery_not_noted", "library", "models_not_listed", "session_corrupt"),
         *(
             "store_unreachable",
             "sweep_cut_short",

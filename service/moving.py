@@ -143,7 +143,7 @@ async def export(
 
 
 async def _export_one(stores: Stores, ref: SessionRef, out: Written) -> bool:
-    """Whether it is there. One that is rewound meanwhile is read anew, a few times."""
+    """Whether it is there. One that is rewound or goes meanwhile is read anew, a few times."""
     for attempt in range(1, _ATTEMPTS + 1):
         whole = await stores.transfer.read(ref)
         if isinstance(whole, Gone):
@@ -153,7 +153,7 @@ async def _export_one(stores: Stores, ref: SessionRef, out: Written) -> bool:
                 async for some in exporting.lines(stores.sessions, stores.transfer, ref, whole):
                     spool.write(some)
             except BatonError as error:
-                if error.code != "history_moved" or attempt == _ATTEMPTS:
+                if error.code not in ("history_moved", "session_corrupt") or attempt == _ATTEMPTS:
                     raise
                 continue
             spool.seek(0)

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from service import epoch, tool_calls
-from service.context import caching
+from service.context import caching, compacted
 from service.context.caching import NO_MARKERS, PLAINLY, Caching, Markers
 from service.context.view import WHOLE, View
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
@@ -197,15 +197,18 @@ def _placed(
 ) -> tuple[Epoch, list[bytes], Sequence[bytes | memoryview]]:
     """The turn's epoch, its new messages as elements, and all messages as they are sent, empty where they are not."""
     wanted = Wanted(ask.model, _json(ask.system), _json(ask.tools), _json(ask.params.get("thinking")))
+    checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
     because = epoch.REFUSED if refused else epoch.CONTEXT if view.moved else ""
-    this = epoch.decide(wanted, standing, history, traits, because=because)
+    this = epoch.decide(wanted, standing, history, traits, checkpoint, because=because)
     if this.told:
         new = [*new, elements.pack(this.told, _digest(history, new), synthetic=True, system=True)]
     everything = [*history.elements, *new]
     sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
     sent[: view.begins] = [b""] * view.begins
-    system = [at for at, element in enumerate(everything) if element[0] & elements.SYSTEM and sent[at]]
-    return this, new, _where_taken(sent, system, traits)
+    covers = checkpoint.covers if checkpoint is not None else 0
+    shown = compacted.shortened(sent, checkpoint)
+    system = [at for at, one in enumerate(everything) if at >= covers and one[0] & elements.SYSTEM and shown[at]]
+    return this, new, _where_taken(shown, system, traits)
 
 
 def last_digest(history: History) -> bytes:

@@ -12,11 +12,13 @@ from typing import Any, Final
 import orjson
 
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
+from service.context import compacted
 from service.context import word as context_word
 from service.dialects.messages import check_block
 from service.errors import BatonError, invalid_value
 from service.resend import live
 from storage import elements
+from storage.checkpoints import NO_ACCOUNT, Account
 from storage.keys import TURN_ID
 from storage.results import Fate, Verdict
 from storage.shares import GRANTEES_MAX, ROLES, Role
@@ -80,7 +82,32 @@ def restored(given: Line, packed: Sequence[bytes], turns: Sequence[tuple[str, by
         cuts=cuts,
         turns=turns,
         elements=packed,
+        account=_account(given.get("checkpoints"), packed),
+        summary=_summary(given.get("checkpoints")),
+        wishes=session_fields.wishes(given.get("context_tokens_target"), given.get("compact_instructions")),
     )
+
+
+def _summary(checkpoints: Any) -> bytes:
+    summary = checkpoints.get("summary") if isinstance(checkpoints, dict) else None
+    if summary is not None and not isinstance(summary, str):
+        raise invalid_value("checkpoints.summary", "must be a string")
+    return (summary or "").encode()
+
+
+def _account(given: Any, packed: Sequence[bytes]) -> Account:
+    """Of the session's checkpoints; a file may be older than these are."""
+    if given is None:
+        return NO_ACCOUNT
+    if not isinstance(given, dict):
+        raise invalid_value("checkpoints", "must be an object")
+    numbers = ("version", "covers", "created_ms", "tokens", "input_tokens", "output_tokens")
+    account = Account(*(_whole(given, name, 0, _COUNT_MAX) for name in numbers))
+    if bool(account.covers) != bool(given.get("summary")):
+        raise invalid_value("checkpoints", "must have a summary if and only if it covers messages")
+    if account.covers and not (account.version and compacted.may_cut(packed, account.covers)):
+        raise invalid_value("checkpoints.covers", "must end where a turn does, and have a version")
+    return account
 
 
 def _context(given: Any, messages: int) -> str:

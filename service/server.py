@@ -88,8 +88,14 @@ class _Server(uvicorn.Server):
         return cast("list[HttpProtocol]", list(self.server_state.connections))
 
     def _is_quiet(self) -> bool:
-        """Nothing runs, nothing is being answered, and no verdict is outstanding."""
-        return not (self._application.exchanges.running or self.server_state.tasks or unanswered_aborts())
+        """Nothing runs, no checkpoint is made, nothing is being answered, and no verdict is outstanding."""
+        application = self._application
+        return not (
+            application.exchanges.running
+            or application.compaction.running
+            or self.server_state.tasks
+            or unanswered_aborts()
+        )
 
     async def _close(self, listening: list[socket.socket]) -> None:
         """Takes no more connections; those that are left may take their last bytes, and then are cut off."""

@@ -12,6 +12,7 @@ import orjson
 
 from service import model_name
 from service.errors import BatonError
+from storage.checkpoints import UNSAID, Wishes
 
 METADATA_PAIRS_MAX: Final = 16
 METADATA_KEY_CHARS_MAX: Final = 64
@@ -20,7 +21,14 @@ TITLE_CHARS_MAX: Final = 512
 TTL_S_MAX: Final = 31_536_000
 TURNS_MAX: Final = 1_000_000
 
-_PATCHABLE: Final = ("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds")
+TOKENS_TARGET_MIN: Final = 1_000
+TOKENS_TARGET_MAX: Final = 100_000_000
+INSTRUCTIONS_CHARS_MAX: Final = 4_000
+
+_PATCHABLE: Final = (
+    *("system_prompt", "model", "max_turns", "title", "metadata", "ttl_seconds"),
+    *("context_tokens_target", "compact_instructions"),
+)
 _CREATABLE: Final = frozenset({*_PATCHABLE, "name", "absolute_expires_at"})
 _READ_ONLY: Final = frozenset(
     {
@@ -42,6 +50,7 @@ class Creation:
     absolute_end_ms: int
     title: str
     metadata_json: bytes
+    wishes: Wishes = UNSAID
 
 
 def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: int) -> Creation:
@@ -68,6 +77,7 @@ def creation(body: Any, *, aliases: dict[str, str], ttl_default_s: int, now_ms: 
         absolute_end_ms=_instant_ms(fields["absolute_expires_at"], now_ms) if "absolute_expires_at" in fields else 0,
         title=title(fields["title"]) if "title" in fields else "",
         metadata_json=metadata(fields.get("metadata", {})),
+        wishes=wishes(fields.get("context_tokens_target"), fields.get("compact_instructions")),
     )
 
 
@@ -92,6 +102,10 @@ def changes(body: Any, *, aliases: dict[str, str]) -> dict[str, Any]:
                 changed["metadata"] = metadata({} if value is None else value)
             case "ttl_seconds":
                 changed["ttl"] = ttl_ms(value)
+            case "context_tokens_target":
+                changed["tokens_target"] = wishes(value, None).tokens_target
+            case "compact_instructions":
+                changed["instructions"] = wishes(None, value).instructions
             case _ if name in _READ_ONLY:
                 raise _invalid(name, f"cannot be changed; these can: {', '.join(_PATCHABLE)}")
             case _:
@@ -130,6 +144,19 @@ def title(value: Any) -> str:
     if not isinstance(value, str) or len(value) > TITLE_CHARS_MAX:
         raise _invalid("title", f"must be a string of at most {TITLE_CHARS_MAX} characters")
     return value
+
+
+def wishes(tokens_target: Any, instructions: Any) -> Wishes:
+    """What is said about checkpoints; None says nothing.
+
+    Raises:
+        BatonError: invalid_value.
+    """
+    low, high = TOKENS_TARGET_MIN, TOKENS_TARGET_MAX
+    target = 0 if tokens_target is None else _whole(tokens_target, "context_tokens_target", low, high)
+    if instructions is not None and not (isinstance(instructions, str) and len(instructions) <= INSTRUCTIONS_CHARS_MAX):
+        raise _invalid("compact_instructions", f"must be a string of at most {INSTRUCTIONS_CHARS_MAX} characters")
+    return Wishes(target, instructions or "")
 
 
 def metadata(value: Any) -> bytes:

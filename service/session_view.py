@@ -52,9 +52,26 @@ def session_object(session_id: str, snapshot: Snapshot) -> dict[str, Any]:
             "sent_tokens": snapshot.input_tokens + snapshot.cache_written_tokens + snapshot.cache_read_tokens,
             "full_price_tokens": snapshot.input_tokens + snapshot.cache_written_tokens,
             "saved_tokens": snapshot.cache_read_tokens,
+            "checkpoint_input_tokens": snapshot.account.input_tokens,
+            "checkpoint_output_tokens": snapshot.account.output_tokens,
         },
         "context_tokens": word.unpacked(snapshot.context).tokens or None,
-        "checkpoint": None,
+        "context_tokens_target": snapshot.wishes.tokens_target or None,
+        "compact_instructions": snapshot.wishes.instructions or None,
+        "checkpoint": checkpoint_object(snapshot),
+    }
+
+
+def checkpoint_object(snapshot: Snapshot) -> dict[str, Any] | None:
+    """What stands for the oldest messages; None if nothing does."""
+    account = snapshot.account
+    if not account.covers:
+        return None
+    return {
+        "version": account.version,
+        "covers": account.covers,
+        "created_at": iso(account.created_ms),
+        "tokens": account.tokens,
     }
 
 

@@ -115,9 +115,10 @@ class Settings(BaseSettings):
     prefix: Literal["adapt", "strict"] = Field(
         "adapt", description="A turn with another model, system prompt or tools than its session's."
     )
-    context_policy: Literal["truncate", "error"] = Field(
-        "error",
-        description="A conversation beyond the window: the oldest exchanges are left out, or the turn is refused.",
+    context_policy: Literal["compact", "truncate", "error"] = Field(
+        "compact",
+        description="A conversation that outgrows the window: its oldest part is summarized in time, or left out, or "
+        "its next turn is refused.",
     )
     cache_ttl: Literal["auto", "5m", "1h"] = Field(
         "auto", description="Life of what a turn leaves in Claude's prompt cache; auto: by how far turns are apart."
@@ -139,6 +140,14 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='Over the table of models in docs/api.md, as JSON: {"claude-opus-6":{"forced_tools":true},…}.',
     )
+    compact_model: str = Field("claude-haiku-5-5", description="Writes the summaries that checkpoints are made of.")
+    compact_deadline_s: float = Field(
+        120.0,
+        gt=0,
+        le=600,
+        description="A summary may take this long; as long others leave the session alone, seconds.",
+    )
+    compactions_max: int = Field(4, ge=0, le=1000, description="Checkpoints that this replica makes at once; 0: none.")
     max_tokens_default: int = Field(
         32_000, ge=1, le=128_000, description="Answer length where none is asked for; less if the model has less."
     )
@@ -225,7 +234,7 @@ class Settings(BaseSettings):
         except orjson.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error.msg} (at {error.pos})") from None
 
-    @field_validator("default_model", "model_aliases", "model_traits")
+    @field_validator("compact_model", "default_model", "model_aliases", "model_traits")
     @classmethod
     def _check_models(cls, value: Any) -> Any:
         given = [value] if isinstance(value, str) else [*value, *value.values()]

@@ -42,7 +42,8 @@ Outcome = Literal[
 Phase = Literal["queue", "begin", "history", "first_event", "answer", "commit", "abort", "turn"]
 Token = Literal["input", "output", "cache_read", "cache_written"]
 Replay = Literal["replayed", "followed"]
-EpochReason = Literal["model", "system", "tools", "thinking", "refused", "context"]
+EpochReason = Literal["model", "system", "tools", "thinking", "checkpoint", "refused", "context"]
+CheckpointOutcome = Literal["stored", "stale", "held", "failed", "ended"]
 Policy = Literal["queue", "reject"]
 SessionEnd = Literal["expired", "evicted", "deleted"]
 Refusal = Literal["draining", "turns", "followers"]
@@ -67,6 +68,7 @@ ROUTES: Final = (
     "/v1/sessions/import",
     "/v1/sessions/{session}/export",
     "/v1/sessions/{session}/fork",
+    "/v1/sessions/{session}/compact",
     "/v1/sessions/{session}/messages",
     "/v1/sessions/{session}/shares",
     "/v1/sessions/{session}/shares/{principal:path}",
@@ -164,6 +166,14 @@ FOLLOWERS = families.gauge("baton_followers", "Callers who follow a turn by its 
 EPOCHS = families.counters(
     "baton_epochs", "Epochs that began within a session, by what was changed.", "reason", get_args(EpochReason)
 )
+CHECKPOINTS = families.counters(
+    "baton_checkpoints",
+    "Checkpoints, by how making one ended: stale: the session was rewound meanwhile, or had gone on before it began; "
+    "held: another replica makes it; ended: this replica's end came first.",
+    "outcome",
+    get_args(CheckpointOutcome),
+)
+CHECKPOINTS_RUNNING = families.gauge("baton_checkpoints_running", "Checkpoints that are being made.")
 CANCELS = families.counter("baton_cancels", "Turns that were asked to stop.")
 DELIVERIES_WAITING = families.gauge("baton_deliveries_waiting", "Answers whose delivery is still to be noted.")
 

@@ -201,7 +201,7 @@ class Answer:
     def more(self) -> dict[str, dict[str, Any]]:
         """What message_start and message_delta told beyond what has a name here; empty where it was nothing."""
         delta = {name: value for name, value in self.delta.items() if name not in _OF_STOP}
-        start = {name: value for name, value in self.message.items() if name not in _OF_START and value is not None}
+        start = {name: value for name, value in self.message.items() if name not in _OF_START}
         return {name: part for name, part in (("start", start), ("delta", delta), ("beside", self.beside)) if part}
 
     def content(self) -> list[dict[str, Any]]:

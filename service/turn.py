@@ -45,7 +45,8 @@ import orjson
 
 from service import replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
-from service.context import caching, fit
+from service.context import caching, compacted, fit
+from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
 from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
@@ -63,7 +64,7 @@ from storage.elements import unpack
 from storage.log import Log
 from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
-from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
+from storage.turns import NOTHING_SHOWN, Commit, History, Rewind, Shown, Turns
 
 _KEEPING: Final = (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING, Interrupt.REVOKED)
 """What keeps of a streamed turn what was shown."""
@@ -85,6 +86,7 @@ class Turn(Exchange):
     Args:
         claude: where it goes.
         store: what it becomes a part of.
+        compaction: sees to it when it has become large.
         rules: of this replica.
         wish: which session, which request, and what to do about other turns.
         ask: what the caller asks.
@@ -100,6 +102,7 @@ class Turn(Exchange):
         self,
         claude: Claude,
         store: Store,
+        compaction: Compaction,
         rules: Rules,
         *,
         wish: Wish,
@@ -121,6 +124,7 @@ class Turn(Exchange):
             deadline_s=rules.deadline_s,
         )
         self._sessions, self._turns, self._log = store.sessions, store.turns, store.log
+        self._compaction = compaction
         self._rules = rules
         self._wish = wish
         self._ref = wish.address.ref
@@ -138,6 +142,7 @@ class Turn(Exchange):
         self._begun: Begun | None = None
         self._prepare: Callable[..., Prepared] | None = None
         self._fitted: Fitted | None = None
+        self._history: History | None = None
         self._opening = Opening(
             store.sessions,
             store.turns,
@@ -217,6 +222,8 @@ class Turn(Exchange):
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
             history = replace(history, elements=history.elements[:kept])
+        checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
+        self._history = history = replace(history, checkpoint=checkpoint)
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
         model = self._rules.model_of(self._ask.model)
         ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
@@ -236,16 +243,18 @@ class Turn(Exchange):
             count=partial(counted, *arguments),
         )
         fitted = self._fitted = await fit.fitted(asking, before, history)
-        if fitted.begins:
-            self.headers["x-baton-context"] = f"truncate; left_out={fitted.begins}"
+        shortened = [f"checkpoint; covers={checkpoint.covers}"] if checkpoint is not None else []
+        shortened += [f"truncate; left_out={fitted.begins}"] if fitted.begins else []
+        if shortened:
+            self.headers["x-baton-context"] = ", ".join(shortened)
         self._prepare = partial(continued, *arguments, use, View(fitted.begins, fitted.begins > before.begins))
         return self._permitted(fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
         reasons = prepared.epoch.reasons
-        if reasons and self._wish.strict:
-            raise prefix_changed(reasons)
+        if self._wish.strict and (changed := [reason for reason in reasons if reason != "checkpoint"]):
+            raise prefix_changed(changed)
         for reason in reasons:
             telemetry.EPOCHS[reason].inc()
         return prepared
@@ -359,7 +368,7 @@ class Turn(Exchange):
             raise
         finally:
             self._lease.stop()
-            self._prepare = self._fitted = None  # all that is large; the caller may take its time
+            self._prepare = self._fitted = self._history = None  # all that is large; the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
         told_again = failure is None and self._begun is None
@@ -381,7 +390,25 @@ class Turn(Exchange):
 
     async def _commit(self, status: Status, failure: BatonError | None) -> BatonError | None:
         """None if the turn is stored, else what became of it; ``failure`` is what the caller is told if it is."""
-        return await self._settlement.commit(self._as_commit(status, self._told(failure)), status, self._told)
+        commit = self._as_commit(status, self._told(failure))
+        unstored = await self._settlement.commit(commit, status, self._told)
+        if unstored is None and status != "refused":
+            self._compact(commit)
+        return unstored
+
+    def _compact(self, commit: Commit) -> None:
+        """The session is as it is now, and may have become large."""
+        assert self._history is not None
+        history, used = self._history, self.answer.tokens()
+        occasion = Occasion(
+            ref=self._ref,
+            head=self._turn_id,
+            elements=[*history.elements, *commit.elements],
+            checkpoint=history.checkpoint,
+            wishes=history.wishes,
+            tokens=used.input + used.cache_read + used.cache_written + used.output,
+        )
+        self._compaction.after_commit(occasion, self._ask.model)
 
     def _as_commit(self, status: Status, end: Shown) -> Commit:
         assert self._begun is not None

@@ -393,6 +393,55 @@ def read_cancel(reply: Reply) -> Cancelling | Over | Settled | UnknownTurn | Den
     raise UnknownReply(reply)
 
 
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """The next checkpoint is ours to make. It is stored if the session still has this claim, version and generation."""
+
+    nonce: str
+    version: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Somebody else makes the next checkpoint, for another ``remaining_ms`` at most."""
+
+    remaining_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Covered:
+    """The checkpoint covers these messages already, or they are not there any more."""
+
+
+def read_claim(reply: Reply) -> Claimed | Held | Covered | Moved | Denied | Gone:
+    """Reply of claim.lua."""
+    match reply:
+        case [b"CLAIMED", nonce, version, generation]:
+            return Claimed(nonce.decode(), int(version), int(generation))
+        case [b"HELD", remaining]:
+            return Held(int(remaining))
+        case [b"COVERED"]:
+            return Covered()
+        case [b"MOVED", head]:
+            return Moved(head.decode())
+        case [b"DENIED", role]:
+            return Denied(role.decode())
+        case [b"GONE"]:
+            return Gone()
+    raise UnknownReply(reply)
+
+
+def read_checkpoint(reply: Reply) -> int | None:
+    """Reply of checkpoint.lua: the version that it is stored as; None if what it was to stand for has changed."""
+    match reply:
+        case [b"STORED", version]:
+            return int(version)
+        case [b"STALE"] | [b"GONE"]:
+            return None
+    raise UnknownReply(reply)
+
+
 def read_delivered(reply: Reply) -> bool:
     """Reply of delivered.lua: whether there is such a committed turn."""
     match reply:

@@ -59,6 +59,8 @@ VERBS = (
     "append",
     "begin",
     "cancel",
+    "checkpoint",
+    "claim",
     "commit",
     "create",
     "create_key",

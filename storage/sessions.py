@@ -3,7 +3,7 @@
 Turns, the only way that a history grows, are in turns.py.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 
 from storage import attachments
 from storage.capacity import Capacity
+from storage.checkpoints import NO_ACCOUNT, UNSAID, WISHES, Account, Wishes, read_account, read_wishes
 from storage.keys import Keyspace, SessionRef
 from storage.results import (
     LEASE_MS_MAX,
@@ -52,6 +53,7 @@ class NewSession:
     system_json: bytes = b""
     title: str = ""
     metadata_json: bytes = b"{}"
+    wishes: Wishes = UNSAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +90,15 @@ class Snapshot:
     title: str
     metadata_json: bytes
     context: str = ""
+    account: Account = NO_ACCOUNT
+    wishes: Wishes = UNSAID
 
 
 def _pairs(flat: list[bytes]) -> dict[str, bytes]:
     return {flat[i].decode(): flat[i + 1] for i in range(0, len(flat), 2)}
 
 
-def read_fields(role: str, expires: int, remaining: int, s: dict[str, bytes], j: dict[str, bytes]) -> Snapshot:
+def read_fields(role: str, expires: int, remaining: int, s: Mapping[str, bytes], j: Mapping[str, bytes]) -> Snapshot:
     """The snapshot that the fields of a session and its texts make.
 
     Args:
@@ -132,6 +136,8 @@ def read_fields(role: str, expires: int, remaining: int, s: dict[str, bytes], j:
         title=j["title"].decode(),
         metadata_json=j["metadata"],
         context=s.get("ctx", b"").decode(),
+        account=read_account(s),
+        wishes=read_wishes(j),
     )
 
 
@@ -180,6 +186,8 @@ class Sessions:
             new.system_json,
             new.title,
             new.metadata_json,
+            new.wishes.tokens_target,
+            new.wishes.instructions,
         )
 
         async def attempt(allowed: tuple[int, int]) -> Created | Exists | Stale | Full:
@@ -202,7 +210,10 @@ class Sessions:
     async def patch(
         self, ref: SessionRef, changes: dict[str, Any], *, expected_revision: int | None
     ) -> Patched | RevisionConflict | Denied | Gone:
-        """Changes fields: model, max_turns, ttl (ms), system, title, metadata; texts as in `NewSession`."""
+        """Changes fields: model, max_turns, ttl (ms), system, title, metadata, tokens_target, instructions.
+
+        Texts as in `NewSession`.
+        """
         expected = "" if expected_revision is None else expected_revision
         args = (expected, *(item for pair in changes.items() for item in pair))
         return read_patch(await self._scripts.act("patch", ref, args, budget_s=self._budget_s))
@@ -239,7 +250,7 @@ class Sessions:
             async with self._redis.pipeline(transaction=False) as batch:
                 for ref in refs:
                     batch.hgetall(ref.keys[0])
-                    batch.hmget(ref.keys[4], _TEXTS)
+                    batch.hmget(ref.keys[4], [*_TEXTS, *WISHES])
                     batch.pexpiretime(ref.keys[0])
                     batch.hget(ref.keys[16], ref.principal)
                 return seconds, micros, await batch.execute()
@@ -249,8 +260,9 @@ class Sessions:
         found: list[Snapshot | None] = []
         for at, ref in enumerate(refs):
             fields, texts, expires, share = replies[4 * at : 4 * at + 4]
-            s, j = {key.decode(): value for key, value in fields.items()}, dict(zip(_TEXTS, texts, strict=True))
-            there = s and None not in texts and expires > 0
+            s = {key.decode(): value for key, value in fields.items()}
+            j = {name: text for name, text in zip((*_TEXTS, *WISHES), texts, strict=True) if text is not None}
+            there = s and j.keys() >= set(_TEXTS) and expires > 0
             role = OWNER if there and s["own"] == ref.principal.encode() else (share or b"").decode()
             found.append(read_fields(role, expires, _lease_remaining_ms(s, now_ms), s, j) if there and role else None)
         return found

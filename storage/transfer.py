@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 
 from storage.attachments import take_out_all
 from storage.capacity import Capacity
+from storage.checkpoints import NO_ACCOUNT, UNSAID, Account, Checkpoint, Wishes, read_checkpoint_text
 from storage.keys import SessionRef
 from storage.results import (
     Corrupt,
@@ -57,6 +58,7 @@ class Whole:
     turns: Sequence[Told]
     cuts: Sequence[Cut]
     shares: Mapping[str, str]
+    checkpoint: Checkpoint | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,8 @@ class Restored:
         context: what is known of the context, opaque.
         turns: id, record and fate of every turn, by number; none may be open.
         elements: the messages, oldest first (see elements.py).
+        account: of its checkpoints, the summary of which is given where it covers any.
+        wishes: about them.
     """
 
     nonce: str
@@ -120,6 +124,9 @@ class Restored:
     cuts: Sequence[Cut]
     turns: Sequence[tuple[str, bytes, Fate]]
     elements: Sequence[bytes]
+    account: Account = NO_ACCOUNT
+    summary: bytes = b""
+    wishes: Wishes = UNSAID
 
 
 _LETTERS = {"committed": "C", "aborted": "A", "dead": "D"}
@@ -198,6 +205,7 @@ class Transfer:
             [Told(record, fates.get(number)) for number, record in enumerate(records, start=1)],
             [Cut(*map(int, cut.split())) for cut in cuts],
             {principal.decode(): share.decode() for principal, share in shares.items()},
+            read_checkpoint_text(j.get("checkpoint", b"")),
         )
 
     async def unchanged(self, ref: SessionRef, whole: Whole) -> bool:
@@ -223,7 +231,7 @@ class Transfer:
             shares: role by principal. One with whom as many are shared as may be is left out, and told; the owner, too,
                 and not told.
         """
-        usage = restored.usage
+        usage, account = restored.usage, restored.account
         shared = {principal: role for principal, role in shares.items() if principal != ref.principal}
         keys = (*ref.keys, *ref.shared_with(shared))
         stored, taken = take_out_all(restored.elements, ())
@@ -233,6 +241,9 @@ class Transfer:
             *(restored.turn_count, restored.epoch_hash, restored.epoch_start),
             *(usage.input, usage.output, usage.cache_read, usage.cache_written),
             *(restored.system_json, restored.title, restored.metadata_json, restored.preamble),
+            *(restored.wishes.tokens_target, restored.wishes.instructions),
+            *(account.version, account.covers, account.created_ms, account.tokens, restored.summary),
+            *(account.input_tokens, account.output_tokens),
         )
         counts = (len(restored.cuts), len(restored.turns), sum(map(len, stored)), len(taken), SHARED_WITH_ONE_MAX)
         parts = (

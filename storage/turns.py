@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 from redis.asyncio import Redis
 
 from storage import attachments
+from storage.checkpoints import TEXTS, UNSAID, Checkpoint, Wishes, read_texts
 from storage.keys import SessionRef
 from storage.results import (
     AppendResult,
@@ -153,12 +154,14 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The stored messages, oldest first, and the stored system prompt (JSON) and preamble; these empty if none.
+    """The stored messages, oldest first, the stored system prompt (JSON) and preamble; these empty if none.
 
     Attributes:
         elements: whole, with their attachments.
         sizes: bytes of each element as it is stored, without attachments.
         attachments: the names of all that the elements hold.
+        checkpoint: what stands for the oldest of them.
+        wishes: of the session, about the next one.
     """
 
     elements: list[bytes]
@@ -166,6 +169,8 @@ class History:
     preamble: bytes
     sizes: Sequence[int] = field(default=(), compare=False)
     attachments: Collection[str] = field(default=(), compare=False)
+    checkpoint: Checkpoint | None = None
+    wishes: Wishes = UNSAID
 
 
 class Cut(NamedTuple):
@@ -237,7 +242,9 @@ class Turns:
         return read_begin(reply)
 
     async def history(self, ref: SessionRef, messages: int) -> History:
-        """The first ``messages`` elements, system prompt and preamble, in one round trip; attachments take more.
+        """The first ``messages`` elements, system prompt, preamble and checkpoint, in one round trip.
+
+        Attachments take more.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
 
@@ -250,17 +257,19 @@ class Turns:
             async with self._redis.pipeline(transaction=False) as batch:
                 if messages:
                     batch.lrange(ref.keys[1], 0, messages - 1)
-                batch.hmget(ref.keys[4], ["system", "preamble"])
+                batch.hmget(ref.keys[4], ["system", "preamble", *TEXTS])
                 return await batch.execute()
 
         replies = await self._read(ask)
-        system, preamble = replies[-1]
+        system, preamble, *texts = replies[-1]
         stored: list[bytes] = replies[0] if messages else []
         names = attachments.sizes(stored).keys()
         if names and (size_bytes := sum(map(attachments.filled_bytes, stored))) > HISTORY_BYTES_MAX:
             raise HistoryTooLarge(size_bytes)
         elements = await attachments.filled(self._redis, ref.keys[7], stored, budget_s=self._begin_budget_s)
-        return History(elements, system or b"", preamble or b"", list(map(len, stored)), names)
+        checkpoint, wishes = read_texts(texts)
+        sizes = list(map(len, stored))
+        return History(elements, system or b"", preamble or b"", sizes, names, checkpoint, wishes)
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN

@@ -22,13 +22,13 @@ from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
 from service.context.view import KEPT_SHARE, Limit, View, later
 from service.context.word import UNKNOWN, Context
-from service.errors import BatonError
+from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
 from service.prefix import Prepared
 from storage.results import Begun
 from storage.turns import History, Usage
 
-Policy = Literal["truncate", "error"]
+Policy = Literal["compact", "truncate", "error"]
 POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
 """What is done about a request that would not fit: leave the oldest exchanges out, or refuse it."""
 
@@ -124,7 +124,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
         history: the messages before it.
 
     Raises:
-        BatonError: context_length_exceeded; as `prefix.continued`.
+        BatonError: context_length_exceeded; request_too_large, if Claude takes no body of its size; as
+            `prefix.continued`.
     """
     begins = before.begins if before.begins < len(history.elements) else 0  # else a rewind took it all away
     view, limit = View(begins), asking.limit_tokens
@@ -132,6 +133,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     estimate = estimated(request.size, before)
     if estimate.tokens + estimate.margin <= limit:
         return replace(request, tokens=estimate.tokens)
+    if asking.policy != "truncate" and len(request.prepared.body) > CLAUDE_BYTES_MAX:
+        raise conversation_too_large(len(request.prepared.body))
     tokens = await _counted(asking, view, estimate.tokens)
     if tokens > limit and asking.policy == "truncate":
         rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)

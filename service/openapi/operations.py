@@ -307,6 +307,19 @@ SESSIONS: Final = (
         errors=(*_BODY, "missing_value", "unsupported", *_SESSION, *_APPENDED, "role_too_small"),
         error_headers=("X-Turn-Id",),
     ),
+    Operation(
+        "compactSession",
+        "POST",
+        "/v1/sessions/{session}/compact",
+        "has all but the last two turns summarized",
+        "off the request path: the session's `checkpoint` tells when it is there. Nothing is lost, the messages stay "
+        "readable; Claude is sent the summary in their place",
+        answers=(
+            Answer(202, "a checkpoint is being made", _json("Compaction"), ("X-Session-Id",)),
+            Answer(200, "the checkpoint covers all that it may", _json("Compaction"), ("X-Session-Id",)),
+        ),
+        errors=(*_SESSION, "overloaded", "request_too_large", "role_too_small", "session_corrupt", "turn_in_progress"),
+    ),
 )
 
 TRANSFERS: Final = (

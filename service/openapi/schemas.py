@@ -144,6 +144,8 @@ _SETTABLE: Final[dict[str, Schema]] = {
     "max_turns": maybe(whole(1, limits.TURNS_MAX)),
     "title": maybe({"type": "string", "maxLength": limits.TITLE_CHARS_MAX}),
     "metadata": maybe(METADATA),
+    "context_tokens_target": maybe(whole(limits.TOKENS_TARGET_MIN, limits.TOKENS_TARGET_MAX)),
+    "compact_instructions": maybe({"type": "string", "maxLength": limits.INSTRUCTIONS_CHARS_MAX}),
 }
 _CREATED: Final = {
     "name": maybe(SESSION_NAME) | _but(RESERVED, "sess_"),
@@ -225,6 +227,16 @@ _SHARE: Final = {
     "role": _ROLE,
 }
 
+_TOKENS_TARGET: Final = whole(limits.TOKENS_TARGET_MIN, limits.TOKENS_TARGET_MAX)
+_CHECKPOINT: Final = said(
+    {
+        "version": {"type": "integer", "minimum": 1},
+        "covers": {"type": "integer", "minimum": 1, "description": "for so many of the first messages it stands"},
+        "created_at": INSTANT,
+        "tokens": {**COUNT, "description": "of its summary"},
+    }
+)
+
 _SESSION: Final = said(
     {
         "id": _ISSUED,
@@ -255,13 +267,17 @@ _SESSION: Final = said(
                 "sent_tokens": {**COUNT, "description": "read by Claude: the three above but the output"},
                 "full_price_tokens": {**COUNT, "description": "of those sent, what was not in the prompt cache"},
                 "saved_tokens": {**COUNT, "description": "of those sent, what was: billed at a tenth"},
+                "checkpoint_input_tokens": {**COUNT, "description": "what summaries have cost, beside the turns"},
+                "checkpoint_output_tokens": COUNT,
             }
         ),
         "context_tokens": {
             **maybe(COUNT),
             "description": "what the last turn and its answer take of the model's window, as Claude counted it",
         },
-        "checkpoint": NOTHING,
+        "context_tokens_target": maybe(_TOKENS_TARGET),
+        "compact_instructions": maybe(TEXT),
+        "checkpoint": maybe(_CHECKPOINT),
     }
 )
 
@@ -382,7 +398,21 @@ SCHEMAS: Final[dict[str, Schema]] = {
     ),
     "Message": _MESSAGE,
     "MessageList": said(
-        {"object": {"const": "list"}, "session_id": SESSION_NAME, "messages": listed(ref("Message")), **_PAGED}
+        {
+            "object": {"const": "list"},
+            "session_id": SESSION_NAME,
+            "messages": listed(ref("Message")),
+            "covered": {**COUNT, "description": "for so many of the session's first messages the checkpoint stands"},
+            **_PAGED,
+        }
+    ),
+    "Compaction": said(
+        {
+            "object": {"const": "session.compaction"},
+            "session_id": SESSION_NAME,
+            "status": one_of("running", "done"),
+            "checkpoint": maybe(_CHECKPOINT),
+        }
     ),
     "Appended": said(
         {

@@ -76,6 +76,7 @@ class SessionRoutes:
             system_json=asked.system_json,
             title=asked.title,
             metadata_json=asked.metadata_json,
+            wishes=asked.wishes,
         )
         match await stored(self.sessions.create(ref, new)):
             case Full():
@@ -168,7 +169,8 @@ class SessionRoutes:
     async def messages(self, request: Request) -> Response:
         """``GET /v1/sessions/{id}/messages?offset&limit``: stored messages as they are, oldest first.
 
-        A page ends early where it would grow beyond 8 MiB, though not before its first message.
+        A page ends early where it would grow beyond 8 MiB, though not before its first message. The first
+        ``covered`` of the session are not sent to Claude any more: the checkpoint stands for them.
         """
         offset = query_number(request, "offset", default=0, low=0, high=10_000_000)
         limit = query_number(request, "limit", default=20, low=1, high=_PAGE_MESSAGES_MAX)
@@ -180,6 +182,7 @@ class SessionRoutes:
             "session_id": snapshot.name or ref.id,
             "messages": page,
             "total": snapshot.messages,
+            "covered": snapshot.account.covers,
             "has_more": offset + len(page) < snapshot.messages,
         }
         return json_response(body)

@@ -183,6 +183,7 @@ class TransferRoutes:
             cuts=(),
             turns=[(turn_id, record, Fate("committed", 1, delivered=False))],
             elements=packed,
+            wishes=made.wishes,
         )
 
     async def _created(self, ref: SessionRef, created: Created, ignored: Collection[str] = ()) -> Response:

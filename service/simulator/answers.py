@@ -6,11 +6,14 @@ also sent the message that told it. A session store is right exactly when these 
 The last user turn decides (neighbouring user messages count as one turn). The first line that applies wins;
 case does not matter:
 
+    write the summary of this       (at the end) what must not be forgotten of a transcript, see below
+      conversation now
     repeat after me: TEXT           TEXT
     what is my name, who am i       the last "my name is X" or "I am called X" a user message holds, if one does
     count to N                      1 2 3 … N, N up to 5000
     what did i say first            the first user message
     how many messages               the number of messages, as received
+    what should you remember        every "remember: …" of the user messages, a line each, in order, if there is one
     list the marks                  every [mark:ID] of the user messages, in order, or "none"
     what are your instructions      the system text, if there is one
     anything else                   the turn quoted (up to 80 characters), the number of messages received, and the
@@ -21,8 +24,12 @@ the name to the instructions applies, or there are marks.
 
 Marks prove what an answer was based on. Where the last user turn holds any `[mark:ID]`, the answer ends with
 `[seen:ID]` for each of them, then `[after:ID]` naming the last mark of the user turn before it, or
-`[after:none]`. Two answers may not keep to that, since their text is the caller's: `repeat after me` and
+`[after:none]`. Three answers may not keep to that, since their text is the caller's: a summary, `repeat after me` and
 `list the marks`.
+
+A summary is made of the text of the request, like everything else: of what stands behind a line `[user]`, and ahead of
+the first such line, it holds the last name that was told, each "remember: …" up to the end of its line, and each mark;
+what stands behind `[assistant]` was only said. So it is a summary that can be summarized again.
 
 Where the request asks for JSON by a schema, these words are a string in it (schema.py). Two more phrases command how an
 answer is thought about (thinking.py).
@@ -47,6 +54,9 @@ _TELLS_NAME = re.compile(
     r"(?i:\bmy name is|\bi am called|\bi['’]m called)\s+(?P<name>[^\W_][\w'’-]*(?: [A-ZÀ-ÖØ-Þ][\w'’-]*)*)"
 )
 _COUNT = re.compile(r"\bcount to (?P<number>\d{1,9})\b", re.IGNORECASE)
+_ASKS_SUMMARY = re.compile(r"\bwrite the summary of this conversation now\W*\Z", re.IGNORECASE)
+_SPEAKER = re.compile(r"^\[(user|assistant|system)\]$", re.MULTILINE)
+_TELLS_FACT = re.compile(r"\bremember:[ \t]*(?P<fact>\S[^\n]*)", re.IGNORECASE)
 _WORD = re.compile(r"\s*\S+(?:\s+\Z)?")
 
 
@@ -133,6 +143,29 @@ def split_words(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text))
 
 
+def _summarize(conversation: Conversation) -> str | None:
+    if not _ASKS_SUMMARY.search(conversation.last):
+        return None
+    before, *spoken = _SPEAKER.split(conversation.last)
+    theirs = "\n".join([before, *(said for who, said in zip(spoken[::2], spoken[1::2], strict=True) if who == "user")])
+    names, marks = _TELLS_NAME.findall(theirs), dict.fromkeys(_MARK.findall(theirs))
+    lines = [f"My name is {names[-1]}."] if names else []
+    lines += [f"Remember: {fact}" for fact in dict.fromkeys(_facts(theirs))]
+    lines += [" ".join(f"[mark:{mark}]" for mark in marks)] if marks else []
+    return "\n".join(lines) or "Nothing was said that must be kept."
+
+
+def _facts(text: str) -> list[str]:
+    return [_MARK.sub("", fact).strip() for fact in _TELLS_FACT.findall(text)]
+
+
+def _tell_facts(conversation: Conversation) -> str | None:
+    if "what should you remember" not in conversation.last.lower():
+        return None
+    facts = [fact for text in conversation.user_messages for fact in _facts(text)]
+    return "\n".join(["I remember:", *facts]) if facts else "There is nothing that I should remember."
+
+
 def _repeat(conversation: Conversation) -> str | None:
     found = _REPEAT.search(conversation.last)
     return found["text"].rstrip() if found else None
@@ -199,5 +232,5 @@ def _proof(conversation: Conversation) -> list[str]:
 
 
 Rule = Callable[[Conversation], str | None]
-_VERBATIM_RULES: tuple[Rule, ...] = (_repeat, _list_marks)
-_RULES: tuple[Rule, ...] = (_tell_name, _count, _first_said, _count_messages, _tell_instructions)
+_VERBATIM_RULES: tuple[Rule, ...] = (_summarize, _repeat, _list_marks)
+_RULES: tuple[Rule, ...] = (_tell_name, _tell_facts, _count, _first_said, _count_messages, _tell_instructions)

@@ -8,7 +8,7 @@ the documentation is silent the stand-in takes the strict side: Sonnet 5.5 and H
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from service.simulator.errors import ApiError, invalid
@@ -184,6 +184,17 @@ MODELS = {
         _oldest("sonnet", "4.5", 1024, lifecycle="deprecated"),
     )
 }
+
+
+def set_window(model_id: str, input_tokens_max: int) -> None:
+    """Make a model's window another, for this process from now on; small ones are for tests of what grows.
+
+    Raises:
+        ValueError: there is no such model.
+    """
+    if model_id not in MODELS:
+        raise ValueError(f"no model {model_id!r}")
+    MODELS[model_id] = replace(MODELS[model_id], input_tokens_max=input_tokens_max)
 
 
 def find_model(model_id: str) -> Model:

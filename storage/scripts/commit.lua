@@ -5,7 +5,8 @@
 --   commits, a turn declared dead never does. Repeatable by turn id: a second commit is told the verdict and writes
 --   nothing. Messages, turn record, verdict, head, usage, size, counters, the end of the log and the end of life change
 --   together or not at all: whoever reads the end of a turn in the log can rely on its being stored. It takes the role
---   writer at this instant, too: a turn of somebody who has lost it since begin is not stored.
+--   writer at this instant, too: a turn of somebody who has lost it since begin is not stored. A rewind that cuts into what
+--   the checkpoint covers takes the checkpoint away; into what a claim covers, the claim.
 -- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 acting principal, 3 turn id, 4 expected head, 5 turn record (opaque), 6 model, 7 epoch hash,
 --   8 epoch start (index of the epoch's first message), 9 system prompt as JSON, 10 what requests begin with, opaque
@@ -26,6 +27,7 @@
 -- @include blobs
 -- @include role
 -- @include declared
+-- @include claimed
 
 local turn_id, expected_head = ARGV[3], ARGV[4]
 local blobs, first = tonumber(ARGV[23]), 24
@@ -33,7 +35,7 @@ local first_message = first + 2 * blobs
 local added = #ARGV - first_message + 1
 
 local s = redis.call('HMGET', SESSION, 'own', 'lt', 'ln', 'head', 'n', 'b', 'tn', 'ttl', 'ax', 'it', 'ot', 'rt', 'wt',
-  'rev', 'md', 'eo', 'eb')
+  'rev', 'md', 'eo', 'eb', 'ku', 'kg', 'kl')
 if not s[1] then return { 'GONE' } end
 local verdict = redis.call('HGET', VERDICTS, turn_id)
 if verdict then return { 'SETTLED', verdict } end
@@ -60,6 +62,14 @@ size.messages, size.bytes = kept + added, kept_bytes + bytes
 if kept < messages then
   if kept == 0 then redis.call('DEL', MESSAGES) else redis.call('LTRIM', MESSAGES, 0, kept - 1) end
   redis.call('RPUSH', CUTS, s[3] .. ' ' .. text(kept))
+  local covered, claim = tonumber(s[18] or '0'), claim_of(s[20])
+  if kept < math.max(covered, claim and claim.covers or 0) then
+    redis.call('HSET', SESSION, 'kg', text(tonumber(s[19] or '0') + 1), 'kl', '')
+  end
+  if kept < covered then
+    redis.call('HSET', SESSION, 'ku', '0', 'kc', '0', 'kt', '0')
+    redis.call('HDEL', TEXTS, 'checkpoint')
+  end
 end
 
 keep_blobs(first, blobs)

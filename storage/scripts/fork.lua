@@ -4,8 +4,8 @@
 -- Guarantees: repeatable by nonce, capped and inheriting nothing of its id, as create. The copy is of one instant: the
 --   source's head must be the one that the caller computed with, so its messages are those that were counted. It holds all
 --   turns and attachments of the source and ends with a turn of its own, which rewinds to the message asked for; a turn that
---   runs in the source has the verdict aborted in the copy. The source is not changed, not even its time of access. Tokens
---   are counted from zero: they were paid once. A full server refuses the script before its first write.
+--   runs in the source has the verdict aborted in the copy. The source is not changed, not even its time of access. Its
+--   checkpoint comes along if all that it covers does. Tokens are counted from zero: they were paid once. A full server refuses the script before its first write.
 -- KEYS 1-17: the new session's keys, named in shared/keys.lua; TTL of 1-8 is the session's. 18-25: session, messages, turns,
 --   verdicts, texts, cuts, attachments, shares of the source; in the same bucket.
 -- ARGV: 1 new session id, 2 its owner, who must have a role in the source, 3 owner tag, 4 nonce (the head where the source has none), 5 ttl ms, 6 absolute end ms
@@ -34,7 +34,8 @@ if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
 if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[15]) then return { 'FULL', 'owner' } end
 if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[16]) then return { 'FULL', 'all' } end
 
-local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx')
+local s = redis.call('HMGET', FROM_SESSION, 'own', 'head', 'n', 'b', 'lt', 'ln', 'md', 'mt', 'eh', 'es', 'nonce', 'ctx',
+  'kv', 'ku', 'kc', 'kt')
 local visible = s[1] == owner or redis.call('HGET', FROM_SHARES, owner)
 if not (s[1] and visible) then return { 'GONE' } end
 local head, messages, holder, last = s[2], tonumber(s[3]), s[5], tonumber(s[6])
@@ -64,7 +65,13 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', turn_id, 'cr',
   'n', text(kept), 'b', text(bytes), 'tn', ARGV[9], 'lt', '', 'ln', number, 'lx', '0', 'lr', '', 'cx', '0',
   'eh', s[9], 'es', text(math.min(tonumber(s[10]), kept)),
   'it', '0', 'ot', '0', 'rt', '0', 'wt', '0', 'rev', '1', 'us', '', 'eo', '', 'eb', '0',
-  'ctx', kept == messages and s[12] or '', 'ca', '0')
+  'ctx', kept == messages and s[12] or '', 'ca', '0',
+  'kv', s[13] or '0', 'ku', '0', 'kg', '0', 'kl', '', 'kc', '0', 'kt', '0', 'ki', '0', 'ko', '0')
+if kept >= tonumber(s[14] or '0') then
+  redis.call('HSET', SESSION, 'ku', s[14] or '0', 'kc', s[15] or '0', 'kt', s[16] or '0')
+else
+  redis.call('HDEL', TEXTS, 'checkpoint')
+end
 if ARGV[13] ~= '' then redis.call('HSET', TEXTS, 'title', ARGV[13]) end
 if ARGV[14] ~= '' then redis.call('HSET', TEXTS, 'metadata', ARGV[14]) end
 redis.call('UNLINK', LOG, SHARES)  -- of a session of this id that has expired: they may outlive that one

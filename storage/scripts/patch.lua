@@ -6,7 +6,7 @@
 --   commit does not undo a patch that came after its begin (see commit.lua).
 -- KEYS 1-17: the session's keys, named in shared/keys.lua; TTL of 1-8 is the session's.
 -- ARGV: 1 session id, 2 acting principal, 3 expected revision ('' any), then pairs: field, value. Fields: model, max_turns, ttl
---   (ms), system, title, metadata (the last three texts as in create)
+--   (ms), system, title, metadata, tokens_target, instructions (the last five texts as in create)
 -- Replies: PATCHED revision | CONFLICT revision | DENIED role | ELSEWHERE owner_tag | GONE
 -- Complexity: O(log sessions). Caller: storage/sessions.py.
 -- @include keys

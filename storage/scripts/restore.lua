@@ -10,10 +10,13 @@
 -- ARGV: 1 session id, 2 owner, 3 owner tag, 4 nonce, 5 ttl ms, 6 absolute end ms (0 none), 7 name ('' none), 8 head
 --   ('' the nonce), 9 created ms (0 now), 10 model, 11 max turns, 12 committed turns, 13 epoch hash, 14 epoch start,
 --   15 input, 16 output, 17 cache read, 18 cache written tokens, 19 system prompt as JSON, 20 title, 21 metadata as JSON,
---   22 preamble, 23 sessions that the owner may still have in this bucket, 24 the same for everybody together, 25 how many cuts,
---   26 how many turns, 27 bytes of the messages, 28 how many attachments, 29 sessions of one bucket that may be shared with
---   one principal, 30 what is known of the context (opaque), 31… the grantees, each with its role, in the order of their keys; the cuts; of each turn its id, its
---   verdict (letter and number, d if delivered) and its record; the attachments as pairs name, bytes; then the messages
+--   22 preamble, 23 tokens at which it is compacted (0 none), 24 what is to be kept then, 25 version of the checkpoint, 26 messages
+--   that it covers (0 none), 27 created ms, 28 its tokens, 29 the summary (opaque), 30 input, 31 output tokens that checkpoints
+--   have cost, 32 sessions that the owner may still have in this bucket, 33 the same for everybody together, 34 how many cuts,
+--   35 how many turns, 36 bytes of the messages, 37 how many attachments, 38 sessions of one bucket that may be shared with
+--   one principal, 39 what is known of the context (opaque), 40… the grantees, each with its role, in the order of their
+--   keys; the cuts; of each turn its id, its verdict (letter and number, d if delivered) and its record; the attachments as
+--   pairs name, bytes; then the messages
 -- Replies: CREATED grantees that it is not shared with, because enough is | DUPLICATE | EXISTS | STALE | FULL owner
 --   | FULL all
 -- Complexity: O(what it holds). Caller: storage/transfer.py.
@@ -25,8 +28,8 @@
 
 local owner, nonce = ARGV[2], ARGV[4]
 local ttl_ms, absolute_ms = tonumber(ARGV[5]), tonumber(ARGV[6])
-local cuts, turns, blobs = tonumber(ARGV[25]), tonumber(ARGV[26]), tonumber(ARGV[28])
-local bytes_of_messages, first = tonumber(ARGV[27]), 31
+local cuts, turns, blobs = tonumber(ARGV[34]), tonumber(ARGV[35]), tonumber(ARGV[37])
+local bytes_of_messages, first = tonumber(ARGV[36]), 40
 local grantees = #KEYS - 17
 local first_cut = first + 2 * grantees
 local first_turn = first_cut + cuts
@@ -40,12 +43,12 @@ if known[1] then
   return { 'EXISTS' }
 end
 if redis.call('HEXISTS', SIZES, ARGV[1]) == 1 then return { 'STALE' } end
-if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[23]) then return { 'FULL', 'owner' } end
-if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[24]) then return { 'FULL', 'all' } end
+if redis.call('ZCARD', OWNER_BY_ACCESS) >= tonumber(ARGV[32]) then return { 'FULL', 'owner' } end
+if redis.call('ZCARD', BY_ACCESS) >= tonumber(ARGV[33]) then return { 'FULL', 'all' } end
 
 local not_shared, lists = {}, {}
 for at = 1, grantees do
-  lists[at] = redis.call('ZCARD', KEYS[17 + at]) < tonumber(ARGV[29])
+  lists[at] = redis.call('ZCARD', KEYS[17 + at]) < tonumber(ARGV[38])
   if not lists[at] then not_shared[#not_shared + 1] = ARGV[first + 2 * (at - 1)] end
 end
 
@@ -58,8 +61,11 @@ redis.call('HSET', SESSION, 'own', owner, 'nonce', nonce, 'head', ARGV[8] == '' 
   'ttl', text(ttl_ms), 'ax', text(absolute_ms), 'nm', ARGV[7], 'ct', '', 'md', ARGV[10], 'mt', ARGV[11],
   'n', text(size.messages), 'b', text(bytes), 'tn', ARGV[12], 'lt', '', 'ln', text(turns), 'lx', '0', 'lr', '', 'cx', '0',
   'eh', ARGV[13], 'es', ARGV[14], 'it', ARGV[15], 'ot', ARGV[16], 'rt', ARGV[17], 'wt', ARGV[18],
-  'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'ctx', ARGV[30], 'ca', '0')
-redis.call('HSET', TEXTS, 'system', ARGV[19], 'title', ARGV[20], 'metadata', ARGV[21])
+  'rev', '1', 'us', '', 'eo', '', 'eb', '0', 'ctx', ARGV[39], 'ca', '0', 'kv', ARGV[25], 'ku', ARGV[26], 'kg', '0', 'kl', '',
+  'kc', ARGV[27], 'kt', ARGV[28], 'ki', ARGV[30], 'ko', ARGV[31])
+redis.call('HSET', TEXTS, 'system', ARGV[19], 'title', ARGV[20], 'metadata', ARGV[21], 'tokens_target', ARGV[23],
+  'instructions', ARGV[24])
+if ARGV[26] ~= '0' then redis.call('HSET', TEXTS, 'checkpoint', ARGV[25] .. ' ' .. ARGV[26] .. '\n' .. ARGV[29]) end
 if ARGV[22] ~= '' then redis.call('HSET', TEXTS, 'preamble', ARGV[22]) end
 keep_blobs(first_blob, blobs)
 for from = first_message, #ARGV, STEP do

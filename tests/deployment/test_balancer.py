@@ -36,7 +36,10 @@ async def status(url: str, target: str) -> int:
 async def test_what_each_replica_has_of_its_own_stays_inside(tmp_path: Path) -> None:
     with ExitStack() as stack:
         ports = [stack.enter_context(reserved_port()) for _ in range(3)]
-        async with await asyncio.start_server(answers, LOOPBACK, ports[0]), haproxy(tmp_path, ports) as url:
+        async with (
+            await asyncio.start_server(answers, LOOPBACK, ports[0]),
+            haproxy(tmp_path, ports, auth="keys") as url,
+        ):
             assert await status(url, "/v1/models") == 200
             for path in ("/metrics", "/readyz", "/livez", "/%6detrics", "/metrics?x=1", "http://x/metrics"):
                 assert await status(url, path) == 404, path

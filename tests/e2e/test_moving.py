@@ -128,8 +128,16 @@ def session(number: int, session_id: str, **changes: object) -> list[bytes]:
         **{"nonce": f"head_{'abc'[number]}", "head": f"head_{'abc'[number]}", "created_ms": 1_780_000_000_000},
         **{"ttl_ms": 600_000, "absolute_end_ms": None, "model": "m", "max_turns": None, "epoch_hash": ""},
         **{"epoch_start": 0, "context": "", "usage": {"input": 1, "output": 2, "cache_read": 3, "cache_written": 4}},
-        **{"title": "", "metadata": {}, "system": None, "preamble": "", "cuts": [], "shares": {}, "turns": 0},
-        **{"messages": 1, **changes},
+        **{"title": "", "metadata": {}, "system": None, "preamble": "", "cuts": []},
+        **{"checkpoints": {"version": 0, "input_tokens": 0, "output_tokens": 0}},
+        **{
+            "context_tokens_target": None,
+            "compact_instructions": "",
+            "shares": {},
+            "turns": 0,
+            "messages": 1,
+            **changes,
+        },
     }
     message = {"type": "message", "message": {"role": "user", "content": f"Message {number}"}}
     return [orjson.dumps(line) + b"\n" for line in (head, message, {"type": "end"})]

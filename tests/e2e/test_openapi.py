@@ -156,6 +156,7 @@ async def test_every_operation_answers_as_the_document_says(strict: Strict, aski
         assert (await strict.get(f"{session}/turns/{address}")).json["messages"]
     assert await strict.followed(f"{session}/turns/{turns[0]['id']}/events") == frames
     assert (await strict.request("POST", f"{session}/turns/1/cancel")).json["cancel_requested"] is False
+    assert (await strict.request("POST", f"{session}/compact")).json["status"] in ("running", "done")
     assert (await strict.request("POST", f"{session}/fork", json={"message_count": 2})).status == 201
     assert (await strict.get(f"{session}/export")).body.endswith(b'{"type":"end"}\n')
     imported = {"model": MODEL, "messages": [user("a"), assistant("b")]}

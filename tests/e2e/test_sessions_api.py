@@ -27,7 +27,7 @@ FIELDS = {
         "owner",
         "role",
     ),
-    *("ttl_seconds", "usage", "checkpoint", "context_tokens"),
+    *("ttl_seconds", "usage", "context_tokens", "context_tokens_target", "compact_instructions", "checkpoint"),
 }
 
 

@@ -23,7 +23,7 @@ from tests.store.harness import OWNER, Store
 
 pytestmark = pytest.mark.anyio
 
-PATCHABLE = "system_prompt, model, max_turns, title, metadata, ttl_seconds"
+PATCHABLE = "system_prompt, model, max_turns, title, metadata, ttl_seconds, context_tokens_target, compact_instructions"
 READ_ONLY = (
     *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
     *("status", "message_count", "turn_count", "owner", "usage", "checkpoint"),
@@ -53,6 +53,24 @@ UNCHANGEABLE: list[tuple[str, Any, str, str]] = [
     *(
         ("system_prompt", value, "`system_prompt` must be a string that is not blank.", "invalid_value")
         for value in ("", 7)
+    ),
+    *(
+        (
+            "context_tokens_target",
+            value,
+            "`context_tokens_target` must be a whole number from 1000 to 100000000.",
+            "invalid_value",
+        )
+        for value in (0, 999, "1000", True)
+    ),
+    *(
+        (
+            "compact_instructions",
+            value,
+            "`compact_instructions` must be a string of at most 4000 characters.",
+            "invalid_value",
+        )
+        for value in (7, "i" * 4_001)
     ),
     *(
         ("title", value, "`title` must be a string of at most 512 characters.", "invalid_value")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from storage.capacity import Capacity
+from storage.checkpoints import Checkpoints
 from storage.connect import Deadlines, connect
 from storage.elements import FIRST_DIGEST, pack
 from storage.index import Index
@@ -85,6 +86,7 @@ class Store:
     log: Log
     shares: Shares
     transfer: Transfer
+    checkpoints: Checkpoints
     ends: list[str]
 
     @classmethod
@@ -123,6 +125,7 @@ class Store:
             Log(redis, budget_s=budget_s),
             Shares(redis, budget_s=budget_s),
             Transfer(redis, capacity, budget_s=budget_s),
+            Checkpoints(redis, budget_s=budget_s),
             ends,
         )
 

@@ -62,6 +62,12 @@ class Known:
     cancelled: bool = False
     verdicts: dict[str, Settled] = field(default_factory=dict)
     delivered: set[str] = field(default_factory=set)
+    version: int = 0
+    covered: int = 0
+    generation: int = 0
+    claim: tuple[str, int] | None = None  # nonce and messages that it covers
+    claim_over: bool = False
+    summary: bytes = b""
     asked: dict[str, tuple[int, str, str]] = field(default_factory=dict)  # number, fingerprint and id of a turn
     logs: dict[str, Logged] = field(default_factory=dict)  # by turn id
 
@@ -106,6 +112,14 @@ class Known:
     def holds(self, new: list[bytes]) -> None:
         self.messages += new
         self.attachments.update(*map(attachments_of, new))
+
+    def rewinds(self, kept: int) -> None:
+        """Only so many messages stay."""
+        if kept < max(self.covered, self.claim[1] if self.claim else 0):
+            self.generation += 1
+            self.claim = None
+        if kept < self.covered:
+            self.covered = 0
 
     @property
     def size_bytes(self) -> int:

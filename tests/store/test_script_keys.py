@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from storage.api_keys import ApiKeys
+from storage.checkpoints import Cost
 from storage.keys import SessionRef, new_nonce, new_turn_id
-from storage.results import Answered, Cancelling, Created, Removed, Renewed, Running, Settled, Shared
+from storage.results import Answered, Cancelling, Claimed, Created, Removed, Renewed, Running, Settled, Shared
 from storage.scripts import SCRIPTS, VERBS, ScriptRunner
 from storage.turns import Request, Rewind
 from tests.store.harness import OWNER, PLAIN, Store, attached, elements, shown
@@ -99,6 +100,9 @@ async def a_life(store: Store) -> SessionRef:
     )
     assert isinstance(appended, Settled)
     rewinding, begun = await store.begun(ref)
+    claimed = await store.checkpoints.claim(ref, "nonce", head=begun.head, covers=3, claim_ms=60_000)
+    assert isinstance(claimed, Claimed)
+    assert await store.checkpoints.store(ref, claimed, b"summary", Cost(1, 2, 3)) == 1
     big = attached("x" * 70_000)
     await store.commit(ref, rewinding, begun.head, [big], rewind=Rewind(2, sum(map(len, elements(2))), 0))
     await store.capacity.sweep(ref)

@@ -63,8 +63,8 @@ FREEING = (
 )
 FLAGS = dict.fromkeys(VERBS, "") | dict.fromkeys(FREEING, "allow-oom") | {"get": "no-writes", "shares": "no-writes"}
 READERS = {"fork": ["read_fork", "read_create"], "restore": ["read_create"]}
-OF_OWNERS = ("abort", "append", "begin", "commit", "delete", "patch", "renew", "touch")
-"""What moves a session in its owner's indexes for whoever has a role."""
+OF_OWNERS = ("abort", "append", "begin", "claim", "commit", "delete", "patch", "renew", "touch")
+"""What whoever has a role may do, by the owner's keys."""
 SECTIONS = ["Guarantees", "KEYS", "ARGV", "Replies", "Complexity", "Caller"]
 WORD = r"\b[A-Z][A-Z_]+\b"
 IMPATIENT = Deadlines(connect_s=0.2, command_s=0.2, pool_wait_s=0.2)

@@ -19,17 +19,21 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from storage.checkpoints import Checkpoint, Cost
 from storage.keys import SessionRef, new_nonce, new_turn_id
 from storage.log import Tail
 from storage.results import (
     Begun,
     Busy,
     Cancelling,
+    Claimed,
+    Covered,
     Created,
     Denied,
     Exists,
     Fenced,
     Gone,
+    Held,
     Live,
     Lost,
     Moved,
@@ -80,6 +84,7 @@ class Machine(RuleBasedStateMachine):
         self.ended = dict.fromkeys(("alice", "bob"), 0), dict.fromkeys(("alice", "bob"), 0)  # expired, deleted
         self.shares: dict[Session, dict[str, Role]] = {session: {} for session in SESSIONS}  # of expired ones, too
         self.turns: list[Begin] = []
+        self.claims: list[tuple[Session, Claimed]] = []
         self.used = SESSIONS[0]  # by the last step
         self.unused = itertools.cycle(SESSIONS)
 
@@ -177,6 +182,7 @@ class Machine(RuleBasedStateMachine):
             assert settled == Settled("committed", known.numbers)
             if cut is not None:
                 known.messages = known.messages[: cut.messages]
+                known.rewinds(cut.messages)
                 known.ends = [end for end in known.ends if end <= cut.messages]
                 known.turns -= cut.turns_dropped
             known.holds(new)
@@ -282,6 +288,51 @@ class Machine(RuleBasedStateMachine):
         else:
             known.appends(turn, request, new)
             assert settled == known.verdicts[turn]
+
+    @rule(session=which, covers=st.integers(0, 8), wrong_head=st.booleans(), short=st.booleans())
+    def claim(self, session: Session, covers: int, wrong_head: bool, short: bool) -> None:
+        known, nonce, ref = self.known.get(session), new_nonce(), self.ref(session)
+        head = known.head if known and not wrong_head else "head_x"
+        claim_ms = 1 if short else 600_000
+        claimed = self.wait(self.store.checkpoints.claim(ref, nonce, head=head, covers=covers, claim_ms=claim_ms))
+        if known is None:
+            assert claimed == Gone()
+        elif wrong_head:
+            assert claimed == Moved(known.head)
+        elif not known.covered < covers <= len(known.messages):
+            assert claimed == Covered()
+        elif known.claim and not known.claim_over:
+            assert isinstance(claimed, Held)
+        else:
+            known.generation += 1
+            known.claim, known.claim_over = (nonce, covers), short
+            assert claimed == Claimed(nonce, known.version, known.generation)
+            self.claims.append((session, claimed))
+            if short:
+                self.wait(self.store.until_ms(self.wait(self.store.now_ms()) + 2))
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def checkpoint(self, data: st.DataObject) -> None:
+        session, claimed = data.draw(st.sampled_from(self.claims))
+        known, summary = self.known.get(session), claimed.nonce.encode()
+        stored = self.wait(self.store.checkpoints.store(self.ref(session), claimed, summary, Cost(1, 2, 3)))
+        if known and known.claim and known.claim[0] == claimed.nonce:
+            known.version, known.covered, known.claim = known.version + 1, known.claim[1], None
+            known.summary = summary
+            assert stored == known.version
+        elif (
+            known
+            and not known.claim
+            and (known.version, known.generation)
+            == (
+                claimed.version + 1,
+                claimed.generation,
+            )
+        ):
+            assert stored == known.version
+        else:
+            assert stored is None
 
     @rule(session=which, title=st.text("ab", min_size=1, max_size=3), expected=st.none() | st.integers(1, 3))
     def patch(self, session: Session, title: str, expected: int | None) -> None:
@@ -415,6 +466,10 @@ class Machine(RuleBasedStateMachine):
         assert snapshot.running_turn_id == ("" if known.lease_over else known.running)
         assert await self.store.turns.count(ref) == known.numbers
         assert await self.store.sessions.messages(ref, 0, 99) == known.messages
+        assert (snapshot.account.version, snapshot.account.covers) == (known.version, known.covered)
+        checkpoint = (await self.store.turns.history(ref, 0)).checkpoint
+        stands = Checkpoint(known.version, known.covered, known.summary) if known.covered else None
+        assert checkpoint == stands
         assert await self.store.turns.fates(ref, list(known.verdicts)) == [known.fate(turn) for turn in known.verdicts]
         await self.store.assert_consistent(ref)
         not_logged = {one.turn: Logged(one.number) for one in self.turns[-1:] if one.known is known}

@@ -84,6 +84,9 @@ async def restored_from(store: Store, source: SessionRef, **changes: Any) -> Res
                 (ids[number], told.record, told.fate) for number, told in enumerate(whole.turns, start=1) if told.fate
             ],
             elements=await store.sessions.messages(source, 0, one.messages),
+            account=one.account,
+            summary=whole.checkpoint.summary if whole.checkpoint else b"",
+            wishes=one.wishes,
         ),
         **changes,
     )

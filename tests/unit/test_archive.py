@@ -171,7 +171,7 @@ class Session:
             system_json=self.history.system_json,
         )
         told = [Told(record, fate) for record, fate in zip(self.records, self.fates, strict=True)]
-        return Whole(snapshot, self.nonce, self.history.preamble, told, self.cuts, {"bob": "viewer"})
+        return Whole(snapshot, self.nonce, self.history.preamble, told, self.cuts, {"bob": "viewer"}, None)
 
     def lines(self) -> list[bytes]:
         first = archive.first_lines("sess_00" + "a" * 26, self.whole())

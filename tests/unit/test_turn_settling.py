@@ -12,12 +12,15 @@ import pytest
 
 from service.addressing import Address
 from service.claude import Claude
+from service.context.checkpoint import Compaction
+from service.context.checkpoint import Rules as Compacting
 from service.dialects.chat_out import rendering
 from service.events import Event
 from service.model_table import ModelTable
 from service.opening import Rules, Wish
 from service.prefix import Ask
 from service.turn import Store, Turn
+from storage.checkpoints import Checkpoints
 from storage.keys import Keyspace
 from storage.log import Log
 from storage.results import Begun, Corrupt, Gone, Settled, StoreUnavailable, UnknownReply
@@ -41,6 +44,7 @@ RULES = Rules(
     context_policy="error",
     model_of=ModelTable().model,
 )
+CHECKPOINTS = Compacting("m", 1.0, 0, automatic=True, model_of=ModelTable().model)
 
 
 Outcome = Exception | Settled | Gone | Corrupt
@@ -85,6 +89,7 @@ async def settled(store: StoreOfOneTurn, said: str = "Hi") -> Turn:
     turn = Turn(
         cast(Claude, WholeAnswer()),
         Store(cast(Sessions, None), cast(Turns, store), cast(Log, None)),
+        Compaction(cast(Claude, None), cast(Checkpoints, None), CHECKPOINTS),
         RULES,
         wish=Wish(
             Address(KEYSPACE.session(KEYSPACE.issue(), "ada"), "", "continue"), Request("print"), on_conflict="reject"

@@ -1,0 +1,210 @@
+"""When a checkpoint is made, when not, and what of a summary is kept; the store and Claude are played."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any, cast
+
+import pytest
+
+from service.claude import Claude
+from service.context.checkpoint import Compaction, Occasion, Rules
+from service.errors import BatonError
+from service.events import Event
+from service.model_table import NEWEST, Model
+from service.transcript import pack
+from storage import elements
+from storage.checkpoints import Checkpoints, Cost, Wishes
+from storage.keys import Keyspace
+from storage.results import Claimed, Denied, Gone, Held, Moved
+from tests.unit.claude_events import as_events, message_start, stop_events, text_block
+
+pytestmark = pytest.mark.anyio
+
+KEYSPACE = Keyspace("baton", 1, b"0123456789abcdef")
+WINDOW = 1_000
+TURN: list[dict[str, Any]] = [
+    {"role": "user", "content": "x" * 100},
+    {"role": "assistant", "content": [{"type": "text", "text": "y" * 100}]},
+]
+
+
+class Played:
+    """Claude and the store: what they are asked, and what they answer."""
+
+    def __init__(self, claim: Any = None, stop_reason: str = "end_turn", said: str = " It was said. ") -> None:
+        self.answer = Claimed("n", 3, 5) if claim is None else claim
+        self.events = as_events([message_start(), *text_block(0, said), *stop_events(stop_reason)])
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.claims: list[int] = []
+        self.asked = 0
+        self.stored: list[tuple[Claimed, bytes, Cost]] = []
+
+    async def claim(self, _: Any, nonce: str, *, head: str, covers: int, claim_ms: int) -> Any:
+        assert (head, claim_ms) == ("turn_1", 2_500)
+        self.claims.append(covers)
+        return self.answer
+
+    async def store(self, _: Any, claimed: Claimed, summary: bytes, cost: Cost) -> int:
+        self.stored.append((claimed, summary, cost))
+        return claimed.version + 1
+
+    async def stream(self, body: bytes, headers: Mapping[str, str] = {}) -> AsyncGenerator[list[Event], None]:
+        self.asked += 1
+        await self.go_on.wait()
+        yield self.events
+
+    def compaction(self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True) -> Compaction:
+        windows = {"m": window, "small": 1_000_000}
+
+        def model_of(name: str) -> Model:
+            return Model(NEWEST, input_tokens_max=windows[name])
+
+        rules = Rules("small", 2.0, running_max, automatic=automatic, model_of=model_of)
+        return Compaction(cast(Claude, self), cast(Checkpoints, self), rules)
+
+
+def occasion(tokens: int = 0, *, turns: int = 8, target: int = 0) -> Occasion:
+    ref = KEYSPACE.session(KEYSPACE.issue(), "ada")
+    return Occasion(ref, "turn_1", pack(TURN * turns, elements.FIRST_DIGEST), None, Wishes(target), tokens)
+
+
+async def settled(compaction: Compaction) -> None:
+    async with asyncio.timeout(5):
+        while compaction.running:  # noqa: ASYNC110  # nothing tells it
+            await asyncio.sleep(0.005)
+
+
+async def test_a_session_over_its_threshold_gets_a_checkpoint() -> None:
+    played = Played()
+    compaction = played.compaction()
+    compaction.after_commit(occasion(801), "m")
+    await settled(compaction)
+    assert played.stored == [(Claimed("n", 3, 5), b"It was said.", Cost(2, 3, 2))]
+    assert played.claims == [12], "of eight turns two are left in a third of the threshold"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "target", "window", "made"),
+    [
+        (800, 0, WINDOW, False),
+        (801, 0, WINDOW, True),
+        (401, 400, WINDOW, True),
+        (400, 400, WINDOW, False),
+        (801, 5_000, WINDOW, True),
+        (10**9, 0, None, False),
+        (401, 400, None, True),
+    ],
+)
+async def test_the_threshold_is_the_lesser_of_window_and_target(
+    tokens: int, target: int, window: int | None, made: bool
+) -> None:
+    played = Played()
+    compaction = played.compaction(window=window)
+    compaction.after_commit(occasion(tokens, target=target), "m")
+    await settled(compaction)
+    assert bool(played.stored) is made
+
+
+@pytest.mark.parametrize(("target", "made"), [(0, False), (400, True)])
+async def test_with_another_policy_only_the_session_s_own_target_counts(target: int, made: bool) -> None:
+    played = Played()
+    compaction = played.compaction(automatic=False)
+    compaction.after_commit(occasion(900, target=target), "m")
+    await settled(compaction)
+    assert bool(played.stored) is made
+
+
+async def test_what_gains_too_little_is_left_alone() -> None:
+    played = Played()
+    compaction = played.compaction()
+    small = pack(TURN[:1] + TURN[1:], elements.FIRST_DIGEST)
+    large = pack([{"role": "user", "content": "z" * 9_000}, TURN[1]] * 2, small[-1][1:9])
+    crowded = occasion(900)
+    compaction.after_commit(
+        Occasion(crowded.ref, crowded.head, [*small, *large], None, crowded.wishes, crowded.tokens), "m"
+    )
+    await settled(compaction)
+    assert (played.claims, played.asked) == ([], 0)
+
+
+@pytest.mark.parametrize("answer", [Held(9), Moved("turn_2"), Gone(), Denied("viewer")])
+async def test_nobody_pays_without_a_claim(answer: Any) -> None:
+    played = Played(answer)
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await settled(compaction)
+    assert (len(played.claims), played.asked) == (1, 0)
+
+
+@pytest.mark.parametrize("fields", [{"stop_reason": "max_tokens"}, {"stop_reason": "refusal"}, {"said": " "}])
+async def test_half_a_summary_is_none(fields: dict[str, str]) -> None:
+    played = Played(**fields)
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await settled(compaction)
+    assert (played.asked, played.stored) == (1, [])
+
+
+async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction()
+    for _ in range(4):
+        compaction.after_commit(occasion(900), "m")
+    assert compaction.running == 2
+    with pytest.raises(BatonError) as refused:
+        await compaction.on_demand(occasion())
+    assert refused.value.code == "overloaded"
+    played.go_on.set()
+    await settled(compaction)
+    assert len(played.stored) == 2
+
+
+async def test_a_replica_that_drains_finishes_what_it_makes_and_begins_nothing() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await asyncio.sleep(0.05)
+    compaction.drain()
+    compaction.after_commit(occasion(900), "m")
+    assert compaction.running == 1
+    played.go_on.set()
+    await settled(compaction)
+    assert len(played.stored) == 1
+
+
+async def test_what_the_end_cuts_short_stores_nothing() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await asyncio.sleep(0.05)
+    await compaction.aclose()
+    assert (compaction.running, played.asked, played.stored) == (0, 1, [])
+
+
+async def test_on_demand_all_but_two_turns_are_covered() -> None:
+    played = Played()
+    compaction = played.compaction()
+    assert await compaction.on_demand(occasion(turns=8)) is True
+    await settled(compaction)
+    assert played.claims == [12]
+    assert await compaction.on_demand(occasion(turns=2)) is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(Moved("turn_2"), "turn_in_progress"), (Gone(), "session_not_found"), (Denied("viewer"), "role_too_small")],
+)
+async def test_on_demand_it_is_said_why_not(answer: Any, code: str) -> None:
+    with pytest.raises(BatonError) as refused:
+        await Played(answer).compaction().on_demand(occasion())
+    assert refused.value.code == code
+
+
+async def test_on_demand_another_s_claim_is_as_good_as_one_s_own() -> None:
+    played = Played(Held(9))
+    assert await played.compaction().on_demand(occasion()) is True
+    assert played.asked == 0
