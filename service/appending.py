@@ -25,6 +25,7 @@ from service.errors import (
     store_unavailable,
 )
 from service.exchange import Interrupt, draining
+from service.stored import stored as stored_answer
 from storage import elements
 from storage.keys import SessionRef, new_turn_id
 from storage.results import (
@@ -169,7 +170,10 @@ class Appending:
 
     async def _sent_before(self, ref: SessionRef, request: Request) -> Appended | None:
         """What the same request was answered; asked first, because what it appended may not be appendable twice."""
-        match await self._ask(ref, new_turn_id(), "", b"", request, []):
+        asked = self._turns.append(
+            ref, new_turn_id(), head="", record=b"", turns_max=self._turns_max, request=request, elements=[]
+        )
+        match await stored_answer(asked):  # no session has such a head: whatever becomes of this, nothing is stored
             case Answered(turn_id, number):
                 snapshot, _ = await self._end_of(ref, [])
                 return Appended(snapshot, await self._end_of_turn(ref, number), turn_id)
@@ -179,10 +183,7 @@ class Appending:
 
     async def _end_of_turn(self, ref: SessionRef, number: int) -> int:
         """How many messages the session had when the turn of this number was stored."""
-        try:
-            found = await self._turns.records(ref, number, number)
-        except StoreUnavailable as error:
-            raise store_unavailable(error) from error
+        found = await stored_answer(self._turns.records(ref, number, number))
         if not found:
             raise session_not_found()
         return int(orjson.loads(found[0])["to"])

@@ -12,17 +12,15 @@ answer that with errors of their own: RuntimeError (uvloop), TypeError, Attribut
 """
 
 import asyncio
+import builtins
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, Final, cast
 
-from redis.asyncio import BlockingConnectionPool
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
-
-_ANSWERS = (AuthenticationError, BusyLoadingError)  # which redis-py counts among errors of connections
-_WAITED_IN_VAIN = "No connection available."  # how redis-py says it; it has no type for that
 
 
 class Call:
@@ -35,6 +33,7 @@ class Call:
     Attributes:
         sent: it may have been, and was not refused since.
         crowded_out: it waited for a connection in vain, or is given up while it waits, and the server answered others.
+        crowded_s: how long it has waited for connections while the server answered others, with or without success.
     """
 
     def __init__(self, wanted: Callable[[], bool] = lambda: True, *, goes_first: bool = False) -> None:
@@ -42,6 +41,7 @@ class Call:
         self.goes_first = goes_first
         self.sent = False
         self.crowded_out = False
+        self.crowded_s = 0.0
 
 
 CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
@@ -69,6 +69,10 @@ class NoConnection(ConnectionError):
     def __init__(self, why: str, *, pool_is_full: bool = False) -> None:
         super().__init__(why)
         self.pool_is_full = pool_is_full
+
+
+_TOLD_AS_IT_IS: Final = (NoConnection, Unwanted, AuthenticationError, BusyLoadingError)
+"""Of what redis-py counts among errors of connections: our own, and answers."""
 
 
 class _LooksFirst(AbstractConnection):
@@ -117,66 +121,81 @@ class Pool(BlockingConnectionPool):
             NoConnection: none within the pool's wait, or none can be made.
             Unwanted: there is one, and nobody who wants to use it.
         """
-        connection = await self._made(*args, **options)
+        connection = await self._made()
         if (call := CALL.get()) is not None:
             call.sent = False  # but for what made the connection
             if not call.wanted():  # as below, but there it costs the connection
-                await super().release(connection)
+                await self._put_back(connection)
                 raise Unwanted("nobody wants it any more")
         return connection
 
-    async def _made(self, *args: Any, **options: Any) -> AbstractConnection:
-        asked_at = time.monotonic()
+    async def _made(self) -> AbstractConnection:
         try:
             try:
-                return await self._connection(*args, **options)
-            except ConnectionError as error:
-                if str(error) == _WAITED_IN_VAIN or isinstance(error, _ANSWERS):
-                    raise
-                return await self._connection(*args, **options)
-        except _ANSWERS:
+                return await self._connected()
+            except _TOLD_AS_IT_IS:
+                raise
+            except ConnectionError:
+                return await self._connected()
+        except _TOLD_AS_IT_IS:
             raise
         except (ConnectionError, TimeoutError) as error:
-            full = str(error) == _WAITED_IN_VAIN
-            if full and self.answered_at >= asked_at:
-                self._on_busy()
-            raise NoConnection(str(error), pool_is_full=full) from error
+            raise NoConnection(str(error)) from error
 
-    async def _connection(self, *args: Any, **options: Any) -> AbstractConnection:
-        call, who, asked_at = CALL.get(), asyncio.current_task(), time.monotonic()
-        first = call is not None and call.goes_first
-        self._waiting[who] = first
-        self._first += first
+    async def _connected(self) -> AbstractConnection:
+        connection = await self._place()
         try:
-            return cast(AbstractConnection, await super().get_connection(*args, **options))  # type: ignore[no-untyped-call]
-        finally:
-            if self._waiting.pop(who, None) is not None:  # in vain
-                if call is not None:
-                    call.crowded_out = self.answered_at >= asked_at
-                if first:
-                    self._first -= 1
-                    async with self._condition:
-                        self._condition.notify_all()
+            await self.ensure_connection(connection)
+        except BaseException:
+            await self._put_back(connection)
+            raise
+        return connection
+
+    async def _place(self) -> AbstractConnection:
+        """A connection that is this call's, as it is; most often one that was made before."""
+        call, who, asked_at = CALL.get(), asyncio.current_task(), time.monotonic()
+        first, granted = call is not None and call.goes_first, False
+        async with self._condition:
+            self._waiting[who] = first
+            self._first += first
+            try:
+                async with asyncio.timeout(self.timeout):
+                    await self._condition.wait_for(self.can_get_connection)
+                granted = True
+                return cast(AbstractConnection, ConnectionPool.get_available_connection(self))  # type: ignore[no-untyped-call]
+            except builtins.TimeoutError:
+                if self.answered_at >= asked_at:
+                    self._on_busy()
+                raise NoConnection("All connections are in use.", pool_is_full=True) from None
+            finally:
+                del self._waiting[who]
+                self._first -= first
+                if call is not None and self.answered_at >= asked_at:
+                    call.crowded_out = not granted
+                    call.crowded_s += time.monotonic() - asked_at
+                if first or not granted:  # others were told to wait for it, or it was woken in the place of another
+                    self._condition.notify_all()
 
     def can_get_connection(self) -> bool:
         """Whether who asks may have one now."""
         allowed = not self._first or self._waiting.get(asyncio.current_task(), False)
         return allowed and bool(super().can_get_connection())
 
-    def get_available_connection(self) -> AbstractConnection:
-        """The place of who asks; `_condition` is held."""
-        connection = cast(AbstractConnection, super().get_available_connection())  # type: ignore[no-untyped-call]
-        if self._waiting.pop(asyncio.current_task(), False):
-            self._first -= 1
-            self._condition.notify_all()  # there may be more places, and the others were told that they have to wait
-        return connection
-
     async def release(self, connection: AbstractConnection) -> None:
         """Takes a connection back; one that was not answered comes back closed."""
         if connection.is_connected:
             self.answered_at = time.monotonic()
-        async with self._condition:
-            await super(BlockingConnectionPool, self).release(
-                connection
-            )  # which would wake but one, perhaps the wrong one
+        await self._put_back(connection)
+
+    async def _put_back(self, connection: AbstractConnection) -> None:
+        # Who is cancelled here has given it back all the same: redis-py would keep its place for ever if that waited
+        # for the condition, which who is woken holds for a moment.
+        try:
+            await ConnectionPool.release(self, connection)
+        finally:
+            if self._waiting:
+                await asyncio.shield(self._wake())
+
+    async def _wake(self) -> None:
+        async with self._condition:  # where some go first, whoever is woken alone may be the wrong one
             self._condition.notify(len(self._waiting) if self._first else 1)

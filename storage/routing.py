@@ -9,10 +9,12 @@ does not hold any more: MOVED, READONLY, CLUSTERDOWN, a connection that broke, n
 is then sent again from here: to another primary at once, and what only reads also to one that refuses, every few
 milliseconds for a second at most. Anything else is told to the caller, who knows whether it may be sent twice.
 
-A node that let a call wait in vain and answered no other meanwhile is *silent* until it answers a PING, which it is
-sent again and again. Calls to it are refused at once meanwhile: a shard that stands still costs its sessions one
-deadline, and those of others nothing. A PING that was swallowed itself takes its time to be given up; so whoever hears
-from all primaries on other connections says so (`Routed.trust`), and from then on nobody is refused for what was.
+A node that let a call wait in vain and answered no other meanwhile is *silent* until it answers any call, most likely
+a PING, which it is sent again and again. Calls to it are refused at once meanwhile: a shard that stands still costs its
+sessions one deadline, and those of others nothing. But it may have been one connection only that led nowhere: so they
+wait for the answer to the first PING, for half a second since it was sent, before they begin to be refused. A PING that
+was swallowed itself takes its time to be given up; so whoever hears from all primaries on other connections says so
+(`Routed.trust`), and from then on nobody is refused for what was.
 """
 
 import asyncio
@@ -21,7 +23,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
 from functools import partial
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
@@ -51,6 +53,7 @@ _SCRIPTS: Final = ("EVAL", "EVALSHA")
 _KEY_AT: Final = {"EVAL": 3, "EVALSHA": 3}  # of all others behind the name
 _KEYLESS: Final = ("TIME", "INFO", "PING")
 _PING_EVERY_S: Final = 0.1
+_PINGED_WITHIN_S: Final = 0.5
 
 
 def _slot(command: Sequence[Any]) -> int:
@@ -67,6 +70,13 @@ def _host(node: Redis) -> str:
 def _heard_at(node: Redis) -> float:
     """When a node last answered anything, by the monotonic clock."""
     return cast(Pool, node.connection_pool).answered_at
+
+
+class _Silence(NamedTuple):
+    """Since when a node is silent, by the monotonic clock, and who asks it again and again whether it still is."""
+
+    since: float
+    asking: asyncio.Task[None]
 
 
 class _Nowhere(Connection):
@@ -86,7 +96,7 @@ class Routed(Redis):
     def __init__(self, topology: Topology) -> None:
         super().__init__(connection_pool=ConnectionPool(connection_class=_Nowhere))
         self.topology = topology
-        self._silent: dict[Redis, asyncio.Task[None]] = {}
+        self._silent: dict[Redis, _Silence] = {}
         self._trusted_at = float("-inf")
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -116,7 +126,9 @@ class Routed(Redis):
         """What any primary may tell; always the first that answers, so that all replicas read one clock."""
         nodes = await self.topology.primaries()
         failed: RedisError = Unreached("No primary answers.")
-        for node in [one for one in nodes if one not in self._silent]:
+        for node in sorted(nodes, key=self._silent.__contains__):  # who is silent may answer any moment, but last
+            if await self._is_silent(node):
+                continue
             asked_at = time.monotonic()
             try:
                 return await send(node)
@@ -134,19 +146,33 @@ class Routed(Redis):
             Unreached: nobody is known, or it does not answer just now: whoever waited in vain tells the others.
         """
         node = await self.topology.primary(slot)
-        if node in self._silent:
+        if await self._is_silent(node):
             self.topology.doubt(node)
             node = await self.topology.primary(slot)
-            if node in self._silent:
+            if await self._is_silent(node):
                 raise Unreached("The primary does not answer.")
         return node
+
+    async def _is_silent(self, node: Redis) -> bool:
+        """Whether a node is silent; where that is known for a moment only, its first PING's answer is waited for."""
+        if (silence := self._silent.get(node)) is None:
+            return False
+        wait_s = silence.since + _PINGED_WITHIN_S - time.monotonic()
+        if wait_s > 0 and _heard_at(node) <= silence.since:
+            await asyncio.wait([silence.asking], timeout=wait_s)
+        if self._silent.get(node) is silence and _heard_at(node) > silence.since:
+            self._hear(node)
+        return node in self._silent
+
+    def _hear(self, node: Redis) -> None:
+        """A silent node is silent no more."""
+        self._silent.pop(node).asking.cancel()
 
     def trust(self, since: float) -> None:
         """All primaries have answered on other connections since then: nobody is silent whom older calls say to be."""
         self._trusted_at = max(self._trusted_at, since)
-        for task in self._silent.values():
-            task.cancel()
-        self._silent.clear()
+        for node in list(self._silent):
+            self._hear(node)
 
     async def _until_it_answers(self, node: Redis) -> None:
         # What is idle may lead nowhere, and would cost the first PING its deadline.
@@ -163,7 +189,8 @@ class Routed(Redis):
                 await asyncio.sleep(_PING_EVERY_S)
             else:
                 break
-        if self._silent.get(node) is asyncio.current_task():
+        silence = self._silent.get(node)
+        if silence is not None and silence.asking is asyncio.current_task():
             del self._silent[node]
 
     async def one_of_each_primary(self, keys: Sequence[str]) -> list[str]:
@@ -249,11 +276,12 @@ class Routed(Redis):
         heard_at = max(self._trusted_at, _heard_at(node))
         if silent(error) and heard_at < asked_at and node not in self._silent:
             # In a context of its own: it is not a part of this call.
-            self._silent[node] = asyncio.create_task(self._until_it_answers(node), context=Context())
+            asking = asyncio.create_task(self._until_it_answers(node), context=Context())
+            self._silent[node] = _Silence(time.monotonic(), asking)
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Closes the connections to all nodes."""
-        asking = list(self._silent.values())
+        asking = [silence.asking for silence in self._silent.values()]
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)

@@ -116,7 +116,7 @@ async def answered(
             what nobody wants any more is not sent.
 
     Raises:
-        StoreBusy: all connections were in use for as long as they are waited for, or until the budget was used up.
+        StoreBusy: all connections were in use for as long as they are waited for, or for most of the budget.
         StoreUnavailable: not answered within the budget, or refused.
     """
     unknown = False
@@ -145,7 +145,8 @@ async def answered(
                         raise
     except (RedisError, builtins.TimeoutError) as error:
         let_go(error)
-        failed = StoreBusy if call.crowded_out else StoreUnavailable
+        crowded = call.crowded_out or call.crowded_s > budget_s / 2
+        failed = StoreBusy if crowded else StoreUnavailable
         raise failed(type(error).__name__, outcome_unknown=unknown) from error
     finally:
         CALL.reset(outer)
@@ -210,15 +211,24 @@ class ScriptRunner:
             self._on_call(verb, time.perf_counter() - started, failure)
 
     async def act(
-        self, verb: str, ref: SessionRef, args: Sequence[Any], *, more_keys: Sequence[str] = (), **waiting: Any
+        self,
+        verb: str,
+        ref: SessionRef,
+        args: Sequence[Any],
+        *,
+        budget_s: float,
+        more_keys: Sequence[str] = (),
+        **waiting: Any,
     ) -> Reply:
         """Runs a script on a session for its ref's principal; ``args`` come behind these two; else as `run`.
 
         A session of another's is asked for with the wrong keys once: the ref, and all later ones of it, then know its
-        owner. Cost: one round trip, for such a session the first time two.
+        owner. Cost: one round trip, for such a session the first time two, within one budget.
         """
+        until = time.monotonic() + budget_s
         for _ in range(2):
-            reply = await self.run(verb, (*ref.keys, *more_keys), (ref.id, ref.principal, *args), **waiting)
+            keys, said = (*ref.keys, *more_keys), (ref.id, ref.principal, *args)
+            reply = await self.run(verb, keys, said, budget_s=until - time.monotonic(), **waiting)
             if (owner_tag := elsewhere(reply)) is None:
                 break
             ref.belongs_to(owner_tag)

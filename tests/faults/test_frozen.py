@@ -44,6 +44,7 @@ REQUESTS: dict[str, tuple[str, str, Any]] = {
     "read turns": ("GET", "/v1/sessions/there/turns", None),
     "create": ("POST", "/v1/sessions", {"model": MODEL}),
     "append": ("POST", "/v1/sessions/there/messages", APPENDED),
+    "append with a key": ("POST", "/v1/sessions/there/messages", APPENDED),
     "change": ("PATCH", "/v1/sessions/there", {"title": "x"}),
     "delete": ("DELETE", "/v1/sessions/there", None),
     "follow": ("GET", "/v1/sessions/there/turns/turn_0000000000000000000000/events", None),
@@ -83,12 +84,24 @@ async def asked(http: aiohttp.ClientSession, ground: Stage, what: str) -> tuple[
     if body is not None and path not in ("/v1/sessions", "/v1/sessions/there", "/v1/sessions/there/messages"):
         body = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **body}
     headers = {"x-session-id": "there"} if path.startswith("/v1/messages") else {}
+    if what.endswith("with a key"):
+        headers["idempotency-key"] = "sent-before-perhaps"
     started = time.monotonic()
     async with http.request(method, f"{ground.survivor.url}{path}", json=body, headers=headers) as answer:
         told = await answer.json()
     error = told["error"]
     code = error["details"]["error_code"] if path.startswith("/v1/messages") else error["code"]
     return answer.status, code, time.monotonic() - started
+
+
+async def warmed(http: aiohttp.ClientSession, ground: Stage) -> None:
+    """Has connections made for all that is asked at once: what has to make one is refused before it is sent."""
+
+    async def listed() -> None:
+        async with http.get(f"{ground.survivor.url}/v1/sessions") as answer:
+            assert answer.status == 200
+
+    await asyncio.gather(*(listed() for _ in range(3 * len(REQUESTS))))
 
 
 async def breaker_is(ground: Stage, state: int) -> bool:
@@ -100,6 +113,7 @@ async def test_no_request_waits_longer_than_it_may_and_soon_none_waits_at_all(
     ground: Stage, clients: Traffic, http: aiohttp.ClientSession
 ) -> None:
     openings = await metric(ground.survivor, OPENINGS)
+    await warmed(http, ground)
     with ground.place.frozen():
         found = await asyncio.gather(*(asked(http, ground, what) for what in REQUESTS))
         first = dict(zip(REQUESTS, found, strict=True))

@@ -60,7 +60,7 @@ def test_an_operation_answers_as_the_document_says(wire: Wire, judge: Judge, met
     told: set[int] = set()
 
     @seed(SEED)
-    @bounded(150 if (method, path) in WITH_BODY else 60)
+    @bounded(60 if (method, path) in WITH_BODY else 40)
     @given(REQUESTS.of(method, path))
     def asked(sent: Sent) -> None:
         seed_session(wire)

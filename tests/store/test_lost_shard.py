@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
+from redis.crc import key_slot
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from storage.connect import Deadlines, connect
@@ -13,6 +14,7 @@ from storage.first_contact import first_contact
 from storage.health import Health, health
 from storage.keys import SessionRef, new_turn_id
 from storage.results import Begun, StoreUnavailable
+from storage.sessions import Snapshot
 from tests.instruments.proxy import BLACK_HOLE, FINE
 from tests.instruments.redis_servers import Cluster, Server, until
 from tests.instruments.stall import RedisStall
@@ -23,6 +25,7 @@ pytestmark = pytest.mark.anyio
 BUCKETS = 64
 COMMAND_S = 1.0
 PINGED_S = 0.3
+A_MOMENT_S = 0.2
 AT_ONCE_S = 0.7  # a look-up or two that wait a tenth of a second for who has not answered, on a busy machine
 
 
@@ -39,6 +42,13 @@ async def until_up(look: Callable[[], Awaitable[Health]]) -> None:
     while await look() != "up":
         assert time.monotonic() < give_up
         await asyncio.sleep(0.05)
+
+
+async def until_silent(store: Store) -> None:
+    give_up = time.monotonic() + 3.0
+    while not store.redis._silent:
+        assert time.monotonic() < give_up
+        await asyncio.sleep(0.005)
 
 
 @asynccontextmanager
@@ -119,6 +129,48 @@ async def test_who_hears_of_all_primaries_refuses_nobody_for_what_was(cluster: C
         assert store.redis._silent == {}, "a call that is older than what was heard since says nothing"
         store.redis.note(silent, RedisTimeoutError(), time.monotonic())
         assert set(store.redis._silent) == {silent}
+
+
+async def test_nobody_is_refused_before_the_first_ping_had_time_to_be_answered(cluster: Cluster) -> None:
+    """One connection led nowhere, and so a call waited in vain; the node itself is there, and a moment away."""
+    async with (
+        RedisStall(*(node.port for node in cluster.nodes)) as line,
+        opened_at(line.url_through(cluster.url), "nowhere") as store,
+    ):
+        ref = await store.created()
+        store.redis.topology.doubt = lambda node: None  # or a look-up may hear from it
+        line.forget()
+        ping = line.arm(lambda argv: argv[0] == b"PING")
+        waits_in_vain = asyncio.create_task(store.begin(ref, new_turn_id()))
+        await until_silent(store)
+        asked = asyncio.create_task(store.sessions.get(ref))
+        await ping.reached()
+        await asyncio.sleep(A_MOMENT_S)
+        assert not asked.done()
+        ping.release()
+        assert isinstance(await asked, Snapshot)
+        assert store.redis._silent == {}
+        assert isinstance(await waits_in_vain, Begun)
+
+
+async def test_a_silent_node_is_silent_no_more_with_any_answer(cluster: Cluster) -> None:
+    """Its PING may wait for a connection itself, or have been swallowed."""
+    async with (
+        RedisStall(*(node.port for node in cluster.nodes)) as line,
+        opened_at(line.url_through(cluster.url), "heard") as store,
+    ):
+        ref = await store.created()
+        node = await store.redis.primary(key_slot(ref.keys[0].encode()))
+        slow = line.arm(lambda argv: argv[0] == b"EVALSHA", at="reply")
+        answered_late = asyncio.create_task(store.sessions.get(ref))
+        await slow.reached()
+        ping = line.arm(lambda argv: argv[0] == b"PING")
+        store.redis.note(node, RedisTimeoutError(), time.monotonic())
+        await ping.reached()
+        slow.release()
+        await answered_late
+        assert isinstance(await store.begin(ref, new_turn_id(), lease_ms=1), Begun)
+        assert store.redis._silent == {}
 
 
 async def test_one_primary_that_takes_no_writes_or_stands_still_is_told(cluster: Cluster) -> None:

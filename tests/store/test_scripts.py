@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
@@ -39,6 +40,7 @@ from storage.scripts import _RESEND_WAIT_S, SCRIPTS, VERBS, ScriptRunner, answer
 from storage.sessions import Sessions, Snapshot
 from storage.turns import Request
 from tests.instruments.child import freeze_process
+from tests.instruments.stall import RedisStall
 from tests.store.harness import Store, elements, frames, real_redis, shown, until
 
 PACKAGE = Path(storage.__file__).parent
@@ -429,8 +431,109 @@ async def test_a_budget_that_ends_in_the_wait_for_a_connection_is_told_as_busy(o
     await redis.aclose()
 
 
+@pytest.mark.anyio
+async def test_a_silent_server_is_not_told_as_busy_because_a_connection_was_waited_for(
+    own_valkey: EmbeddedValkey,
+) -> None:
+    """The wait was short, and others were answered in it; but it is the server that let the call down."""
+    redis = connect(own_valkey.url, connections_max=1, deadlines=Deadlines())
+    pool: Any = redis.connection_pool
+    store = Store.of(redis, "own", budget_s=0.5)
+    taken = await pool.get_connection()
+    waiting = asyncio.create_task(store.created())
+    await until(lambda: _are_waiting(pool, 1))
+    with frozen(own_valkey.pid):
+        await pool.release(taken)
+        with pytest.raises(StoreUnavailable) as caught:
+            await waiting
+    assert (type(caught.value), caught.value.outcome_unknown) == (StoreUnavailable, True)
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_a_wait_for_a_connection_that_left_no_time_for_the_call_is_told_as_busy(
+    own_valkey: EmbeddedValkey,
+) -> None:
+    redis = connect(own_valkey.url, connections_max=1, deadlines=Deadlines())
+    pool: Any = redis.connection_pool
+    store = Store.of(redis, "own", budget_s=0.5)
+    taken = await pool.get_connection()
+    waiting = asyncio.create_task(store.created())
+    await asyncio.sleep(0.4)
+    with frozen(own_valkey.pid):
+        await pool.release(taken)
+        with pytest.raises(StoreBusy) as caught:
+            await waiting
+    assert caught.value.outcome_unknown is True
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_goes_first_keeps_nobody_waiting_once_it_has_its_place() -> None:
+    """Though making its connection takes long, as with a server that is silent, and there are other places."""
+    with socket.create_server(("127.0.0.1", 0)) as nobody:  # connections are made, and nothing is ever said on them
+        redis = connect(
+            f"redis://:secret@127.0.0.1:{nobody.getsockname()[1]}", connections_max=2, deadlines=Deadlines()
+        )
+        pool: Any = redis.connection_pool
+        store = Store.of(redis, "own")
+        ending = asyncio.create_task(store.abort(store.ref(), new_turn_id()))
+        await until(lambda: _in_use(pool, 1))
+        other = asyncio.ensure_future(redis.ping())
+        await until(lambda: _in_use(pool, 2))
+        for task in (ending, other):
+            task.cancel()
+        await asyncio.gather(ending, other, return_exceptions=True)
+        await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_who_is_cancelled_as_it_gives_a_connection_back_has_given_it_back(own_valkey: EmbeddedValkey) -> None:
+    redis = connect(own_valkey.url, connections_max=1, deadlines=Deadlines())
+    pool: Any = redis.connection_pool
+    connection = await pool.get_connection()
+    next_one = asyncio.ensure_future(redis.ping())
+    await until(lambda: _are_waiting(pool, 1))
+    async with pool._condition:  # as whoever is woken holds it for a moment
+        giving_back = asyncio.create_task(pool.release(connection))
+        await asyncio.sleep(0)
+        giving_back.cancel()
+        await asyncio.gather(giving_back, return_exceptions=True)
+    assert await asyncio.wait_for(next_one, 1.0)
+    assert not pool._in_use_connections
+    await redis.aclose()
+
+
+@pytest.mark.anyio
+async def test_who_finds_that_a_session_is_anothers_has_one_budget_for_both_calls(own_valkey: EmbeddedValkey) -> None:
+    async with RedisStall(int(own_valkey.url.rpartition(":")[2].partition("/")[0])) as line:
+        redis = connect(line.url_through(own_valkey.url), connections_max=2, deadlines=Deadlines())
+        store = Store.of(redis, "own", budget_s=0.6)
+        ref = await store.created()
+        await store.shares.share(ref, "bob", "writer")
+        touch = SCRIPTS["touch"].sha.encode()
+        await store.sessions.touch(ref)
+        told_late = line.arm(lambda argv: argv[1:2] == (touch,), at="reply")
+        store.keyspace.foreign.clear()  # nobody knows whose it is
+        started = time.monotonic()
+        touching = asyncio.create_task(store.sessions.touch(store.keyspace.session(ref.id, "bob")))
+        await told_late.reached()
+        held = line.arm(lambda argv: argv[1:2] == (touch,), at="reply")
+        await asyncio.sleep(0.45)
+        told_late.release()
+        with pytest.raises(StoreUnavailable):
+            await touching
+        assert time.monotonic() - started < 0.9
+        await held.reached()
+        await redis.aclose()
+
+
 async def _are_waiting(pool: Any, count: int) -> bool:
     return len(pool._condition._waiters) == count
+
+
+async def _in_use(pool: Any, count: int) -> bool:
+    return len(pool._in_use_connections) == count
 
 
 @pytest.mark.anyio

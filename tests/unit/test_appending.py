@@ -81,6 +81,16 @@ async def test_a_lost_answer_is_asked_for() -> None:
     assert await code_of(Scripted(LOST, abort=Gone())) == "session_not_found"
 
 
+async def test_a_question_that_was_not_answered_leaves_nothing_unknown() -> None:
+    """Whether the same request was answered before: nothing is stored by asking, so there is nothing to settle."""
+    store = Scripted(LOST, abort=AssertionError("there is nothing to abort"))
+    sessions, turns = cast(Sessions, store), cast(Turns, store)
+    appending = Appending(sessions, turns, replica="r1", turns_max=9, queue_wait_s=5, draining=lambda: False)
+    with pytest.raises(BatonError) as caught:
+        await appending.append(REF, [USER], "queue", request=Request("print", key="key"))
+    assert caught.value.code == "store_unavailable"
+
+
 async def test_a_refusal_is_told_at_once() -> None:
     assert await code_of(Scripted(REFUSED)) == "store_unavailable"
     assert await code_of(Scripted(TurnsFull())) == "max_turns_reached"
