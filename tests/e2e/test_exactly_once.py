@@ -31,7 +31,8 @@ def retry(count: int = 1, **more: str) -> dict[str, str]:
 
 async def asked(simulator: Simulator, mark: str) -> int:
     """How many requests Claude received whose last message holds the mark."""
-    return sum(mark in str(request["body"]["messages"][-1]) for request in await simulator.requests())
+    bodies = [request["body"] for request in await simulator.requests()]
+    return sum(mark in str(body["messages"][-1]) for body in bodies if isinstance(body, dict) and "messages" in body)
 
 
 async def turn_of(caller: Caller, session: str, turn: str) -> Any:

@@ -133,6 +133,7 @@ def session(number: int, session_id: str, **changes: object) -> list[bytes]:
         **{
             "context_tokens_target": None,
             "compact_instructions": "",
+            "context_policy": None,
             "shares": {},
             "turns": 0,
             "messages": 1,

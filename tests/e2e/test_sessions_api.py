@@ -28,6 +28,7 @@ FIELDS = {
         "role",
     ),
     *("ttl_seconds", "usage", "context_tokens", "context_tokens_target", "compact_instructions", "checkpoint"),
+    "context_policy",
 }
 
 

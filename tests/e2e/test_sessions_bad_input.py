@@ -23,7 +23,10 @@ from tests.store.harness import OWNER, Store
 
 pytestmark = pytest.mark.anyio
 
-PATCHABLE = "system_prompt, model, max_turns, title, metadata, ttl_seconds, context_tokens_target, compact_instructions"
+PATCHABLE = (
+    "system_prompt, model, max_turns, title, metadata, ttl_seconds, context_tokens_target, compact_instructions, "
+    "context_policy"
+)
 READ_ONLY = (
     *("id", "name", "session_id", "object", "created_at", "last_accessed_at", "expires_at", "absolute_expires_at"),
     *("status", "message_count", "turn_count", "owner", "usage", "checkpoint"),

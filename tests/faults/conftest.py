@@ -1,6 +1,6 @@
 """Which topologies the matrix is played on: ``FAULTS_TOPOLOGY``, one of them or ``all``.
 
-Unless it is set: the whole of it on one server, and on the others what is marked ``representative``.
+Unless it is set: the whole of it on one server, and on a cluster what is marked ``representative``.
 """
 
 import os
@@ -39,5 +39,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if not all(played in only.args for only in item.iter_markers("only")):
             items.remove(item)
-        elif not CHOSEN and played != "standalone" and item.get_closest_marker("representative") is None:
+            continue
+        representative = played == "cluster" and item.get_closest_marker("representative") is not None
+        if not CHOSEN and played != "standalone" and not representative:
             item.add_marker(pytest.mark.at_length)

@@ -87,7 +87,7 @@ LONG = [one if one == "standalone" else pytest.param(one, marks=pytest.mark.at_l
 
 
 @pytest.mark.parametrize("topology", LONG)
-@pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
+@pytest.mark.parametrize("on_disconnect", ["continue", pytest.param("cancel", marks=pytest.mark.at_length)])
 async def test_storm_of_impatient_sdks_asks_claude_again_only_where_it_must(
     tmp_path: Path, topology: Topology, on_disconnect: str
 ) -> None:

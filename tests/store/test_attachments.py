@@ -135,10 +135,10 @@ async def test_only_gaps_cost_more_than_one_round_trip(store: Store, monkeypatch
     await store.committed(ref, [SAID, attached(OTHER), SAID, attached(BIG * 2), attached(OTHER + "z"), SAID])
     async with asked_for(store) as read:
         await store.turns.history(plain, 9)
-    assert read == [("LRANGE", 3), ("HMGET", 3)]
+    assert read == [("LRANGE", 3), ("HMGET", 7)]
     async with asked_for(store) as read:
         await store.turns.history(ref, 6)
-    assert read == [("LRANGE", 3), ("HMGET", 3), ("HMGET", 3), ("HMGET", 2), ("HMGET", 2)]
+    assert read == [("LRANGE", 3), ("HMGET", 7), ("HMGET", 3), ("HMGET", 2), ("HMGET", 2)]
 
 
 async def test_a_history_larger_than_any_request_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
