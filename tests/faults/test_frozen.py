@@ -163,6 +163,7 @@ async def test_a_frozen_commit_is_told_within_its_budget(ground: Stage, clients:
     books.assert_holds("first", *(["victim"] if saved else []), "next")
 
 
+@pytest.mark.at_length
 async def test_traffic_over_a_store_that_stands_still_again_and_again_keeps_all(
     ground: Stage, clients: Traffic
 ) -> None:

@@ -105,6 +105,7 @@ async def test_who_waits_for_a_busy_session_counts_as_running(fleet: Fleet) -> N
     await fleet.simulator.pace(delta_ms=0)
 
 
+@pytest.mark.at_length
 async def test_who_does_not_read_holds_up_nobody_and_is_cut_off(fleet: Fleet) -> None:
     replica = await fleet.add_replica(env={"BATON_WRITE_WAIT_S": str(WRITE_WAIT_S)})
     async with traffic(fleet, replica) as clients:

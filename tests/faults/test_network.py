@@ -138,6 +138,7 @@ async def test_what_is_held_and_comes_late_counts_once_or_not_at_all(clients: Tr
     await clients.assert_kept()
 
 
+@pytest.mark.at_length
 async def test_a_pool_that_is_too_small_is_told_from_a_store_that_is_away(fleet: Fleet) -> None:
     """Two connections, and every answer takes a while: the store is fine, and this replica is overloaded."""
     few = await fleet.add_replica(redis_stall=True, env={"BATON_REDIS_CONNECTIONS_MAX": "2"})

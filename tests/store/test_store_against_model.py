@@ -520,6 +520,7 @@ def test_any_sequence_of_verbs_does_what_the_model_says(valkey_url: str) -> None
     drive(valkey_url, 1)
 
 
+@pytest.mark.at_length
 @pytest.mark.timeout(300)  # a failure is made smaller before it is told
 def test_any_sequence_of_verbs_does_what_the_model_says_in_sixteen_buckets(valkey_url: str) -> None:
     drive(valkey_url, 16)
