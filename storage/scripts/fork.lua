@@ -8,7 +8,7 @@
 --   checkpoint comes along if all that it covers does. Tokens are counted from zero: they were paid once. A full server refuses the script before its first write.
 -- KEYS 1-17: the new session's keys, named in shared/keys.lua; TTL of 1-8 is the session's. 18-25: session, messages, turns,
 --   verdicts, texts, cuts, attachments, shares of the source; in the same bucket.
--- ARGV: 1 new session id, 2 its owner, who must have a role in the source, 3 owner tag, 4 nonce (the head where the source has none), 5 ttl ms, 6 absolute end ms
+-- ARGV: 1 new session id, 2 its owner, who must have a role in the source, 3 owner tag, 4 nonce, 5 ttl ms, 6 absolute end ms
 --   (0 none), 7 head of the source, 8 messages kept, 9 committed turns kept, 10 id of the turn that forks, 11 its record,
 --   12 turns max, 13 title, 14 metadata as JSON (both '' as the source's), 15 what is known of the context (opaque),
 --   16 sessions that the owner may still have in this bucket, 17 the same for everybody together
