@@ -392,8 +392,7 @@ async def test_leaving_a_stream_of_the_sdk_stops_claude_and_leaves_a_sound_sessi
                     break
 
         async def stopped(mark: str = session) -> bool:
-            asked = [r for r in await simulator.requests() if mark in str(r["body"]["messages"][-1])]
-            return [request["outcome"] for request in asked] == ["disconnected"]
+            return [request["outcome"] for request in await simulator.asked(mark)] == ["disconnected"]
 
         await eventually(stopped, "the end of the request to Claude")
         after = await other.chat("How many messages?", session)

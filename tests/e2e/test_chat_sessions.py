@@ -31,16 +31,11 @@ async def turn_records(fleet: Fleet, session_id: str) -> list[dict[str, Any]]:
         return [orjson.loads(record) for record in await store.lrange(keys[2], 0, -1)]
 
 
-async def upstream(simulator: Simulator, mark: str) -> list[dict[str, Any]]:
-    """The requests to Claude whose last message holds the mark."""
-    return [r for r in await simulator.requests() if r["body"] and mark in str(r["body"]["messages"][-1])]
-
-
 async def ended_upstream(simulator: Simulator, mark: str) -> dict[str, Any]:
     """The one request with the mark, once it is over."""
 
     async def look() -> dict[str, Any] | None:
-        found = await upstream(simulator, mark)
+        found = await simulator.asked(mark)
         return found[0] if found and found[0]["outcome"] != "running" else None
 
     return await eventually(look, "the end of the request to Claude")
@@ -510,7 +505,7 @@ async def test_one_overload_is_not_seen_by_the_caller(one: Caller, simulator: Si
         await simulator.fault(kind, match=f"{name}.")
     answer = await one.chat(f"Count to 2 {name}.", name)
     assert answer.text.startswith("1 2")
-    assert len(await upstream(simulator, name)) == 3
+    assert len(await simulator.asked(name)) == 3
     assert (await one.session(name))["message_count"] == 2
 
 
@@ -544,7 +539,7 @@ async def test_a_slow_claude_is_bridged_by_keep_alives(impatient: Caller, simula
     await simulator.fault("slow_first_byte", delay_ms=700, match=name)
     async with impatient.stream(f"Count to 2 {name}", name) as stream:
         assert await stream.frame() == b": keep-alive"
-        running = await upstream(simulator, name)
+        running = await simulator.asked(name)
         assert [request["outcome"] for request in running] == ["running"]
         frames = await stream.rest()
     assert stream.headers["x-session-state"] == "new"
@@ -609,7 +604,7 @@ async def test_hanging_up_before_the_first_byte_stops_claude_and_stores_nothing(
     await one.chat("My name is Ada.", name)
     await simulator.fault("hang", match=f"hang {name}")
     waiting = asyncio.create_task(one.chat(f"hang {name}", name, stream=streamed))
-    await eventually(lambda: upstream(simulator, f"hang {name}"), "the request to Claude")
+    await eventually(lambda: simulator.asked(f"hang {name}"), "the request to Claude")
     waiting.cancel()
     assert (await ended_upstream(simulator, f"hang {name}"))["outcome"] == "disconnected"
     assert (await two.chat("What is my name?", name)).text == "Your name is Ada."
@@ -623,7 +618,7 @@ async def test_hanging_up_on_an_answer_that_is_not_streamed_stores_nothing_of_it
     waiting = asyncio.create_task(one.chat(f"Count to 500 {name}", name))
 
     async def answering() -> bool:
-        return any(len(request["answer"]) > 10 for request in await upstream(simulator, name))
+        return any(len(request["answer"]) > 10 for request in await simulator.asked(name))
 
     await eventually(answering, "the answer under way")
     waiting.cancel()
@@ -660,7 +655,7 @@ async def test_hanging_up_in_the_queue_gives_the_place_up(
         await first.rest()
     await one.chat("How many messages?", name)
     assert len(await one.messages(name)) == 4
-    assert await upstream(simulator, f"second {name}") == []
+    assert await simulator.asked(f"second {name}") == []
 
 
 @pytest.mark.parametrize("streamed", [True, False])
@@ -672,7 +667,7 @@ async def test_continue_finishes_the_turn_of_a_caller_who_has_gone(
     waiting = asyncio.create_task(one.chat(f"Count to 30 {name}", name, stream=streamed, headers=headers))
 
     async def answering() -> bool:
-        return any(request["answer"] for request in await upstream(simulator, name))
+        return any(request["answer"] for request in await simulator.asked(name))
 
     await eventually(answering, "the answer under way")
     waiting.cancel()

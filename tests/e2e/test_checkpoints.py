@@ -42,7 +42,7 @@ async def checkpoint(caller: Caller, name: str, version: int) -> dict[str, Any]:
 
 async def asked_last(simulator: Simulator) -> dict[str, Any]:
     """The last turn that Claude was asked for; a summary asks for itself."""
-    requests = [one for one in await simulator.requests() if "transcript" not in str(one["body"]["messages"][-1])]
+    requests = [one for one in await simulator.asked("") if "transcript" not in str(one["body"]["messages"][-1])]
     body: dict[str, Any] = requests[-1]["body"]
     return body
 
@@ -144,7 +144,7 @@ async def test_instructions_of_the_session_reach_whoever_summarizes(
         await one.chat(f"Turn {number}.", name)
     await compacted(one, name)
     await checkpoint(one, name, 1)
-    summary = next(one for one in reversed(await simulator.requests()) if "transcript" in str(one["body"]["messages"]))
+    summary = (await simulator.asked("transcript"))[-1]
     assert summary["body"]["model"] == "claude-haiku-5-5"
     assert summary["body"]["system"].endswith("Keep every colour that is named.")
     assert "[user]\n" + TOLD in summary["body"]["messages"][0]["content"][0]["text"]

@@ -77,8 +77,7 @@ async def incomplete(one: Caller, simulator: Simulator, stream: Stream, name: st
     asked, answered, *_ = await one.messages(name)
     assert asked["content"].startswith("Count to 500")
     assert answered["content"][0]["text"] == text_of(stream.frames)
-    outcomes = [r["outcome"] for r in await simulator.requests() if name in str(r["body"]["messages"][-1])]
-    assert outcomes == ["disconnected"]
+    assert [request["outcome"] for request in await simulator.asked(name)] == ["disconnected"]
 
 
 async def test_what_takes_longer_than_the_drain_ends_incomplete(
@@ -92,7 +91,7 @@ async def test_what_takes_longer_than_the_drain_ends_incomplete(
     async with leaving.stream(f"Count to 500 {name}", name) as stream:
         whole = asyncio.create_task(leaving.chat(f"Count to 400 whole-{name[2:]}", f"whole-{name}"))
         await stream.words(2)
-        await eventually(lambda: asked_for(simulator, f"whole-{name[2:]}"), "the turn that is not streamed")
+        await eventually(lambda: simulator.asked(f"whole-{name[2:]}"), "the turn that is not streamed")
         replica.terminate()
         await stream.rest()
         aborted = await whole
@@ -100,11 +99,6 @@ async def test_what_takes_longer_than_the_drain_ends_incomplete(
     assert await replica.wait() == 0
     assert (await one.get(f"/v1/sessions/whole-{name}")).status == 404
     await incomplete(one, simulator, stream, name)
-
-
-async def asked_for(simulator: Simulator, mark: str) -> bool:
-    bodies = [request["body"] for request in await simulator.requests()]
-    return any(mark in str(body["messages"][-1]) for body in bodies if isinstance(body, dict) and "messages" in body)
 
 
 async def test_a_second_signal_ends_the_wait(

@@ -31,8 +31,7 @@ def retry(count: int = 1, **more: str) -> dict[str, str]:
 
 async def asked(simulator: Simulator, mark: str) -> int:
     """How many requests Claude received whose last message holds the mark."""
-    bodies = [request["body"] for request in await simulator.requests()]
-    return sum(mark in str(body["messages"][-1]) for body in bodies if isinstance(body, dict) and "messages" in body)
+    return len(await simulator.asked(mark))
 
 
 async def turn_of(caller: Caller, session: str, turn: str) -> Any:

@@ -99,17 +99,12 @@ async def test_an_answer_that_begins_after_the_signal_closes_its_connection(
     await simulator.fault("slow_deltas", delay_ms=100, match=name)
     async with connected(replica) as raw:
         raw.send("POST", CHAT, b'{"messages":[{"role":"user","content":"Count to 8 %b"}]}' % name.encode())
-        await eventually(lambda: asked_for(simulator, name), "the question")
+        await eventually(lambda: simulator.asked(name), "the question")
         replica.terminate()
         head, _ = await raw.answer()
         assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head
         assert await raw.reader.read() == b""
     assert await replica.wait() == 0
-
-
-async def asked_for(simulator: Simulator, mark: str) -> bool:
-    bodies = [request["body"] for request in await simulator.requests()]
-    return any(mark in str(body["messages"][-1]) for body in bodies if isinstance(body, dict) and "messages" in body)
 
 
 async def test_who_is_refused_while_sending_can_read_why(
@@ -215,7 +210,7 @@ async def test_a_slow_reader_is_not_waited_for(fleet: Fleet, simulator: Simulato
         slow.connect((parts.hostname, parts.port))
         body = json.dumps({"stream": True, "messages": [{"role": "user", "content": f"Count to 400000 {name}"}]})
         slow.sendall(head_of(f"POST {CHAT}", len(body)) + body.encode())
-        await eventually(lambda: asked_for(simulator, name), "the question")
+        await eventually(lambda: simulator.asked(name), "the question")
         await asyncio.sleep(1.0)  # until all that may wait waits
         started = time.monotonic()
         replica.terminate()

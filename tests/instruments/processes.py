@@ -55,6 +55,14 @@ class Simulator(Child):
         requests: list[dict[str, Any]] = answer["requests"]
         return requests
 
+    async def asked(self, mark: str) -> list[dict[str, Any]]:
+        """Those of its requests for messages whose last message holds the mark, newest last.
+
+        A body too long to be remembered is a note, not an object, and none at all is `null`: neither holds a mark.
+        """
+        kept = [request for request in await self.requests() if isinstance(request["body"], dict)]
+        return [request for request in kept if mark in str(request["body"].get("messages", [""])[-1])]
+
     async def stats(self) -> dict[str, Any]:
         """``{"requests": N, "running": N}``."""
         return await self._control("GET", "stats")
