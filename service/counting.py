@@ -13,7 +13,7 @@ from service import access, addressing, idempotency, prefix, resend, sse, tool_c
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.context import word
-from service.context.view import View
+from service.context.view import standing as standing_view
 from service.context.word import UNKNOWN, Context
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
@@ -118,7 +118,7 @@ class CountTokens:
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
                 history = replace(history, elements=history.elements[:kept])
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        view = View(word.behind_cut(standing.context, standing.messages, standing.epoch_start).begins)
+        view = standing_view(word.behind_cut(standing.context, standing.messages, standing.epoch_start))
         return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:

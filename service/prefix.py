@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from service import epoch, tool_calls
-from service.context import caching, compacted
+from service.context import caching, clearing, compacted
 from service.context.caching import NO_MARKERS, PLAINLY, Caching, Markers
 from service.context.view import WHOLE, View
 from service.epoch import NOTHING, Epoch, Preamble, Standing, Wanted
@@ -151,6 +151,7 @@ def continued(
             **_plain(ask.params),
             "messages": len(messages),
             "left_out": view.begins,
+            "cleared": view.cleared,
             "body_bytes": len(body),
             "cached_for": (marked.end or {}).get("ttl", "5m") if marked.end else None,
             "epoch": this.hash,
@@ -206,7 +207,8 @@ def _placed(
     sent = [_sendable(element, index < this.start) for index, element in enumerate(everything)]
     sent[: view.begins] = [b""] * view.begins
     covers = checkpoint.covers if checkpoint is not None else 0
-    shown = compacted.shortened(sent, checkpoint)
+    noted = clearing.noted(sent, everything, view, max(view.begins, covers))
+    shown = compacted.shortened(noted, checkpoint)
     system = [at for at, one in enumerate(everything) if at >= covers and one[0] & elements.SYSTEM and shown[at]]
     return this, new, _where_taken(shown, system, traits)
 

@@ -118,7 +118,7 @@ def _context(given: Any, packed: Sequence[bytes]) -> str:
     """
     known = context_word.unpacked(given) if isinstance(given, str) else context_word.UNKNOWN
     numbers_max = max(known.messages, known.tokens, known.text_bytes, known.media_bytes, known.media_tokens)
-    sound = known.begins <= known.asked <= known.messages and numbers_max <= _COUNT_MAX
+    sound = max(known.begins, known.cleared) <= known.asked <= known.messages and numbers_max <= _COUNT_MAX
     sound = sound and known.message_id == context_word.sound_id(known.message_id) and can_begin(packed, known.begins)
     return known.packed() if sound and known != context_word.UNKNOWN else ""
 

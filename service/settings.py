@@ -115,10 +115,10 @@ class Settings(BaseSettings):
     prefix: Literal["adapt", "strict"] = Field(
         "adapt", description="A turn with another model, system prompt or tools than its session's."
     )
-    context_policy: Literal["compact", "truncate", "error"] = Field(
+    context_policy: Literal["compact", "truncate", "clear_tool_results", "error"] = Field(
         "compact",
         description="A conversation that outgrows the window: its oldest part is summarized in time, or left out, or "
-        "its next turn is refused.",
+        "the results of old tool calls are left out before that, or its next turn is refused.",
     )
     cache_ttl: Literal["auto", "5m", "1h"] = Field(
         "auto", description="Life of what a turn leaves in Claude's prompt cache; auto: by how far turns are apart."

@@ -48,7 +48,6 @@ from service.claude import Claude
 from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
-from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
@@ -244,10 +243,10 @@ class Turn(Exchange):
         )
         fitted = self._fitted = await fit.fitted(asking, before, history)
         shortened = [f"checkpoint; covers={checkpoint.covers}"] if checkpoint is not None else []
-        shortened += [f"truncate; left_out={fitted.begins}"] if fitted.begins else []
+        shortened += fitted.view.told(checkpoint.covers if checkpoint is not None else 0)
         if shortened:
             self.headers["x-baton-context"] = ", ".join(shortened)
-        self._prepare = partial(continued, *arguments, use, View(fitted.begins, fitted.begins > before.begins))
+        self._prepare = partial(continued, *arguments, use, fitted.view)
         return self._permitted(fitted.prepared).body
 
     def _permitted(self, prepared: Prepared) -> Prepared:

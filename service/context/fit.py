@@ -4,14 +4,16 @@ The size is estimated (size.py). Where estimate and margin stay inside the windo
 always. Else Claude is asked to count, and what it counts decides. If it cannot be asked, what may fit is sent: Claude
 refuses it for nothing if it does not, and what was left out of a view would not come back.
 
-What does not fit is refused, or, with the policy `truncate`, made to fit: the oldest exchanges leave the view
-(view.py).
+What does not fit is refused, or made to fit: with the policy `truncate` the oldest exchanges leave the view (view.py),
+with `clear_tool_results` results of old tool calls go before these (clearing.py). The bytes that Claude takes in one
+request are a bound as its window is, but for being known without asking.
 
 The window is what the Models API tells. While it tells none every request goes to Claude as it is: it may be one of a
 model that takes more than any number that could be assumed here.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -20,9 +22,9 @@ import orjson
 
 from service import epoch, telemetry
 from service.claude import Claude
-from service.context import word
+from service.context import clearing, compacted, word
 from service.context.size import Media, Size, estimated, media_of, size_of
-from service.context.view import KEPT_SHARE, Limit, Policy, View, later
+from service.context.view import KEPT_SHARE, SHORTENING, Policy, View, standing
 from service.context.word import UNKNOWN, Context
 from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
@@ -74,14 +76,14 @@ class Fitted:
         size: of it.
         tokens: that it takes of the window, estimated or counted.
         asked: messages of the history up to its end.
-        begins: the first of them that is sent.
+        view: what of them is sent.
     """
 
     prepared: Prepared
     size: Size
     tokens: int
     asked: int
-    begins: int
+    view: View
 
     def instead(self, prepared: Prepared) -> "Fitted":
         """Another request of the same turn, which is not larger."""
@@ -101,7 +103,8 @@ class Fitted:
         return Context(
             asked=self.asked,
             messages=self.asked + len(reply),
-            begins=self.begins,
+            begins=self.view.begins,
+            cleared=self.view.cleared,
             tokens=tokens + output if tokens else 0,
             text_bytes=self.size.text_bytes + sum(map(len, counted)),
             media_bytes=self.size.media.size_bytes,
@@ -128,27 +131,32 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
         BatonError: context_length_exceeded; request_too_large, if Claude takes no body of its size; as
             `prefix.continued`.
     """
-    begins, limit = before.begins, asking.limit_tokens
-    view = View(begins)
-    request = _measured(asking, view, before, history)
+    knows = asking.model.input_tokens_max is not None
+    limit = asking.limit_tokens if knows else math.inf
+    request = _measured(asking, standing(before), before, history)
     estimate = estimated(request.size, before)
-    if asking.model.input_tokens_max is None or estimate.tokens + estimate.margin <= limit:
+    too_large = len(request.prepared.body) > CLAUDE_BYTES_MAX
+    shortens = asking.policy in SHORTENING
+    if estimate.tokens + estimate.margin <= limit and not (too_large and shortens):
         return replace(request, tokens=estimate.tokens)
-    if asking.policy != "truncate" and len(request.prepared.body) > CLAUDE_BYTES_MAX:
+    if too_large and not shortens:
         raise conversation_too_large(len(request.prepared.body))
-    counted = await _counted(asking, view)
+    counted = None if too_large else await _counted(asking, request.view)
     tokens = estimate.tokens if counted is None else counted
     least = estimate.tokens - estimate.margin if counted is None else counted
-    if least > limit and asking.policy == "truncate":
+    if shortens and (too_large or least > limit):
         rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)
-        view = View(_later(request, history, rate, limit), moved=True)
-        if view.begins > begins:
+        view = _narrowed(asking, request, history, rate, limit)
+        if view.moved:
             request = _measured(asking, view, UNKNOWN, history)
+        if len(request.prepared.body) > CLAUDE_BYTES_MAX:
+            raise conversation_too_large(len(request.prepared.body))
+        if view.moved:
             tokens = least = request.size.media.tokens + int(rate * request.size.text_bytes)
             if tokens > KEPT_SHARE * limit:  # there was no place that leaves so little
                 counted = await _counted(asking, view)
                 tokens = least = tokens if counted is None else counted
-    if least > asking.model.window_tokens:
+    if knows and least > asking.model.window_tokens:
         raise BatonError(
             "context_length_exceeded",
             # Claude's words, that clients look for.
@@ -162,22 +170,32 @@ def _measured(asking: Asking, view: View, before: Context, history: History) -> 
     """The request of what is in view, its tokens still to be told."""
     prepared = asking.prepare(view)
     asked = len(history.elements) + len(prepared.elements)
-    return Fitted(prepared, size_of(prepared.body, _media(before, history, prepared, view)), 0, asked, view.begins)
+    return Fitted(prepared, size_of(prepared.body, _media(before, history, prepared, view)), 0, asked, view)
 
 
 def _media(before: Context, history: History, prepared: Prepared, view: View) -> Media:
     """The media of a request: of what the last turn has measured it is known, unless some of that was rewound."""
     known = 0 < before.messages <= len(history.elements)
     measured = Media(before.media_bytes, before.media_tokens) if known else Media()
-    old = history.elements[before.messages if known else view.begins :]
+    old = clearing.as_sent(history.elements, before.messages if known else view.begins, view.cleared)
     return measured + media_of(old) + media_of(prepared.elements)
 
 
-def _later(request: Fitted, history: History, rate: float, limit: int) -> int:
-    """Where a view begins that takes its share of the limit."""
-    preamble = request.prepared.epoch.preamble
-    kept = Limit(int(KEPT_SHARE * limit), rate, sum(map(len, preamble)))
-    return later(history.elements, request.prepared.elements, request.begins, kept)
+def _narrowed(asking: Asking, request: Fitted, history: History, rate: float, limit: float) -> View:
+    """What is sent in the place of a request that is too large; the same view, if nothing can be done."""
+    prepared, view = request.prepared, request.view
+    head_bytes = sum(map(len, prepared.epoch.preamble))
+    checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
+    return clearing.narrowed(
+        history.elements,
+        prepared.elements,
+        view,
+        clearing.room(limit, rate, CLAUDE_BYTES_MAX),
+        size=request.size,
+        head_bytes=head_bytes,
+        covers=checkpoint.covers if checkpoint is not None else 0,
+        clears=asking.policy == "clear_tool_results",
+    )
 
 
 async def _counted(asking: Asking, view: View) -> int | None:

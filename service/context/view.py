@@ -12,14 +12,21 @@ from typing import Final, Literal, NamedTuple, get_args
 import orjson
 
 from service.context.size import Size, media_of
+from service.context.word import Context
+from service.errors import CLAUDE_BYTES_MAX
 from storage import elements
 
-Policy = Literal["compact", "truncate", "error"]
+Policy = Literal["compact", "truncate", "clear_tool_results", "error"]
 POLICIES: Final[tuple[Policy, ...]] = get_args(Policy)
-"""What is done about a conversation that would not fit: sum its oldest part up, leave that out, or refuse the turn."""
+"""What is done about a conversation that would not fit: sum its oldest part up; leave that out; clear the results of
+old tool calls, and leave the oldest part out only if that is not enough; or refuse the turn."""
+SHORTENING: Final[tuple[Policy, ...]] = ("truncate", "clear_tool_results")
+"""Those that make the request smaller."""
 
 KEPT_SHARE: Final = 0.6
-"""Of the window, that a view which has moved may take."""
+"""Of the window, and of the bytes that Claude takes, that a view which has moved may take."""
+SHORTENED_SHARE: Final = (KEPT_SHARE, 0.8)
+"""The same, and what is small enough where only results of tool calls are cleared for it."""
 
 _RESULT: Final = b'"tool_result"'
 
@@ -30,32 +37,53 @@ def policy(wanted: str, default: Policy) -> Policy:
 
 
 class View(NamedTuple):
-    """What is sent: the messages from here on; ``moved`` if those of the turn before began further to the front."""
+    """What is sent of a session's messages.
+
+    Attributes:
+        begins: the first of them.
+        moved: whether the turn before was sent more of what this one is sent, too.
+        cleared: of the results in so many of the first messages only a note is sent (clearing.py).
+    """
 
     begins: int = 0
     moved: bool = False
+    cleared: int = 0
+
+    def told(self, covers: int) -> list[str]:
+        """What callers are told is not sent, behind what a checkpoint covers."""
+        cleared = [f"clear_tool_results; cleared={self.cleared}"] if self.cleared > max(self.begins, covers) else []
+        return cleared + ([f"truncate; left_out={self.begins}"] if self.begins else [])
 
 
 WHOLE: Final = View()
 """All of them."""
 
 
+def standing(before: Context) -> View:
+    """As the last turn left it."""
+    return View(before.begins, cleared=before.cleared)
+
+
 class Limit(NamedTuple):
     """What a view may take.
 
     Attributes:
-        tokens: at most.
+        tokens: at most; infinite where nobody knows.
         rate: tokens a byte of text.
         head_bytes: of what stands in front of every view.
+        size_bytes: at most, text and media.
     """
 
-    tokens: int
+    tokens: float
     rate: float
     head_bytes: int
+    size_bytes: int = CLAUDE_BYTES_MAX
 
     def takes(self, size: Size) -> bool:
         """Whether messages of this size fit."""
-        return self.rate * (size.text_bytes + self.head_bytes) + size.media.tokens <= self.tokens
+        text_bytes = size.text_bytes + self.head_bytes
+        fits = text_bytes + size.media.size_bytes <= self.size_bytes
+        return fits and self.rate * text_bytes + size.media.tokens <= self.tokens
 
 
 def later(history: Sequence[bytes], new: Sequence[bytes], begins: int, limit: Limit) -> int:

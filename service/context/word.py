@@ -8,7 +8,7 @@ import re
 from typing import Final, NamedTuple
 
 _SOUND_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_VERSION: Final = "1"
+_VERSION: Final = "2"
 _CHARS_MAX: Final = 256  # of those that are written; a longer one is somebody else's
 
 
@@ -19,6 +19,7 @@ class Context(NamedTuple):
         asked: so many messages of the history were in the turn's request, or in front of it.
         messages: the same with its answer.
         begins: the first of them that was sent.
+        cleared: of the results in so many of the first of them a note was sent.
         tokens: of request and answer, as Claude counted them; 0 if it did not.
         text_bytes: of the same, without media.
         media_bytes, media_tokens: of its images and documents (size.py).
@@ -28,6 +29,7 @@ class Context(NamedTuple):
     asked: int = 0
     messages: int = 0
     begins: int = 0
+    cleared: int = 0
     tokens: int = 0
     text_bytes: int = 0
     media_bytes: int = 0
@@ -49,23 +51,23 @@ def unpacked(word: str) -> Context:
     numbers = parts[:-1]
     if version != _VERSION or len(parts) != len(UNKNOWN) or not all(part.isdecimal() for part in numbers):
         return UNKNOWN
-    asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
-    return Context(asked, messages, begins, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
+    asked, messages, begins, cleared, tokens, text_bytes, media_bytes, media_tokens = map(int, numbers)
+    return Context(asked, messages, begins, cleared, tokens, text_bytes, media_bytes, media_tokens, parts[-1])
 
 
 def behind_cut(context: Context, messages: int, epoch_start: int) -> Context:
     """What is left of it where a history goes on from one of its messages.
 
-    What was left out is sent again if the view began behind the cut, or if nothing is left of the epoch: the view may
-    have moved in what is gone, and no thinking is bound to it any more.
+    What was left out or cleared is sent again if the view began behind the cut, or results were cleared there, or if
+    nothing is left of the epoch: the view may have moved in what is gone, and no thinking is bound to it any more.
 
     Args:
         context: before.
         messages: that are left.
         epoch_start: see `Standing`.
     """
-    stays = context.begins < messages and epoch_start < messages
-    return context if stays else context._replace(begins=0)
+    stays = context.begins < messages and context.cleared <= messages and epoch_start < messages
+    return context if stays else context._replace(begins=0, cleared=0)
 
 
 def sound_id(message_id: str | None) -> str:

@@ -1,5 +1,7 @@
 """A conversation that outgrows the model's window: known before Claude is asked, in every dialect."""
 
+from typing import Any
+
 import pytest
 
 from tests.e2e.caller import Answer, Caller
@@ -88,6 +90,69 @@ async def test_the_oldest_exchanges_leave_what_is_sent_and_never_the_store(
     # What does not fit alone does not fit at all.
     whole = await say(caller, name, HALF * 2)
     assert whole.json["error"]["details"]["error_code"] == "context_length_exceeded"
+
+
+async def look(caller: Caller, name: str, said: str, seen: str = "") -> Answer:
+    """A turn of a loop of calls: the result of the last one, and what is to be done next."""
+    if seen:
+        last = (await caller.messages(name))[-1]["content"]
+        call = next(block["id"] for block in last if block["type"] == "tool_use")
+        content: list[Any] = [{"type": "tool_result", "tool_use_id": call, "content": seen}]
+    else:
+        content = []
+    content.append({"type": "text", "text": said})
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    body = {"model": MODEL, "max_tokens": 500, "tools": tools, "messages": [{"role": "user", "content": content}]}
+    return await caller.request("POST", "/v1/messages", json=body, headers={"x-session-id": name})
+
+
+async def test_results_of_old_calls_are_cleared_and_stay_in_the_store(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    for caller in (one, two):
+        await caller.get("/v1/models")
+    policy = "clear_tool_results"
+    made = await one.request("POST", "/v1/sessions", json={"model": MODEL, "name": name, "context_policy": policy})
+    assert made.json["context_policy"] == policy
+    results = [f"[mark:{number}] {HALF[:180_000]}" for number in range(5)]  # 45,000 tokens each, of which four fit
+    assert (await look(one, name, "My name is Ada. call look")).status == 200
+    for number, result in enumerate(results[:4]):
+        answer = await look((one, two)[number % 2], name, "call look", result)
+        assert (answer.status, "x-baton-context" in answer.headers) == (200, False)
+    moved = await look(one, name, "What is my name?", results[4])
+    told = "clear_tool_results; cleared=5"
+    assert (moved.status, moved.headers["x-baton-context"]) == (200, told)
+    assert "Ada" in moved.json["content"][0]["text"]
+    turn = (await one.get(f"/v1/sessions/{name}/turns?limit=1")).json["turns"][0]
+    sent = turn["sent"]
+    assert (sent["cleared"], sent["left_out"], sent["messages"], sent["epoch_began"]) == (5, 0, 11, ["context"])
+    body = (await simulator.requests())[-1]["body"]
+    contents = [body["messages"][at]["content"][0]["content"] for at in (2, 4, 6, 8, 10)]
+    note = contents[0]
+    assert (len(note) < 100, contents) == (True, [note, note, *results[2:]])
+    assert [(await one.messages(name))[at]["content"][0]["content"] for at in (2, 4)] == results[:2]
+    # The next turn, on another replica, has the same bytes in front of it, and finds them in the cache.
+    stays = await say(two, name, "list the marks")
+    assert (stays.headers["x-baton-context"], stays.json["content"][0]["text"]) == (told, "[mark:2] [mark:3] [mark:4]")
+    assert stays.json["usage"]["cache_read_input_tokens"] > 130_000
+    count = {"model": MODEL, "messages": [{"role": "user", "content": "And then?"}]}
+    counted = await one.request("POST", "/v1/messages/count_tokens", json=count, headers={"x-session-id": name})
+    assert 130_000 < counted.json["input_tokens"] < 140_000
+    # So it is in a fork and in a copy; from before the step on, all that there was is sent.
+    lines = (await one.request("GET", f"/v1/sessions/{name}/export")).body
+    jsonl = {"content-type": "application/x-ndjson"}
+    copy = (await two.request("POST", "/v1/sessions/import?name=", data=lines, headers=jsonl)).json["id"]
+    assert (await say(two, copy, "And then?")).headers["x-baton-context"] == told
+    copied = (await simulator.requests())[-1]["body"]["messages"]
+    assert (await say(one, name, "And then?")).headers["x-baton-context"] == told
+    assert (await simulator.requests())[-1]["body"]["messages"] == copied
+    for kept, header in ((12, told), (10, None)):
+        fork = (await one.request("POST", f"/v1/sessions/{name}/fork", json={"message_count": kept})).json["id"]
+        assert (await say(one, fork, "list the marks")).headers.get("x-baton-context") == header
+    first, answered = (await one.messages(name))[:2]
+    resent = {"model": MODEL, "max_tokens": 500, "messages": [first, answered, {"role": "user", "content": "Stop."}]}
+    rewound = await one.request("POST", "/v1/messages", json=resent, headers={"x-session-id": name})
+    assert (rewound.headers["x-session-state"], "x-baton-context" in rewound.headers) == ("rewound", False)
 
 
 async def test_strict_callers_are_not_sent_another_prefix(fleet: Fleet, one: Caller, name: str) -> None:

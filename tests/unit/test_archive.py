@@ -402,14 +402,15 @@ def test_no_answer_is_of_batons_own() -> None:
 @pytest.mark.parametrize(
     ("context", "kept"),
     [
-        ("1 3 4 2 100 400 0 0 msg_1", True),
-        ("1 7 8 2 100 400 0 0 msg_1", True),  # of a fork: the source has more
-        ("1 3 4 1 100 400 0 0 msg_1", False),  # an answer
-        ("1 7 8 6 100 400 0 0 msg_1", False),  # behind all that there is
-        ("1 2 4 3 100 400 0 0 msg_1", False),
-        (f"1 3 4 2 {2**53} 400 0 0 msg_1", False),
-        (f"1 3 4 2 {'9' * 5_000} 400 0 0 msg_1", False),
-        ('1 3 4 2 100 400 0 0 a"b', False),
+        ("2 3 4 2 1 100 400 0 0 msg_1", True),
+        ("2 7 8 2 5 100 400 0 0 msg_1", True),  # of a fork: the source has more
+        ("2 3 4 1 0 100 400 0 0 msg_1", False),  # an answer
+        ("2 7 8 6 0 100 400 0 0 msg_1", False),  # behind all that there is
+        ("2 2 4 3 0 100 400 0 0 msg_1", False),
+        ("2 3 4 2 4 100 400 0 0 msg_1", False),  # what was not there yet is not cleared
+        (f"2 3 4 2 0 {2**53} 400 0 0 msg_1", False),
+        (f"2 3 4 2 0 {'9' * 5_000} 400 0 0 msg_1", False),
+        ('2 3 4 2 0 100 400 0 0 a"b', False),
         (7, False),
     ],
 )

@@ -15,7 +15,7 @@ from service.context import fit, size, word
 from service.context.caching import PLAINLY
 from service.context.fit import Asking, Fitted
 from service.context.size import Media
-from service.context.view import Policy
+from service.context.view import WHOLE, Policy
 from service.context.word import UNKNOWN, Context
 from service.errors import BatonError
 from service.model_table import NEWEST, WINDOW_TOKENS, Model
@@ -214,14 +214,14 @@ async def test_a_window_that_nobody_told_refuses_nothing_and_leaves_nothing_out(
         await session.say(WORDS * 12_000)
     fitted = await session.fit(WORDS)
     assert fitted.tokens > WINDOW_TOKENS
-    assert fitted.begins == 0
+    assert fitted.view == WHOLE
     assert session.claude.asked == []
 
 
 def test_what_another_model_counted_is_no_help() -> None:
     session = Session()
     session.turn(asking("Hi", model="a"), text("Hello."))
-    left = Context(1, 2, 0, 100, 400, 8, 1_600, "msg_1")
+    left = Context(1, 2, 0, 0, 100, 400, 8, 1_600, "msg_1")
     begun = replace(session.begun, model="b", context=left.packed())  # patched since
     assert fit.known(begun, "a") == left
     assert fit.known(begun, "b") == left._replace(tokens=0)
@@ -233,35 +233,36 @@ def test_what_another_model_counted_is_no_help() -> None:
 )
 def test_behind_the_move_of_a_view_a_rewind_brings_all_back(messages: int, epoch_start: int, begins: int) -> None:
     """At message 8 the view moved to 6. What is cut off there says nothing of how much fits now."""
-    left = Context(9, 10, 6, 100, 400)
+    left = Context(9, 10, 6, 0, 100, 400)
     begun = replace(Session().begun, messages=messages, epoch_start=epoch_start, context=left.packed())
     assert fit.known(begun, MODEL).begins == begins
 
 
 def test_a_turn_whose_gateway_counts_nothing_leaves_no_tokens() -> None:
-    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(100, Media()), 40, 1, 0)
-    assert fitted.left(Usage(), [b"12345"], None) == Context(1, 2, 0, 0, 105, 0, 0, "")
+    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(100, Media()), 40, 1, WHOLE)
+    assert fitted.left(Usage(), [b"12345"], None) == Context(1, 2, 0, 0, 0, 105, 0, 0, "")
     assert fitted.left(Usage(input=1, output=2, cache_read=3, cache_written=4), [], "msg_1").tokens == 10
 
 
 def test_an_answer_that_was_cut_short_was_not_counted_and_is_estimated() -> None:
     """Claude said one token when it began, and what it wrote is sent again."""
-    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(4_000, Media()), 1_000, 1, 0)
+    fitted = Fitted(Session().prepare(asking("Hi")), size.Size(4_000, Media()), 1_000, 1, WHOLE)
     cut = fitted.left(Usage(input=1_000, output=1), [b"x" * 40_000], "msg_1", whole=False)
     assert (cut.messages, cut.tokens, cut.text_bytes) == (2, 1_000, 4_000)
     assert size.estimated(size.Size(44_400, Media()), cut).tokens == 11_100
 
 
 def test_what_a_turn_leaves_is_read_by_the_next() -> None:
-    left = Context(3, 4, 2, 5, 6, 7, 8, "msg_1")
+    left = Context(3, 4, 2, 1, 5, 6, 7, 8, "msg_1")
     for one in (left, left._replace(message_id=""), UNKNOWN):
         assert word.unpacked(one.packed()) == one
     for other in (
         "",
+        "1 3 4 2 5 6 7 8 msg_1",  # of an older version
+        "1 3 4 2 1 5 6 7 8 msg_1",
+        "2 x 4 2 1 5 6 7 8 msg_1",
         "2 3 4 2 5 6 7 8 msg_1",
-        "1 x 4 2 5 6 7 8 msg_1",
-        "1 3 4 5 6 7 8 msg_1",
-        f"1 {'9' * 5_000} 4 2 5 6 7 8 x",
+        f"2 {'9' * 5_000} 4 2 1 5 6 7 8 x",
     ):
         assert word.unpacked(other) == UNKNOWN
     assert [word.sound_id(id) for id in ("msg_01Ab-c", "a b", "x" * 101, None, "")] == ["msg_01Ab-c", "", "", "", ""]
