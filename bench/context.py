@@ -3,7 +3,8 @@
 One session a row, against the stand-in's prompt cache, with every setting at its default but the policy: what Claude
 read in all, what of that was billed at full price or more, and both beside what resending the whole conversation with
 every turn would bill. Every turn says about as much; the model is one with a small window, so that the longest
-conversations outgrow it, and what the policy does then can be seen.
+conversations outgrow it, and what the policy does then can be seen. In a conversation of `words` the user says it all;
+in one of `tools` every other turn brings the result of a call, twice as long, and those between ask for the calls.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, get_args
 
@@ -24,8 +26,10 @@ from service.settings import Settings
 from storage.embedded import EmbeddedValkey
 
 MODEL: Final = "claude-haiku-4-5"
+KINDS: Final = ("words", "tools")
 TURNS: Final = (30, 100, 300)
 _SAID: Final = "Of what is said here a good part was said before, and is only read again. " * 40
+_LOOK: Final = {"name": "look", "input_schema": {"type": "object"}}
 _TURN_S: Final = 60.0
 
 
@@ -49,19 +53,36 @@ class Cost:
     shortened: int = 0
     refused: str = ""
 
-    def row(self, policy: str, asked: int) -> str:
+    def row(self, policy: str, kind: str, asked: int) -> str:
         """As it is printed."""
         share = f"{100 * self.full_price / self.naive:.1f} %"
         numbers = f"{self.naive:>13,}{self.sent:>13,}{self.full_price:>12,}{share:>9}{self.shortened:>11}"
-        return f"{policy:<10}{asked:>6}{self.turns:>8}{numbers}   {self.refused}"
+        return f"{policy:<20}{kind:<6}{asked:>6}{self.turns:>8}{numbers}   {self.refused}"
 
 
-async def conversation(http: aiohttp.ClientSession, url: str, turns: int) -> Cost:
+def _said(kind: str, number: int, calls: Sequence[str]) -> str | list[dict[str, Any]]:
+    """What the turn of this number says.
+
+    Args:
+        kind: of the conversation.
+        number: of the turn.
+        calls: of the last answer.
+    """
+    mark = f"{secrets.token_hex(8)} {number}"
+    if kind == "words":
+        return f"{mark}: {_SAID}"
+    if not calls:
+        return f"{mark}: call look"
+    return [{"type": "tool_result", "tool_use_id": call, "content": f"{mark}: {_SAID * 2}"} for call in calls]
+
+
+async def conversation(http: aiohttp.ClientSession, url: str, kind: str, turns: int) -> Cost:
     """A session of so many turns, or until one is refused."""
-    cost, session, whole = Cost(), "new", 0
+    cost, session, whole, calls = Cost(), "new", 0, list[str]()
     for number in range(turns):
-        said = f"{secrets.token_hex(8)} {number}: {_SAID}"
+        said = _said(kind, number, calls)
         body = {"model": MODEL, "max_tokens": 500, "messages": [{"role": "user", "content": said}]}
+        body |= {"tools": [_LOOK]} if kind == "tools" else {}
         async with http.post(f"{url}/v1/messages", json=body, headers={"x-session-id": session}) as response:
             answer: Any = await response.json()
             if response.status != 200:
@@ -71,7 +92,8 @@ async def conversation(http: aiohttp.ClientSession, url: str, turns: int) -> Cos
             cost.shortened += "x-baton-context" in response.headers
         usage = answer["usage"]
         written = usage["input_tokens"] + usage["cache_creation_input_tokens"]
-        said_tokens = len(said) // 4
+        said_tokens = sum(map(len, [said] if isinstance(said, str) else [one["content"] for one in said])) // 4
+        calls = [block["id"] for block in answer["content"] if block["type"] == "tool_use"]
         whole += said_tokens
         cost.turns += 1
         cost.naive += whole
@@ -101,7 +123,7 @@ async def measure(valkey_url: str, folder: Path, policies: Sequence[str], length
     """Every policy at every length, printed as it comes."""
     print(f"{MODEL}, about {len(_SAID) // 4} tokens a turn\n")
     columns = f"{'naive':>13}{'sent':>13}{'full price':>12}{'share':>9}{'shortened':>11}"
-    print(f"{'policy':<10}{'asked':>6}{'turns':>8}{columns}")
+    print(f"{'policy':<20}{'of':<6}{'asked':>6}{'turns':>8}{columns}")
     costs = []
     simulate = [sys.executable, "-m", "service.cli", "simulate", "--listen", "127.0.0.1:0"]
     async with contextlib.AsyncExitStack() as stack:
@@ -113,9 +135,9 @@ async def measure(valkey_url: str, folder: Path, policies: Sequence[str], length
                 url = f"http://127.0.0.1:{process.port}"
                 async with http.get(f"{url}/v1/models"):
                     pass  # the window is known from here on
-                for turns in lengths:
-                    costs.append(await conversation(http, url, turns))
-                    print(costs[-1].row(policy, turns), flush=True)
+                for kind, turns in product(KINDS, lengths):
+                    costs.append(await conversation(http, url, kind, turns))
+                    print(costs[-1].row(policy, kind, turns), flush=True)
     return costs
 
 

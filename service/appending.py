@@ -13,6 +13,7 @@ import orjson
 
 from service import telemetry, tool_calls, turn_record
 from service.conflict import OnConflict, Patience
+from service.context import word
 from service.errors import (
     CLAUDE_BYTES_MAX,
     BatonError,
@@ -129,9 +130,7 @@ class Appending:
                 )
             digest = stored[-1][1 : elements.HEADER_BYTES] if stored else elements.FIRST_DIGEST
             packed = tool_calls.pack(stored, messages, digest)
-            size_bytes = snapshot.size_bytes + sum(map(len, packed))
-            if size_bytes > CLAUDE_BYTES_MAX:
-                raise conversation_too_large(size_bytes)
+            await self._check_size(ref, snapshot, sum(map(len, packed)))
             span = (snapshot.messages, snapshot.messages + len(packed))
             record = turn_record.without_claude(turn_id, "append", self._replica, span, started=started)
             match await self._ask(ref, turn_id, expected or snapshot.head, record, request, packed):
@@ -167,6 +166,22 @@ class Appending:
         except SessionTorn as error:
             raise session_corrupt() from error
         return snapshot, stored
+
+    async def _check_size(self, ref: SessionRef, snapshot: Snapshot, added_bytes: int) -> None:
+        """Nothing is stored that no turn could be asked with. Cost: a read, only of a session larger than Claude takes.
+
+        Raises:
+            BatonError: request_too_large, if what would be sent of the session, and this, is more than Claude takes.
+        """
+        size_bytes = snapshot.size_bytes + added_bytes
+        if size_bytes <= CLAUDE_BYTES_MAX:
+            return
+        before = word.behind_cut(word.unpacked(snapshot.context), snapshot.messages, snapshot.epoch_start)
+        if before.begins:
+            sent = self._sessions.filled_bytes(ref, before.begins, snapshot.messages - before.begins)
+            size_bytes = await stored_answer(sent) + added_bytes
+        if size_bytes > CLAUDE_BYTES_MAX:
+            raise conversation_too_large(size_bytes)
 
     async def _sent_before(self, ref: SessionRef, request: Request) -> Appended | None:
         """What the same request was answered; asked first, because what it appended may not be appendable twice."""

@@ -9,12 +9,11 @@ from typing import Final
 
 from starlette.types import Receive, Scope, Send
 
-from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
+from service import access, addressing, idempotency, prefix, reading, resend, sse, tool_calls
 from service.addressing import Address
 from service.asgi import header, parse_json, present, read_body, send_json
 from service.context import word
 from service.context.view import standing as standing_view
-from service.context.word import UNKNOWN, Context
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
@@ -38,7 +37,7 @@ class _Standing:
     epoch_hash: str = ""
     epoch_start: int = 0
     model: str = ""
-    context: Context = UNKNOWN
+    context: str = ""
 
 
 class CountTokens:
@@ -105,7 +104,7 @@ class CountTokens:
         Raises:
             BatonError: session_not_found, session_exists, history_mismatch, store_unavailable; as `prefix.counted`.
         """
-        standing, history = await stored(self._standing(address))
+        standing, history = await self._standing(address)
         ask = read.ask
         if not ask.model_named and standing.model:
             ask = replace(ask, model=standing.model)
@@ -114,22 +113,23 @@ class CountTokens:
             plan, rewind = await stored(resend.recognise(turns, address.ref, history, ask.messages))
             ask = replace(ask, messages=plan.new)
             if rewind is not None:
-                kept = rewind.messages
-                standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
-                history = replace(history, elements=history.elements[:kept])
+                kept, start = rewind.messages, min(standing.epoch_start, rewind.messages)
+                history = await reading.up_to(turns, address.ref, history, kept, standing.context, start)
+                standing = replace(standing, messages=len(history.elements), epoch_start=start)
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
-        view = standing_view(word.behind_cut(standing.context, standing.messages, standing.epoch_start))
+        before = word.behind_cut(word.unpacked(standing.context), standing.messages, standing.epoch_start)
+        view = standing_view(before)
         return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)
 
     async def _standing(self, address: Address) -> tuple[_Standing, History]:
         store = self._parts.store
-        found: Snapshot | Gone = await store.sessions.get(address.ref)
+        found: Snapshot | Gone = await stored(store.sessions.get(address.ref))
         if isinstance(found, Gone):
             if address.mode == "continue":
                 raise session_not_found()
             return _Standing(), History([], b"", b"")
         if address.mode == "create":
             raise session_exists()
-        history = await store.turns.history(address.ref, found.messages)
-        context = word.unpacked(found.context)
-        return _Standing(len(history.elements), found.epoch_hash, found.epoch_start, found.model, context), history
+        history = await reading.read(store.turns, address.ref, found.messages, found.context, found.epoch_start)
+        messages = len(history.elements)
+        return _Standing(messages, found.epoch_hash, found.epoch_start, found.model, found.context), history

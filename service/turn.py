@@ -43,7 +43,7 @@ from typing import Any, Final
 
 import orjson
 
-from service import replay, resend, telemetry, tool_calls, turn_record
+from service import reading, replay, resend, telemetry, tool_calls, turn_record
 from service.claude import Claude
 from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
@@ -207,7 +207,7 @@ class Turn(Exchange):
         self._lease.keep()
         self._tell_session("continued" if begun.messages or begun.turns else "new")
         read = time.perf_counter()
-        history = await stored(self._turns.history(self._ref, begun.messages))
+        history = await reading.read(self._turns, self._ref, begun.messages, begun.context, begun.epoch_start)
         if self._resent:
             asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
             plan, self._rewind = await stored(asked)
@@ -220,7 +220,7 @@ class Turn(Exchange):
             kept = self._rewind.messages
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
-            history = replace(history, elements=history.elements[:kept])
+            history = await reading.up_to(self._turns, self._ref, history, kept, begun.context, begun.epoch_start)
         checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
         self._history = history = replace(history, checkpoint=checkpoint)
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))

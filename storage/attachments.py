@@ -34,6 +34,7 @@ INLINE_BYTES_MAX: Final = 65_536
 """What is not larger stays in its message. See docs/decisions/0004-attachments.md."""
 _BATCH_BYTES: Final = 8 * 1_048_576  # asked for at once, so that one reply keeps its deadline
 _NAME: Final = b'"data":"'
+_OF_USERS: Final = b'{"role":"user"'
 _INSIDE: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
 _COUNT: Final = Struct(">H")
 _GAP: Final = Struct(">II32s")
@@ -128,6 +129,14 @@ def outline(element: bytes) -> bytes:
     return fill(element, defaultdict(bytes))
 
 
+def outline_of_users(element: bytes) -> bytes:
+    """The same of a stored element that is a user's, as its JSON begins; any other as it is."""
+    if not element[0] & HAS_GAPS:
+        return element
+    json = HEADER_BYTES + _COUNT.size + len(gaps(element)) * _GAP.size
+    return outline(element) if element.startswith(_OF_USERS, json) else element
+
+
 def sizes(stored: Sequence[bytes]) -> dict[str, int]:
     """The attachments that these elements name, each once, with its size."""
     if not any(element[0] & HAS_GAPS for element in stored):  # hardly any conversation has some
@@ -138,6 +147,12 @@ def sizes(stored: Sequence[bytes]) -> dict[str, int]:
 def filled_bytes(element: bytes) -> int:
     """How large a stored element is about to be once it is filled."""
     return len(element) + sum(gap.size_bytes for gap in gaps(element))
+
+
+def read_bytes(stored: Sequence[bytes], whole_from: int) -> int:
+    """How large stored elements are about to be, from one on, with what of those in front of it has to be filled."""
+    ahead = (element for element in stored[:whole_from] if element[0] & HAS_GAPS)
+    return sum(map(filled_bytes, ahead)) + sum(map(filled_bytes, stored[whole_from:]))
 
 
 def fitting(stored: Sequence[bytes], bytes_max: int) -> int:

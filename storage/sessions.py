@@ -303,6 +303,10 @@ class Sessions:
         """The same elements with an empty string for every attachment; these are not read."""
         return list(map(attachments.outline, await self._stored(ref, start, count)))
 
+    async def filled_bytes(self, ref: SessionRef, start: int, count: int) -> int:
+        """How large the same elements are with their attachments, or a little more; these are not read."""
+        return sum(map(attachments.filled_bytes, await self._stored(ref, start, count)))
+
     async def _stored(self, ref: SessionRef, start: int, count: int) -> list[bytes]:
 
         async def ask() -> list[bytes]:

@@ -52,8 +52,8 @@ from storage.scripts import OnCall, ScriptRunner, nobody
 
 _T = TypeVar("_T")
 HISTORY_BYTES_MAX: Final = 64 * 1_048_576
-"""Of one session's messages with all attachments, that a replica reads for a turn: twice what Claude takes, so that a
-conversation that has become too large for it can still be rewound."""
+"""Of those messages of a session that are read whole, with all attachments: twice what Claude takes, so that a
+conversation that has become too large for it can still be rewound or shortened."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +157,12 @@ class History:
     """The stored messages, oldest first, the stored system prompt (JSON) and preamble; these empty if none.
 
     Attributes:
-        elements: whole, with their attachments.
+        elements: with their attachments, but for those of users in front of ``whole_from``; there are empty strings.
         sizes: bytes of each element as it is stored, without attachments.
         attachments: the names of all that the elements hold.
         checkpoint: what stands for the oldest of them.
         wishes: of the session, about the next one.
+        whole_from: the first message of which nothing was left out.
     """
 
     elements: list[bytes]
@@ -171,6 +172,7 @@ class History:
     attachments: Collection[str] = field(default=(), compare=False)
     checkpoint: Checkpoint | None = None
     wishes: Wishes = UNSAID
+    whole_from: int = field(default=0, compare=False)
 
 
 class Cut(NamedTuple):
@@ -241,16 +243,17 @@ class Turns:
         reply = await self._scripts.act("begin", ref, args, budget_s=self._begin_budget_s, wanted=wanted)
         return read_begin(reply)
 
-    async def history(self, ref: SessionRef, messages: int) -> History:
+    async def history(self, ref: SessionRef, messages: int, *, begins: int = 0) -> History:
         """The first ``messages`` elements, system prompt, preamble and checkpoint, in one round trip.
 
-        Attachments take more.
+        Attachments take more. Those of users' messages are not read in front of ``begins``, nor where the checkpoint
+        stands for the messages; what answers hold is always read, for it may have to be compared.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
 
         Raises:
             AttachmentLost: a part of the history is missing.
-            HistoryTooLarge: it is larger than `HISTORY_BYTES_MAX`; its attachments were not read.
+            HistoryTooLarge: what is to be read whole is more than `HISTORY_BYTES_MAX`; no attachments were read.
         """
 
         async def ask() -> list[Any]:
@@ -263,13 +266,16 @@ class Turns:
         replies = await self._read(ask)
         system, preamble, *texts = replies[-1]
         stored: list[bytes] = replies[0] if messages else []
-        names = attachments.sizes(stored).keys()
-        if names and (size_bytes := sum(map(attachments.filled_bytes, stored))) > HISTORY_BYTES_MAX:
-            raise HistoryTooLarge(size_bytes)
-        elements = await attachments.filled(self._redis, ref.keys[7], stored, budget_s=self._begin_budget_s)
         checkpoint, wishes = read_texts(texts)
+        names = attachments.sizes(stored).keys()
+        covers = checkpoint.covers if checkpoint is not None and checkpoint.covers <= messages else 0
+        whole_from = max(begins, covers) if names else 0
+        wanted = [attachments.outline_of_users(element) for element in stored[:whole_from]] + stored[whole_from:]
+        if names and (size_bytes := attachments.read_bytes(wanted, whole_from)) > HISTORY_BYTES_MAX:
+            raise HistoryTooLarge(size_bytes)
+        elements = await attachments.filled(self._redis, ref.keys[7], wanted, budget_s=self._begin_budget_s)
         sizes = list(map(len, stored))
-        return History(elements, system or b"", preamble or b"", sizes, names, checkpoint, wishes)
+        return History(elements, system or b"", preamble or b"", sizes, names, checkpoint, wishes, whole_from)
 
     async def renew(
         self, ref: SessionRef, turn_id: str, *, lease_ms: int, usage: Usage, shown: Shown = NOTHING_SHOWN

@@ -32,12 +32,13 @@ class CompactRoutes:
     async def compact(self, request: Request) -> Response:
         """``POST /v1/sessions/{id}/compact``: 202 while a checkpoint is made, 200 if it covers all that it may.
 
-        Asking again changes nothing: there is one at a time, and what is covered is not summarized again.
+        Asking again changes nothing: there is one at a time, and what is covered is not summarized again. Of images and
+        documents a summary only says that they were there, so they are not read.
         """
         ref, snapshot = await looked_at(request, self.sessions)
         if snapshot.role == "viewer":
             raise role_too_small(snapshot.role, "writer")
-        history = await stored(self.turns.history(ref, snapshot.messages))
+        history = await stored(self.turns.history(ref, snapshot.messages, begins=snapshot.messages))
         occasion = Occasion(
             ref=ref,
             head=snapshot.head,

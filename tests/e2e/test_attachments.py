@@ -28,9 +28,9 @@ def looked_at(data: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": shown}, assistant("A cat.")]
 
 
-async def send(caller: Caller, path: str, body: Any) -> Answer:
+async def send(caller: Caller, path: str, body: Any, headers: dict[str, str] | None = None) -> Answer:
     """As a file: aiohttp warns of what is large and is not one."""
-    return await caller.request("POST", path, data=io.BytesIO(orjson.dumps(body)))
+    return await caller.request("POST", path, data=io.BytesIO(orjson.dumps(body)), headers=headers)
 
 
 async def keys_of(caller: Caller, name: str) -> tuple[str, ...]:
@@ -98,6 +98,56 @@ async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
     async with redis.asyncio.from_url(fleet.valkey.url) as store:
         left = await store.lrange(keys[1], 0, -1) + await store.hvals(keys[7])
         assert await store.hget(keys[0], "b") == str(sum(map(len, left))).encode()
+
+
+async def test_a_conversation_of_more_bytes_than_claude_takes_goes_on_without_its_oldest(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    """Six turns with 12 MiB of pictures are more than a replica reads of a session; a view has room for one of them."""
+    made = await one.request(
+        "POST", "/v1/sessions", json={"name": name, "model": "claude-haiku-4-5", "context_policy": "truncate"}
+    )
+    assert made.status == 201
+    told, shown_all = [], []
+    for number in range(6):  # three to a message, for none is larger than 5 MB
+        shown = [looked_at("ABC"[at] + chr(ord("a") + number) * (4 * MIB - 1))[0]["content"][0] for at in range(3)]
+        shown.append({"type": "text", "text": f"My name is Ada{number}."})
+        shown_all.append(shown)
+        answer = await turn((one, two)[number % 2], name, shown)
+        assert answer.status == 200, answer.body
+        told.append(answer.headers.get("x-baton-context"))
+    assert told == [None, None, *["truncate; left_out=4"] * 2, *["truncate; left_out=8"] * 2]
+    answer = await turn(two, name, "what did i say first")
+    assert answer.headers["x-baton-context"] == "truncate; left_out=8"
+    assert "My name is Ada4." in answer.json["content"][0]["text"]
+    count = {"model": "claude-haiku-4-5", "messages": [user("And then?")]}
+    counted = await one.request("POST", "/v1/messages/count_tokens", json=count, headers={"x-session-id": name})
+    assert 9_000 < counted.json["input_tokens"] < 9_500, "six pictures"
+    assert (await append(one, name, user("A note."), assistant("Noted."))).status == 200
+    by_hand = await send(one, f"/v1/sessions/{name}/messages", {"messages": looked_at("Z" * 9 * MIB)})
+    assert (by_hand.status, by_hand.code) == (413, "request_too_large")
+    compacted = await one.request("POST", f"/v1/sessions/{name}/compact")
+    assert compacted.status == 202, "what images show is no part of a summary"
+    # All of it can be taken out; a fork of what was left out is sent what is its own.
+    lines = (await one.request("GET", f"/v1/sessions/{name}/export")).body.splitlines()
+    stored = [orjson.loads(line)["message"]["content"] for line in lines if line.startswith(b'{"type":"message"')]
+    assert stored[:12:2] == shown_all
+    fork = (await two.request("POST", f"/v1/sessions/{name}/fork", json={"message_count": 4})).json["id"]
+    answer = await turn(one, fork, "what did i say first")
+    assert "x-baton-context" not in answer.headers
+    assert "My name is Ada0." in answer.json["content"][0]["text"]
+    # So can a rewind by a caller who sends the beginning again.
+    first = [{"role": "user", "content": stored[0]}, {"role": "assistant", "content": stored[1]}]
+    resent = {"model": "claude-haiku-4-5", "max_tokens": 100, "messages": [*first, user("what is my name?")]}
+    back = await send(two, "/v1/messages", resent, {"x-session-id": name})
+    assert (back.headers["x-session-state"], back.json["content"][0]["text"]) == ("rewound", "Your name is Ada0.")
+    sent = (await simulator.requests())[-1]["body"]
+    assert "left out: 125" in sent, "with the picture"
+
+
+async def turn(caller: Caller, name: str, said: Any) -> Answer:
+    body = {"model": "claude-haiku-4-5", "max_tokens": 100, "messages": [{"role": "user", "content": said}]}
+    return await send(caller, "/v1/messages", body, {"x-session-id": name})
 
 
 async def test_a_request_without_a_session_is_refused_too(one: Caller, simulator: Simulator) -> None:

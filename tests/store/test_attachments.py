@@ -152,6 +152,25 @@ async def test_a_history_larger_than_any_request_is_not_read(store: Store, monke
     assert len((await store.turns.history(ref, 4)).elements) == 4
 
 
+async def test_in_front_of_a_view_attachments_of_users_are_not_read(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = SAID[:9] + SAID[9:].replace(b'"role":"user"', b'"role":"assistant"')
+    assert answer != SAID
+    said = [SAID, answer, *elements(1), attached(OTHER), SAID]
+    ref = await store.created()
+    await store.committed(ref, said)
+    whole = await store.turns.history(ref, 5)
+    monkeypatch.setattr(storage.turns, "HISTORY_BYTES_MAX", 480_000)
+    part = await store.turns.history(ref, 5, begins=4)
+    assert part.elements == [attached(""), *said[1:3], attached(""), SAID]
+    assert (part.whole_from, part.sizes, part.attachments) == (4, whole.sizes, whole.attachments)
+    with pytest.raises(HistoryTooLarge) as caught:
+        await store.turns.history(ref, 5, begins=3)
+    assert 500_000 < caught.value.size_bytes < 501_000, "an answer's counts, wherever it is"
+    assert await store.sessions.filled_bytes(ref, 3, 2) in range(300_182, 300_400)
+
+
 @pytest.mark.parametrize("lost", ["one", "a part", "all"])
 async def test_an_attachment_that_is_missing_is_noticed(store: Store, lost: str) -> None:
     ref = await store.created()

@@ -9,7 +9,7 @@ from storage.keys import SessionRef, new_nonce
 from storage.results import Claimed, Covered, Created, Denied, Gone, Held, Moved, Shared
 from storage.sessions import Snapshot
 from storage.turns import Rewind
-from tests.store.harness import OWNER, Store, elements
+from tests.store.harness import OWNER, Store, attached, elements
 from tests.store.test_transfer import beside, fork_of, restored_from
 
 pytestmark = pytest.mark.anyio
@@ -257,3 +257,14 @@ async def test_wishes_are_patched(store: Store) -> None:
     ref = await store.created()
     await store.sessions.patch(ref, {"tokens_target": 2_000, "instructions": "names"}, expected_revision=None)
     assert (await store.turns.history(ref, 0)).wishes == Wishes(2_000, "names")
+
+
+async def test_of_what_is_covered_no_attachments_are_read(store: Store) -> None:
+    ref = await store.created()
+    picture = attached("x" * 100_000)
+    await store.committed(ref, [picture] * 3)
+    await covered(store, ref, covers=2)
+    history = await store.turns.history(ref, 3)
+    assert (history.whole_from, history.elements) == (2, [attached(""), attached(""), picture])
+    cut = await store.turns.history(ref, 1)
+    assert (cut.whole_from, cut.elements) == (0, [picture]), "the checkpoint covers more than there is"

@@ -60,7 +60,7 @@ class StoreOfOneTurn:
     async def begin(self, *_: Any, **__: Any) -> Begun:
         return Begun(1, "head_x", 0, 0, 0, "", "", 0, 1, "")
 
-    async def history(self, *_: Any) -> History:
+    async def history(self, *_: Any, **__: Any) -> History:
         return History([], b"", b"")
 
     async def commit(self, *_: Any) -> Any:
