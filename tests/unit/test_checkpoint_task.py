@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 
 from service.claude import Claude
+from service.context import compacted, summary
 from service.context.checkpoint import Compaction, Occasion, Rules
 from service.errors import BatonError
 from service.events import Event
@@ -43,6 +44,7 @@ class Played:
 
     async def claim(self, _: Any, nonce: str, *, head: str, covers: int, claim_ms: int) -> Any:
         assert (head, claim_ms) == ("turn_1", 2_500)
+        await asyncio.sleep(0.01)  # the store is asked
         self.claims.append(covers)
         return self.answer
 
@@ -55,8 +57,10 @@ class Played:
         await self.go_on.wait()
         yield self.events
 
-    def compaction(self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True) -> Compaction:
-        windows = {"m": window, "small": 1_000_000}
+    def compaction(
+        self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True, summarizing: int = 1_000_000
+    ) -> Compaction:
+        windows = {"m": window, "small": summarizing}
 
         def model_of(name: str) -> Model:
             return Model(NEWEST, input_tokens_max=windows[name])
@@ -172,6 +176,46 @@ async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> N
     played.go_on.set()
     await settled(compaction)
     assert len(played.stored) == 2
+
+
+async def test_who_asks_at_the_same_time_is_bounded_too() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction()
+    answers = await asyncio.gather(*(compaction.on_demand(occasion()) for _ in range(6)), return_exceptions=True)
+    assert compaction.running == 2
+    assert answers.count(True) == 2
+    assert [one.code for one in answers if isinstance(one, BatonError)] == ["overloaded"] * 4
+    played.go_on.set()
+    await settled(compaction)
+    assert await compaction.on_demand(occasion()) is True, "there is room again"
+    await settled(compaction)
+
+
+@pytest.mark.parametrize("answer", [Moved("turn_2"), Held(9)])
+async def test_who_was_refused_takes_no_place(answer: Any) -> None:
+    compaction = Played(answer).compaction(running_max=1)
+    for _ in range(3):
+        await asyncio.gather(compaction.on_demand(occasion()), return_exceptions=True)
+        assert compaction.running == 0
+
+
+async def test_a_model_with_a_smaller_window_summarizes_as_much_as_it_takes() -> None:
+    played = Played()
+    compaction = played.compaction(summarizing=2_000)
+    compaction.after_commit(occasion(80_100, turns=400, target=80_000), "m")
+    await settled(compaction)
+    assert len(played.stored) == 1
+    [covers] = played.claims
+    assert 0 < compacted.text_bytes(occasion(turns=400).elements[:covers]) <= 2_000
+
+
+async def test_a_summary_that_nobody_could_send_again_is_none() -> None:
+    played = Played(said="x" * (summary.BYTES_MAX + 1))
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await settled(compaction)
+    assert (played.asked, played.stored) == (1, [])
 
 
 async def test_a_replica_that_drains_finishes_what_it_makes_and_begins_nothing() -> None:
