@@ -20,7 +20,7 @@ again with its next turn.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -145,19 +145,23 @@ class Compaction:
         """
         threshold = self._threshold(occasion.wishes, model)
         if threshold and occasion.tokens > threshold and not self._draining and self.running < self._rules.running_max:
-            self._start(self._automatic(occasion, threshold))
+            self._start(occasion.ref.id, self._automatic(occasion, threshold))
 
-    async def on_demand(self, occasion: Occasion) -> bool:
+    async def on_demand(self, read: Callable[[], Awaitable[Occasion]]) -> bool:
         """Begins a checkpoint of all but the last turns; whether one is being made now, by whoever.
 
+        Args:
+            read: reads the session, which may be large; not called where there is no room for another checkpoint.
+
         Raises:
-            BatonError: draining, overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
+            BatonError: overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
                 role_too_small, store_unavailable.
         """
         if self._draining or self.running >= self._rules.running_max:
             raise BatonError("overloaded", "This replica makes all the checkpoints it may; try again.", retry_after_s=5)
         self._asked_for += 1
         try:
+            occasion = await read()
             plan = await asyncio.to_thread(self._plan, occasion, 0)
             if plan is None:
                 return False
@@ -166,7 +170,7 @@ class Compaction:
             self._asked_for -= 1
         match answer:
             case Claimed() as claimed:
-                self._start(self._made(occasion, plan, claimed))
+                self._start(occasion.ref.id, self._made(occasion, plan, claimed))
             case Moved():
                 raise BatonError("turn_in_progress", "Other turns keep coming first; try again.", retry_after_s=1)
             case Covered():
@@ -204,12 +208,12 @@ class Compaction:
         worthwhile = plan and compacted.text_bytes(occasion.elements[plan.begins : plan.covers]) >= least_bytes
         return plan if worthwhile else None
 
-    def _start(self, making: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._watched(making))
+    def _start(self, session: str, making: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._watched(session, making))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watched(self, making: Coroutine[Any, Any, None]) -> None:
+    async def _watched(self, session: str, making: Coroutine[Any, Any, None]) -> None:
         with telemetry.CHECKPOINTS_RUNNING.track_inprogress():
             try:
                 await making
@@ -218,10 +222,11 @@ class Compaction:
                 raise
             except (BatonError, StoreUnavailable, TimeoutError) as error:
                 _count("failed")
-                telemetry.log.warning("checkpoint_failed", code=getattr(error, "code", type(error).__name__))
+                code = getattr(error, "code", type(error).__name__)
+                telemetry.log.warning("checkpoint_failed", session=session, code=code)
             except Exception as error:
                 _count("failed")
-                telemetry.log.error("checkpoint_broken", exc_info=error)
+                telemetry.log.error("checkpoint_broken", session=session, exc_info=error)
 
     async def _automatic(self, occasion: Occasion, threshold: int) -> None:
         plan = await asyncio.to_thread(self._worthwhile, occasion, threshold)

@@ -1,11 +1,12 @@
 """When a checkpoint is made, when not, and what of a summary is kept; the store and Claude are played."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.claude import Claude
 from service.context import compacted, summary
@@ -72,6 +73,19 @@ class Played:
 def occasion(tokens: int = 0, *, turns: int = 8, target: int = 0) -> Occasion:
     ref = KEYSPACE.session(KEYSPACE.issue(), "ada")
     return Occasion(ref, "turn_1", pack(TURN * turns, elements.FIRST_DIGEST), None, Wishes(target), tokens)
+
+
+def there(**fields: Any) -> Callable[[], Awaitable[Occasion]]:
+    """A session that is read."""
+
+    async def read() -> Occasion:
+        return occasion(**fields)
+
+    return read
+
+
+async def never() -> Occasion:
+    raise AssertionError("it is read")
 
 
 async def settled(compaction: Compaction) -> None:
@@ -158,9 +172,13 @@ async def test_nobody_pays_without_a_claim(answer: Any) -> None:
 async def test_half_a_summary_is_none(fields: dict[str, str]) -> None:
     played = Played(**fields)
     compaction = played.compaction()
-    compaction.after_commit(occasion(900), "m")
-    await settled(compaction)
+    large = occasion(900)
+    with capture_logs() as logs:
+        compaction.after_commit(large, "m")
+        await settled(compaction)
     assert (played.asked, played.stored) == (1, [])
+    assert [(one["event"], one["session"]) for one in logs] == [("checkpoint_failed", large.ref.id)]
+    assert "It was said" not in str(logs)
 
 
 async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> None:
@@ -171,7 +189,7 @@ async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> N
         compaction.after_commit(occasion(900), "m")
     assert compaction.running == 2
     with pytest.raises(BatonError) as refused:
-        await compaction.on_demand(occasion())
+        await compaction.on_demand(never)
     assert refused.value.code == "overloaded"
     played.go_on.set()
     await settled(compaction)
@@ -182,13 +200,13 @@ async def test_who_asks_at_the_same_time_is_bounded_too() -> None:
     played = Played()
     played.go_on.clear()
     compaction = played.compaction()
-    answers = await asyncio.gather(*(compaction.on_demand(occasion()) for _ in range(6)), return_exceptions=True)
+    answers = await asyncio.gather(*(compaction.on_demand(there()) for _ in range(6)), return_exceptions=True)
     assert compaction.running == 2
     assert answers.count(True) == 2
     assert [one.code for one in answers if isinstance(one, BatonError)] == ["overloaded"] * 4
     played.go_on.set()
     await settled(compaction)
-    assert await compaction.on_demand(occasion()) is True, "there is room again"
+    assert await compaction.on_demand(there()) is True, "there is room again"
     await settled(compaction)
 
 
@@ -196,7 +214,7 @@ async def test_who_asks_at_the_same_time_is_bounded_too() -> None:
 async def test_who_was_refused_takes_no_place(answer: Any) -> None:
     compaction = Played(answer).compaction(running_max=1)
     for _ in range(3):
-        await asyncio.gather(compaction.on_demand(occasion()), return_exceptions=True)
+        await asyncio.gather(compaction.on_demand(there()), return_exceptions=True)
         assert compaction.running == 0
 
 
@@ -245,10 +263,10 @@ async def test_what_the_end_cuts_short_stores_nothing() -> None:
 async def test_on_demand_all_but_two_turns_are_covered() -> None:
     played = Played()
     compaction = played.compaction()
-    assert await compaction.on_demand(occasion(turns=8)) is True
+    assert await compaction.on_demand(there(turns=8)) is True
     await settled(compaction)
     assert played.claims == [12]
-    assert await compaction.on_demand(occasion(turns=2)) is False
+    assert await compaction.on_demand(there(turns=2)) is False
 
 
 @pytest.mark.parametrize(
@@ -257,11 +275,11 @@ async def test_on_demand_all_but_two_turns_are_covered() -> None:
 )
 async def test_on_demand_it_is_said_why_not(answer: Any, code: str) -> None:
     with pytest.raises(BatonError) as refused:
-        await Played(answer).compaction().on_demand(occasion())
+        await Played(answer).compaction().on_demand(there())
     assert refused.value.code == code
 
 
 async def test_on_demand_another_s_claim_is_as_good_as_one_s_own() -> None:
     played = Played(Held(9))
-    assert await played.compaction().on_demand(occasion()) is True
+    assert await played.compaction().on_demand(there()) is True
     assert played.asked == 0
