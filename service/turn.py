@@ -222,7 +222,7 @@ class Turn(Exchange):
             kept = self._rewind.messages
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
-            history = replace(history, elements=history.elements[:kept])
+            history = await stored(resend.cut(self._turns, self._ref, history, kept))
         checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
         self._history = history = replace(history, checkpoint=checkpoint)
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
