@@ -116,18 +116,6 @@ def _too_large(bytes_max: int) -> BatonError:
     return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
 
 
-def parse_json(body: bytes) -> Any:
-    """The body as JSON.
-
-    Raises:
-        BatonError: invalid_json.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BatonError("invalid_json", f"The body is not JSON: {error.msg} (at {error.pos}).") from None
-
-
 async def send_json(
     send: Send, body: bytes, *, status: int = 200, headers: Mapping[str, str] | None = None, is_end: bool = True
 ) -> None:

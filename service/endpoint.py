@@ -11,7 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse, telemetry
 from service.addressing import Address
-from service.asgi import header, keep_body, parse_json, present, read_body, send_json
+from service.asgi import header, keep_body, present, read_body, send_json
 from service.claude import Claude
 from service.conflict import ON_CONFLICT, OnConflict
 from service.context.checkpoint import Compaction
@@ -22,6 +22,7 @@ from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, Interrupt, OnDisconnect
 from service.models import Models
 from service.opening import Rules, Wish
+from service.parsing import parse_json
 from service.passage import Passage, with_model
 from service.prefix import PREFIXES, stateless, with_length
 from service.resend import ends_with_answer

@@ -14,9 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access, api_key, key_fields, logs
-from service.asgi import json_response, parse_json, query_number, read_body
+from service.asgi import json_response, query_number, read_body
 from service.errors import BatonError, invalid_value
 from service.known_keys import KnownKeys
+from service.parsing import parse_json
 from service.settings import Settings
 from service.stored import stored
 from storage.api_keys import ApiKey, ApiKeys

@@ -12,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access
-from service.asgi import json_response, parse_json, read_body
+from service.asgi import json_response, read_body
 from service.errors import BatonError, invalid_value, role_too_small, session_not_found
+from service.parsing import parse_json
 from service.routes.visible import named_by
 from service.settings import Settings
 from service.stored import stored
