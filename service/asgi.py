@@ -26,6 +26,8 @@ from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
+from service.parsing import parse_json
+from service.settings import Settings
 from storage.tracebacks import let_go
 
 _SHARE: Final = "baton.body"  # in a scope: what its body counts for
@@ -74,12 +76,13 @@ def _request_id(scope: Scope) -> str:
     return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
 
 
-async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
+async def read_body(scope: Scope, receive: Receive, settings: Settings) -> bytes:
     """The whole request body.
 
     Raises:
         BatonError: request_too_large, by its declared or its real length; body_timeout.
     """
+    bytes_max, wait_s = settings.body_bytes_max, settings.body_wait_s
     declared = header(scope, b"content-length")
     if declared and declared.isdecimal() and int(declared) > bytes_max:
         raise _too_large(bytes_max)
@@ -102,6 +105,20 @@ async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: f
         telemetry.BODIES_REFUSED["late"].inc()
         late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
         raise BodyUnread("body_timeout", late) from None
+
+
+async def read_json(request: Request, settings: Settings, *, if_empty: bytes = b"") -> Any:
+    """The body of a native route.
+
+    Args:
+        request: of a caller.
+        settings: bound its bytes and the time that they may take.
+        if_empty: is taken for a body of no bytes; JSON.
+
+    Raises:
+        BatonError: as `read_body` and `parse_json`.
+    """
+    return parse_json(await read_body(request.scope, request.receive, settings) or if_empty)
 
 
 class BodyUnread(BatonError):

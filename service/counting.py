@@ -75,7 +75,7 @@ class CountTokens:
             BatonError: why nothing is asked.
         """
         parts, settings = self._parts, self._parts.settings
-        raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        raw = await read_body(scope, receive, settings)
         body = parse_json(raw)
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")

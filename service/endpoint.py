@@ -130,8 +130,7 @@ class TurnEndpoint:
         return self._translated(scope, parse_json(await self._read(scope, receive)))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        settings = self._parts.settings
-        return await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        return await read_body(scope, receive, self._parts.settings)
 
     def _translated(self, scope: Scope, body: Any) -> _Prepared:
         """A request that Baton reads, as an exchange."""
