@@ -11,13 +11,15 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, prefix, resend, sse, tool_calls
 from service.addressing import Address
-from service.asgi import header, present, read_body, send_json
+from service.asgi import send_json
+from service.bodies import read_body
 from service.context import word
 from service.context.view import View
 from service.context.word import UNKNOWN, Context
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
+from service.headers import header, present
 from service.parsing import parse_json
 from service.passage import Passage
 from service.stored import stored

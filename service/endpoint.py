@@ -11,7 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse, telemetry
 from service.addressing import Address
-from service.asgi import header, keep_body, present, read_body, send_json
+from service.asgi import send_json
+from service.bodies import keep_body, read_body
 from service.claude import Claude
 from service.conflict import ON_CONFLICT, OnConflict
 from service.context.checkpoint import Compaction
@@ -20,6 +21,7 @@ from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, Interrupt, OnDisconnect
+from service.headers import header, present
 from service.models import Models
 from service.opening import Rules, Wish
 from service.parsing import parse_json

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access, api_key, key_fields, logs
-from service.asgi import json_response, query_number, read_json
+from service.asgi import json_response, query_number
+from service.bodies import read_json
 from service.errors import BatonError, invalid_value
 from service.known_keys import KnownKeys
 from service.settings import Settings

@@ -11,10 +11,12 @@ from starlette.responses import Response
 
 from service import access, addressing, appended_messages, idempotency, session_fields, telemetry
 from service.appending import Appending
-from service.asgi import header, json_response, query_number, read_json
+from service.asgi import json_response, query_number
+from service.bodies import read_json
 from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
 from service.errors import BatonError, chosen, role_too_small, session_exists, session_not_found, sessions_full
+from service.headers import header
 from service.routes import listing
 from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object

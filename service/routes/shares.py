@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access
-from service.asgi import json_response, read_json
+from service.asgi import json_response
+from service.bodies import read_json
 from service.errors import BatonError, invalid_value, role_too_small, session_not_found
 from service.routes.visible import named_by
 from service.settings import Settings

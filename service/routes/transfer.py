@@ -27,10 +27,12 @@ from service import (
     turn_record,
 )
 from service.archive import Archived
-from service.asgi import header, json_response, read_body, read_json
+from service.asgi import json_response
+from service.bodies import read_body, read_json
 from service.dialects import chat_messages
 from service.errors import BatonError, chosen, invalid_value, session_exists, session_not_found, sessions_full
 from service.forking import Forking
+from service.headers import header
 from service.parsing import parse_json
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import session_object
