@@ -18,7 +18,8 @@ from starlette.types import ASGIApp
 
 from service import telemetry
 from service.appending import Appending
-from service.asgi import Bodies, Edge, resource
+from service.asgi import Edge, resource
+from service.bodies import Bodies
 from service.claude import Claude
 from service.context import checkpoint as compacting
 from service.context.checkpoint import Compaction

@@ -25,6 +25,7 @@ import orjson
 
 from service import restoring
 from service.errors import BatonError, invalid_value
+from service.parsing import parse_json
 from service.restoring import Messages
 from storage import elements
 from storage.shares import OWNER, Role
@@ -147,10 +148,7 @@ class Reader:
         self._bytes += len(raw)
         if self._bytes > SESSION_BYTES_MAX:
             raise self._wrong("type", f"must be `end` by now: a session has at most {SESSION_BYTES_MAX} bytes")
-        try:
-            line = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise BatonError("invalid_json", f"Line {self._line} is not JSON: {error.msg}.") from None
+        line = parse_json(raw, f"Line {self._line}")
         if not isinstance(line, dict):
             raise self._wrong("type", "must be an object")
         if (self._session is None) != (line.get("type") == "session"):

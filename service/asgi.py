@@ -1,4 +1,4 @@
-"""The ASGI edge: request id, body limit, CORS, the one error boundary, one log line a request.
+"""The ASGI edge: request id, CORS, the one error boundary, one log line a request; and the form of routes and answers.
 
 Everything behind it may raise `BatonError`; anything else is a fault of ours and becomes ``internal_error`` with the
 cause in the log only. Once a response has begun it cannot become another one: what fails after that is the business of
@@ -6,12 +6,11 @@ whoever streams (sse.py ends the stream in its dialect), and the edge only close
 """
 
 import asyncio
-import contextlib
 import functools
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import orjson
@@ -22,46 +21,19 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import logs, telemetry
+from service.bodies import SHARE, Bodies, BodyUnread, ClientGone
 from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
 from service.exchange import draining
 from storage.tracebacks import let_go
 
-_SHARE: Final = "baton.body"  # in a scope: what its body counts for
-_DROP_WAIT_S = 30.0  # what comes of a body after its answer is dropped for so long at most,
-_DROP_SILENCE_S = 1.0  # and as long as it keeps coming
 _CLOSE = (b"connection", b"close")
 _NO_SUCH_PATH: Final = (
     "No such path; GET /openapi.json lists what there is. A base URL ends in /v1 for OpenAI's clients, "
     "and without it for Anthropic's."
 )
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:+/=-]{1,128}")
-
-
-def header(scope: Scope, name: bytes) -> str | None:
-    """A header's value, or None. Bytes beyond ASCII are kept as latin-1, as ASGI hands them over.
-
-    Raises:
-        BatonError: invalid_value, if it is there twice with different values.
-    """
-    values = {value for key, value in scope["headers"] if key == name}
-    if len(values) > 1:
-        shown = name.decode("latin-1")
-        raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
-    return str(values.pop(), "latin-1") if values else None
-
-
-def present(scope: Scope, names: Sequence[str]) -> list[str]:
-    """Those of the named headers that the request has."""
-    found = {name for name, _ in scope["headers"]}
-    return [name for name in names if name.lower().encode() in found]
-
-
-def header_list(scope: Scope, name: bytes) -> str | None:
-    """A header that is a list: its values, of however many lines, as one; None without any."""
-    lines = [value for key, value in scope["headers"] if key == name]
-    return str(b",".join(lines), "latin-1") if lines else None
 
 
 def new_request_id() -> str:
@@ -72,60 +44,6 @@ def new_request_id() -> str:
 def _request_id(scope: Scope) -> str:
     given = next((str(value, "latin-1") for key, value in scope["headers"] if key == b"x-request-id"), None)
     return given if given and _REQUEST_ID.fullmatch(given) else new_request_id()
-
-
-async def read_body(scope: Scope, receive: Receive, *, bytes_max: int, wait_s: float) -> bytes:
-    """The whole request body.
-
-    Raises:
-        BatonError: request_too_large, by its declared or its real length; body_timeout.
-    """
-    declared = header(scope, b"content-length")
-    if declared and declared.isdecimal() and int(declared) > bytes_max:
-        raise _too_large(bytes_max)
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(wait_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > bytes_max:
-                    raise _too_large(bytes_max)
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-    except TimeoutError:
-        telemetry.BODIES_REFUSED["late"].inc()
-        late = f"The body did not arrive within {wait_s:g} s (BATON_BODY_WAIT_S)."
-        raise BodyUnread("body_timeout", late) from None
-
-
-class BodyUnread(BatonError):
-    """Told while the body may still be coming. The connection ends with it, lest the rest be taken for a request."""
-
-    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(code, message, retry_after_s=retry_after_s, headers={"connection": "close"})
-
-
-def _too_large(bytes_max: int) -> BatonError:
-    telemetry.BODIES_REFUSED["too_large"].inc()
-    return BodyUnread("request_too_large", f"The body may have at most {bytes_max} bytes (BATON_BODY_BYTES_MAX).")
-
-
-def parse_json(body: bytes) -> Any:
-    """The body as JSON.
-
-    Raises:
-        BatonError: invalid_json.
-    """
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise BatonError("invalid_json", f"The body is not JSON: {error.msg} (at {error.pos}).") from None
 
 
 async def send_json(
@@ -196,149 +114,6 @@ class _AsApp:
         await self._app(scope, receive, send)
 
 
-class ClientGone(Exception):
-    """The caller hung up before there was anything to answer."""
-
-
-class Bodies:
-    """The request bodies that this replica holds: how many bytes in all, and no more waiting once it drains.
-
-    Args:
-        bytes_max: of the bodies of all requests that are being answered.
-    """
-
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self._held_bytes = 0
-        self._arriving: set[asyncio.Timeout] = set()
-        self._draining = False
-
-    @property
-    def held_bytes(self) -> int:
-        """Of all bodies at this moment."""
-        return self._held_bytes
-
-    def drain(self) -> None:
-        """From now on a body is either there or refused."""
-        self._draining = True
-        for scope in self._arriving:
-            scope.reschedule(asyncio.get_running_loop().time())
-
-    @contextlib.contextmanager
-    def counted(self, receive: Receive) -> Iterator["_Body"]:
-        """The body of one request, which counts until the block ends, and as long as `keep_body` says."""
-        body = _Body(self, receive)
-        try:
-            yield body
-        finally:
-            body.share.release()
-
-    def hold(self, size_bytes: int) -> None:
-        """Counts what has come.
-
-        Raises:
-            BatonError: overloaded.
-        """
-        if self._held_bytes + size_bytes > self._bytes_max:
-            telemetry.BODIES_REFUSED["full"].inc()
-            raise BodyUnread(
-                "overloaded", "This replica holds all the request bodies it may; try again.", retry_after_s=1
-            )
-        self._held_bytes += size_bytes
-
-    def release(self, size_bytes: int) -> None:
-        """Counts it no more."""
-        self._held_bytes -= size_bytes
-
-    async def arrived(self, receive: Receive) -> Message:
-        """The next piece of a body.
-
-        Raises:
-            BatonError: draining.
-        """
-        scope = asyncio.timeout(0 if self._draining else None)
-        try:
-            async with scope:
-                self._arriving.add(scope)
-                return await receive()
-        except TimeoutError:
-            raise draining() from None
-        finally:
-            self._arriving.discard(scope)
-
-
-class _Share:
-    """What one request's body counts for, as long as anybody holds it, or what was made of it."""
-
-    def __init__(self, bodies: Bodies) -> None:
-        self._bodies = bodies
-        self._size_bytes = 0
-        self._holders = 1
-
-    def add(self, size_bytes: int) -> None:
-        """More has come; raises as `Bodies.hold`."""
-        self._bodies.hold(size_bytes)
-        self._size_bytes += size_bytes
-
-    def keep(self) -> None:
-        """There is one more who holds it."""
-        self._holders += 1
-
-    def release(self) -> None:
-        """One holds it no more."""
-        self._holders -= 1
-        if not self._holders:
-            self._bodies.release(self._size_bytes)
-
-
-def keep_body(scope: Scope) -> Callable[[], None]:
-    """Counts a request's body also when the request is over, until what is returned is called; once."""
-    share: _Share | None = scope.get(_SHARE)
-    if share is None:
-        return lambda: None
-    share.keep()
-    return share.release
-
-
-class _Body:
-    """One request's body while it is read.
-
-    Attributes:
-        whole: nothing more will come.
-        share: what came, counted.
-    """
-
-    def __init__(self, bodies: Bodies, receive: Receive) -> None:
-        self._bodies = bodies
-        self._receive = receive
-        self.whole = False
-        self.share = _Share(bodies)
-
-    async def receive(self) -> Message:
-        """ASGI.
-
-        Raises:
-            BatonError: draining or overloaded.
-        """
-        if self.whole:
-            return await self._receive()
-        message = await self._bodies.arrived(self._receive)
-        self.whole = not message.get("more_body", False)
-        self.share.add(len(message.get("body", b"")))
-        return message
-
-    async def drop(self) -> None:
-        """Lets the rest of a request pass whose answer has been sent; most senders read it only when they are through.
-
-        Closed at once, the connection would be reset, and they would see that instead of their answer.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DROP_WAIT_S):
-                while not self.whole:
-                    async with asyncio.timeout(_DROP_SILENCE_S):
-                        self.whole = not (await self._receive()).get("more_body", False)
-
-
 class Edge:
     """Wraps the application; see the module's docstring.
 
@@ -381,7 +156,7 @@ class Edge:
         unread = False
         running = telemetry.REQUESTS_RUNNING.track_inprogress()
         with logs.of_request(request_id), running, self._bodies.counted(receive) as body:
-            scope[_SHARE] = body.share
+            scope[SHARE] = body.share
             try:
                 await self._serve(scope, body.receive, tell)
             except ClientGone:

@@ -11,12 +11,15 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, prefix, reading, resend, sse, tool_calls
 from service.addressing import Address
-from service.asgi import header, parse_json, present, read_body, send_json
+from service.asgi import send_json
+from service.bodies import read_body
 from service.context import word
 from service.context.view import standing as standing_view
 from service.dialect import Asked, Dialect
 from service.endpoint import NOT_FORWARDED, Parts, is_resent, passed_headers, session_input, unaliased
 from service.errors import BatonError, session_exists, session_not_found
+from service.headers import header, present
+from service.parsing import parse_json
 from service.passage import Passage
 from service.stored import stored
 from storage.results import Gone
@@ -73,7 +76,7 @@ class CountTokens:
             BatonError: why nothing is asked.
         """
         parts, settings = self._parts, self._parts.settings
-        raw = await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        raw = await read_body(scope, receive, settings)
         body = parse_json(raw)
         if not isinstance(body, dict):
             raise BatonError("invalid_value", "The body must be a JSON object.")

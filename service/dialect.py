@@ -11,10 +11,10 @@ from typing import Any, Final, Protocol
 
 from starlette.types import Scope
 
-from service.asgi import header, header_list
 from service.dialects import chat, chat_out, messages, messages_out
 from service.errors import BatonError
 from service.exchange import Render
+from service.headers import header, header_list
 from service.models import Models
 from service.prefix import Ask
 from service.settings import Settings

@@ -11,7 +11,8 @@ from starlette.types import Receive, Scope, Send
 
 from service import access, addressing, idempotency, sse, telemetry
 from service.addressing import Address
-from service.asgi import header, keep_body, parse_json, present, read_body, send_json
+from service.asgi import send_json
+from service.bodies import keep_body, read_body
 from service.claude import Claude
 from service.conflict import ON_CONFLICT, OnConflict
 from service.context.checkpoint import Compaction
@@ -20,8 +21,10 @@ from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
 from service.exchange import ON_DISCONNECT, Exchange, Exchanges, Interrupt, OnDisconnect
+from service.headers import header, present
 from service.models import Models
 from service.opening import Rules, Wish
+from service.parsing import parse_json
 from service.passage import Passage, with_model
 from service.prefix import PREFIXES, stateless, with_length
 from service.resend import ends_with_answer
@@ -129,8 +132,7 @@ class TurnEndpoint:
         return self._translated(scope, parse_json(await self._read(scope, receive)))
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        settings = self._parts.settings
-        return await read_body(scope, receive, bytes_max=settings.body_bytes_max, wait_s=settings.body_wait_s)
+        return await read_body(scope, receive, self._parts.settings)
 
     def _translated(self, scope: Scope, body: Any) -> _Prepared:
         """A request that Baton reads, as an exchange."""

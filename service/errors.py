@@ -98,7 +98,9 @@ CODES: Final[Mapping[str, Code]] = {
     "session_exists": Code(409, False, "The session exists already."),
     "revision_conflict": Code(409, False, "The session was changed since the revision that If-Match names."),
     "turn_rewound": Code(410, False, "The turn was stored and is no longer part of the history: it was rewound."),
-    "request_too_large": Code(413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts."),
+    "request_too_large": Code(
+        413, False, "The body is larger than BATON_BODY_BYTES_MAX, or than Claude accepts, or holds a million values."
+    ),
     "headers_too_large": Code(431, False, "Request line and headers are larger than BATON_HEADER_BYTES_MAX."),
     "idempotency_key_reused": Code(422, False, "The Idempotency-Key belongs to another request of this session."),
     "sessions_full": Code(429, True, "A cap on sessions is reached and every session that could go is busy."),

@@ -1,12 +1,18 @@
-"""Every header of ours, said once: the documents of the API, and whoever must list them, take them from here.
+"""Every header of ours, said once, and how a request's headers are read.
 
+The documents of the API, and whoever must list them, take them from here.
 Ours is what Baton reads in a request or says in a response beyond plain HTTP (content type, length, connection, …).
 A header that means different things in different places has a row for each; no two rows have the same name and place.
 Names are as documents write them; on the wire their case does not matter.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
+
+from starlette.types import Scope
+
+from service.errors import BatonError
 
 Place = Literal["request", "answer", "error"]
 
@@ -90,4 +96,29 @@ HEADERS: Final = (
 
 def at(*places: Place) -> dict[str, Header]:
     """The headers that are found at one of the places, by name."""
-    return {header.name: header for header in HEADERS if any(place in header.on for place in places)}
+    return {one.name: one for one in HEADERS if any(place in one.on for place in places)}
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A header's value, or None. Bytes beyond ASCII are kept as latin-1, as ASGI hands them over.
+
+    Raises:
+        BatonError: invalid_value, if it is there twice with different values.
+    """
+    values = {value for key, value in scope["headers"] if key == name}
+    if len(values) > 1:
+        shown = name.decode("latin-1")
+        raise BatonError("invalid_value", f"The header {shown} is there twice with different values.", param=shown)
+    return str(values.pop(), "latin-1") if values else None
+
+
+def present(scope: Scope, names: Sequence[str]) -> list[str]:
+    """Those of the named headers that the request has."""
+    found = {name for name, _ in scope["headers"]}
+    return [name for name in names if name.lower().encode() in found]
+
+
+def header_list(scope: Scope, name: bytes) -> str | None:
+    """A header that is a list: its values, of however many lines, as one; None without any."""
+    lines = [value for key, value in scope["headers"] if key == name]
+    return str(b",".join(lines), "latin-1") if lines else None

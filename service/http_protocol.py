@@ -2,7 +2,7 @@
 
     silent     nothing has come since the connection or the last answer; closed after ``timeout_keep_alive``
     head       a request line and headers are coming; at most ``head_bytes_max`` of them and for ``head_wait_s``
-    answering  the application has the request (asgi.py limits its body); the next one may wait behind it
+    answering  the application has the request (bodies.py limits its body); the next one may wait behind it
     refused    told what was wrong with its HTTP; what still comes is dropped for a moment, so that the client reads
                the answer before the connection is reset
 

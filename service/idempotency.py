@@ -16,8 +16,8 @@ from typing import Any, Final
 import orjson
 from starlette.types import Scope
 
-from service.asgi import header
 from service.errors import BatonError
+from service.headers import header
 from storage.turns import Request
 
 _KEY: Final = re.compile(r"[\x20-\x7e]{1,255}")

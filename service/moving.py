@@ -61,7 +61,7 @@ class Moved:
 
     Attributes:
         done: exported or imported.
-        passed_over: that are not there, or there already: nothing is wrong with that.
+        passed_over: that are not there any more, or there already: nothing is wrong with that.
         failed: that should have been moved, and were not.
     """
 
@@ -104,7 +104,13 @@ async def addressed(
 
 
 async def export(
-    stores: Stores, wanted: AsyncIterator[tuple[str, SessionRef | None]], out: Written, tell: Say, told: Moved
+    stores: Stores,
+    wanted: AsyncIterator[tuple[str, SessionRef | None]],
+    out: Written,
+    tell: Say,
+    told: Moved,
+    *,
+    by_name: bool = False,
 ) -> None:
     """Writes sessions; those that cannot be read are told, and left out.
 
@@ -114,17 +120,14 @@ async def export(
         out: where to.
         tell: told of what is left out, and why.
         told: counts.
+        by_name: each was asked for by itself, so that one which is not there is missed.
 
     Raises:
         StoreUnavailable: the store does not answer; what is written stays good as far as it is.
     """
     async for name, ref in wanted:
-        if ref is None:
-            told.passed_over += 1
-            tell(f"{name}: is not there: it has expired or was deleted.")
-            continue
         try:
-            is_there = await _export_one(stores, ref, out)
+            is_there = ref is not None and await _export_one(stores, ref, out)
         except BatonError as error:
             if isinstance(error.__cause__, StoreUnavailable):
                 raise error.__cause__ from None
@@ -138,7 +141,8 @@ async def export(
         if is_there:
             told.done += 1
         else:
-            told.passed_over += 1
+            told.failed += by_name
+            told.passed_over += not by_name
             tell(f"{name}: is not there: it has expired or was deleted.")
 
 

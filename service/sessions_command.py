@@ -79,8 +79,9 @@ def _export(read: Read, sessions: tuple[str, ...], everything: bool, owner: str 
     """Write sessions as JSON lines.
 
     Each stands in the file whole, as it was at one instant. One that is rewound while it is read is read again, and
-    told if that keeps happening; one that ends meanwhile is told and left out. Turns that were running are written as
-    aborted. With --output the file appears when it is complete; until then its name ends in .part.
+    told if that keeps happening; one that is not there any more is told and left out, and counts as a failure if you
+    have named it. Turns that were running are written as aborted. With --output the file appears when it is complete;
+    until then its name ends in .part.
 
     At any time the ids of one bucket are in memory, and of one session its turns and some messages.
     """
@@ -92,7 +93,7 @@ def _export(read: Read, sessions: tuple[str, ...], everything: bool, owner: str 
         stores = _stores(settings, redis, keyspace)
         wanted = moving.everything(stores, owner) if everything else moving.addressed(stores, sessions, owner)
         with _written(output) as out:
-            await moving.export(stores, wanted, _Progress(out, told, "exported"), _tell, told)
+            await moving.export(stores, wanted, _Progress(out, told, "exported"), _tell, told, by_name=not everything)
 
     with _ended_by_caller():
         with_store(read, do, claim=False, deadlines=_DEADLINES)

@@ -48,6 +48,7 @@ from service.claude import Claude
 from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
+from service.epoch import CHECKPOINT
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
@@ -252,7 +253,7 @@ class Turn(Exchange):
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
         reasons = prepared.epoch.reasons
-        if self._wish.strict and (changed := [reason for reason in reasons if reason != "checkpoint"]):
+        if self._wish.strict and (changed := [reason for reason in reasons if reason != CHECKPOINT]):
             raise prefix_changed(changed)
         for reason in reasons:
             telemetry.EPOCHS[reason].inc()

@@ -21,6 +21,16 @@ from redis.asyncio import Redis
 from storage import attachments
 from storage.checkpoints import TEXTS, UNSAID, Checkpoint, Wishes, read_texts
 from storage.keys import SessionRef
+from storage.replies import (
+    read_abort,
+    read_append,
+    read_begin,
+    read_cancel,
+    read_commit,
+    read_delivered,
+    read_fate,
+    read_renew,
+)
 from storage.results import (
     AppendResult,
     BeginResult,
@@ -39,14 +49,6 @@ from storage.results import (
     Settled,
     UnknownTurn,
     Verdict,
-    read_abort,
-    read_append,
-    read_begin,
-    read_cancel,
-    read_commit,
-    read_delivered,
-    read_fate,
-    read_renew,
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 

@@ -22,10 +22,11 @@ import orjson
 
 from service import epoch, telemetry
 from service.claude import Claude
-from service.context import clearing, compacted, word
+from service.context import clearing, word
 from service.context.size import Media, Size, estimated, media_of, size_of
 from service.context.view import KEPT_SHARE, SHORTENING, Policy, View, standing
 from service.context.word import UNKNOWN, Context
+from service.epoch import CHECKPOINT
 from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
 from service.prefix import Prepared
@@ -174,18 +175,23 @@ def _measured(asking: Asking, view: View, before: Context, history: History) -> 
 
 
 def _media(before: Context, history: History, prepared: Prepared, view: View) -> Media:
-    """The media of a request: of what the last turn has measured it is known, unless some of that was rewound."""
-    known = 0 < before.messages <= len(history.elements)
+    """The media of a request: known of what the last turn has measured, unless that was rewound or summarized since."""
+    known = 0 < before.messages <= len(history.elements) and CHECKPOINT not in prepared.epoch.reasons
     measured = Media(before.media_bytes, before.media_tokens) if known else Media()
-    old = clearing.as_sent(history.elements, before.messages if known else view.begins, view.cleared)
+    start = before.messages if known else max(view.begins, _covers(history))
+    old = clearing.as_sent(history.elements, start, view.cleared)
     return measured + media_of(old) + media_of(prepared.elements)
+
+
+def _covers(history: History) -> int:
+    """For how many of its messages a summary is sent."""
+    return history.checkpoint.covers if history.checkpoint is not None else 0
 
 
 def _narrowed(asking: Asking, request: Fitted, history: History, rate: float, limit: float) -> View:
     """What is sent in the place of a request that is too large; the same view, if nothing can be done."""
     prepared, view = request.prepared, request.view
     head_bytes = sum(map(len, prepared.epoch.preamble))
-    checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
     return clearing.narrowed(
         history.elements,
         prepared.elements,
@@ -193,7 +199,7 @@ def _narrowed(asking: Asking, request: Fitted, history: History, rate: float, li
         clearing.room(limit, rate, CLAUDE_BYTES_MAX),
         size=request.size,
         head_bytes=head_bytes,
-        covers=checkpoint.covers if checkpoint is not None else 0,
+        covers=_covers(history),
         clears=asking.policy == "clear_tool_results",
     )
 

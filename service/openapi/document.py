@@ -25,6 +25,7 @@ _SECURITY: Final = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer <key>`"},
     "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
+_SCHEMAS: Final = completions.SCHEMAS | messages.SCHEMAS | schemas.SCHEMAS
 _ALWAYS: Final = frozenset({"X-Request-Id", "x-should-retry"})
 
 
@@ -46,7 +47,7 @@ def document() -> dict[str, Any]:
         "tags": [{"name": tag} for tag in OPERATIONS],
         "paths": paths,
         "components": {
-            "schemas": completions.SCHEMAS | messages.SCHEMAS | schemas.SCHEMAS,
+            "schemas": _SCHEMAS,
             "parameters": _parameters(),
             "headers": {name: _header(name) for name in headers.at("answer", "error")},
             "securitySchemes": _SECURITY,
@@ -98,7 +99,9 @@ def _operation(operation: Operation, tag: str) -> dict[str, Any]:
         content: dict[str, Any] = {"application/json": {"schema": ref(operation.body)}}
         if operation.lines:
             content[operation.lines] = {"schema": {"type": "string"}}
-        told["requestBody"] = {"required": True, "content": content}
+        # Where every field of what is made may be absent, so may the body.
+        required = operation.method != "POST" or "required" in _SCHEMAS[operation.body]
+        told["requestBody"] = {"required": required, "content": content}
     told["responses"] = {str(answer.status): _answer(answer) for answer in operation.answers} | _errors(operation)
     return told
 

@@ -8,13 +8,14 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access, api_key, key_fields, logs
-from service.asgi import json_response, parse_json, query_number, read_body
+from service.asgi import json_response, query_number
+from service.bodies import read_json
 from service.errors import BatonError, invalid_value
 from service.known_keys import KnownKeys
 from service.settings import Settings
@@ -62,7 +63,7 @@ class AdminRoutes:
         """``POST /v1/admin/keys``: 201 and the key with its text, which is shown this once."""
 
         async def do() -> Response:
-            asked = key_fields.creation(await self._body(request), now_ms=int(time.time() * 1000))
+            asked = key_fields.creation(await read_json(request, self.settings), now_ms=int(time.time() * 1000))
             key_id = self.keys.keyspace.issue_key_id(asked.principal)
             text = api_key.issue(key_id)
             created = await stored(
@@ -91,7 +92,7 @@ class AdminRoutes:
         """``PATCH /v1/admin/keys/{key}``: scopes, expiry, disabled, labels; holds everywhere within seconds."""
 
         async def do() -> Response:
-            body = await self._body(request)
+            body = await read_json(request, self.settings)
             changes = key_fields.changes(body, now_ms=int(time.time() * 1000))
             told["changed"] = " ".join(sorted(body))
             _there(await stored(self.keys.patch(_key_id(request), **changes)))
@@ -104,7 +105,7 @@ class AdminRoutes:
         """``POST /v1/admin/keys/{key}/rotate``: another text, shown this once; the present one stays a while."""
 
         async def do() -> Response:
-            overlap_ms = key_fields.overlap_ms(await self._body(request))
+            overlap_ms = key_fields.overlap_ms(await read_json(request, self.settings, if_empty=b"{}"))
             key_id = _key_id(request)
             text = api_key.issue(key_id)
             _there(await stored(self.keys.rotate(key_id, self.keys.keyspace.key_digest(text), overlap_ms=overlap_ms)))
@@ -144,12 +145,6 @@ class AdminRoutes:
         if key is None:
             raise _not_found()
         return key
-
-    async def _body(self, request: Request) -> Any:
-        raw = await read_body(
-            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
-        )
-        return parse_json(raw)
 
 
 def _about(request: Request) -> dict[str, str]:

@@ -11,10 +11,12 @@ from starlette.responses import Response
 
 from service import access, addressing, appended_messages, idempotency, session_fields, telemetry
 from service.appending import Appending
-from service.asgi import header, json_response, parse_json, query_number, read_body
+from service.asgi import json_response, query_number
+from service.bodies import read_json
 from service.conflict import ON_CONFLICT
 from service.cursor import Cursors
 from service.errors import BatonError, chosen, role_too_small, session_exists, session_not_found, sessions_full
+from service.headers import header
 from service.routes import listing
 from service.routes.visible import looked_at, named_by, snapshot_of
 from service.session_view import session_object
@@ -53,7 +55,7 @@ class SessionRoutes:
 
         409 session_exists if the name is taken.
         """
-        body, key = await self._body(request), idempotency.key_of(request.scope)
+        body, key = await read_json(request, self.settings), idempotency.key_of(request.scope)
         asked = session_fields.creation(
             body,
             aliases=self.settings.model_aliases,
@@ -139,7 +141,7 @@ class SessionRoutes:
     async def patch(self, request: Request) -> Response:
         """``PATCH /v1/sessions/{id}``, with If-Match if it must be the session as seen; holds from the next turn."""
         ref = named_by(request, self.sessions)
-        changes = session_fields.changes(await self._body(request), aliases=self.settings.model_aliases)
+        changes = session_fields.changes(await read_json(request, self.settings), aliases=self.settings.model_aliases)
         expected = _revision(header(request.scope, b"if-match"))
         match await stored(self.sessions.patch(ref, changes, expected_revision=expected)):
             case Denied(role):
@@ -211,7 +213,7 @@ class SessionRoutes:
 
     async def _appended(self, request: Request, ref: SessionRef) -> tuple[list[dict[str, Any]], turns.Request]:
         """The messages of a request, and which request it is."""
-        body = await self._body(request)
+        body = await read_json(request, self.settings)
         messages = appended_messages.parse(body)
         same = idempotency.request_of(
             request.scope,
@@ -222,12 +224,6 @@ class SessionRoutes:
             body=body,
         )
         return messages, same
-
-    async def _body(self, request: Request) -> Any:
-        raw = await read_body(
-            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
-        )
-        return parse_json(raw)
 
 
 def _answer(ref: SessionRef, snapshot: Snapshot, *, status: int = 200) -> Response:

@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service import access
-from service.asgi import json_response, parse_json, read_body
+from service.asgi import json_response
+from service.bodies import read_json
 from service.errors import BatonError, invalid_value, role_too_small, session_not_found
 from service.routes.visible import named_by
 from service.settings import Settings
@@ -54,7 +55,7 @@ class ShareRoutes:
     async def put(self, request: Request) -> Response:
         """``PUT …/shares/{principal}``: shares the session, 201, or changes the role, 200; for the owner and admins."""
         ref, principal = named_by(request, self.sessions), _principal(request)
-        role = _role(await self._body(request))
+        role = _role(await read_json(request, self.settings))
         if principal == access.principal(request.scope):
             raise invalid_value("principal", "is you: nobody gives a share to itself")
         match await stored(self.shares.share(ref, principal, role)):
@@ -83,12 +84,6 @@ class ShareRoutes:
         return json_response(
             {"object": "session.share.deleted", "session_id": ref.id, "principal": principal, "deleted": True}
         )
-
-    async def _body(self, request: Request) -> Any:
-        raw = await read_body(
-            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
-        )
-        return parse_json(raw)
 
 
 def _principal(request: Request) -> str:

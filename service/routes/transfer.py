@@ -27,10 +27,13 @@ from service import (
     turn_record,
 )
 from service.archive import Archived
-from service.asgi import header, json_response, parse_json, read_body
+from service.asgi import json_response
+from service.bodies import read_body, read_json
 from service.dialects import chat_messages
 from service.errors import BatonError, chosen, invalid_value, session_exists, session_not_found, sessions_full
 from service.forking import Forking
+from service.headers import header
+from service.parsing import parse_json
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import session_object
 from service.settings import Settings
@@ -66,7 +69,7 @@ class TransferRoutes:
 
     async def fork(self, request: Request) -> Response:
         """``POST /v1/sessions/{id}/fork``: 201 and the new session; 200 if the same Idempotency-Key made it before."""
-        body, key = parse_json(await self._body(request)), idempotency.key_of(request.scope)
+        body, key = await read_json(request, self.settings, if_empty=b"{}"), idempotency.key_of(request.scope)
         asked = forking.asked(body)
         expected = addressing.expected_turn(header(request.scope, b"x-expect-turn"))
         source, _ = await looked_at(request, self.sessions)
@@ -93,7 +96,7 @@ class TransferRoutes:
 
     async def imported(self, request: Request) -> Response:
         """``POST /v1/sessions/import``: an exported session, or a list of messages, becomes a new session."""
-        raw, key = await self._body(request), idempotency.key_of(request.scope)
+        raw, key = await read_body(request.scope, request.receive, self.settings), idempotency.key_of(request.scope)
         lines = (header(request.scope, b"content-type") or "").partition(";")[0].strip().lower() == archive.MEDIA_TYPE
         ignored: set[str] = set()
         shares: dict[str, Role] = {}
@@ -195,11 +198,6 @@ class TransferRoutes:
         if ignored:
             response.headers["x-baton-ignored"] = ", ".join(sorted(ignored))
         return response
-
-    async def _body(self, request: Request) -> bytes:
-        return await read_body(
-            request.scope, request.receive, bytes_max=self.settings.body_bytes_max, wait_s=self.settings.body_wait_s
-        )
 
 
 def _as_new(restored: Restored, name: str, nonce: str) -> Restored:

@@ -12,11 +12,12 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service import access, sse, telemetry
-from service.asgi import header, json_response, query_number
+from service.asgi import json_response, query_number
 from service.dialect import Dialect
 from service.errors import BatonError, events_not_found, role_too_small, session_not_found
 from service.exchange import Exchanges
 from service.following import Following
+from service.headers import header
 from service.routes.visible import looked_at
 from service.session_view import turn_object
 from service.stored import stored

@@ -21,7 +21,7 @@ import uvicorn
 from redis.asyncio import Redis
 
 from service.app import build
-from service.asgi import Bodies
+from service.bodies import Bodies
 from service.http_protocol import Limits, http_protocol
 from service.settings import Settings
 from tests.instruments.ports import reserved_port

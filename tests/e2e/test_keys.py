@@ -305,7 +305,7 @@ async def test_keys_are_listed_shown_and_checked(first: Caller, name: str) -> No
 
 async def test_what_administrators_do_is_in_the_log_and_no_key_is(calm: Fleet, first: Caller, name: str) -> None:
     key = await made(first, name, labels={"secret-label": "x"})
-    rotated = (await administer(first, "POST", f"/{key['id']}/rotate", {})).json
+    rotated = (await administer(first, "POST", f"/{key['id']}/rotate")).json
     await administer(first, "PATCH", f"/{key['id']}", {"disabled": "yes"})
     await administer(first, "DELETE", f"/{key['id']}")
     await first.request("GET", "/v1/admin/keys", headers=bearer("made-up-key"))

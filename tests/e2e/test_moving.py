@@ -178,7 +178,8 @@ def test_what_is_not_imported_is_told(tmp_path: Path) -> None:
     code, exported, _ = run(env, "export", "chat", "--owner", "bob")
     assert (code, orjson.loads(exported.splitlines()[0])["owner"]) == (0, "bob")
     code, exported, said = run(env, "export", ids[1], "other", "--owner", "bob")
-    assert (code, exported) == (0, b"")
+    assert (code, exported) == (1, b"")
+    assert said[-1] == "0 sessions exported, 0 passed over, 2 not exported."
     assert [line.partition(":")[2] for line in said[:2]] == [" is not there: it has expired or was deleted."] * 2
 
 

@@ -116,6 +116,12 @@ async def test_the_whole_fork_sends_the_same_bytes_as_its_source(
     assert original == copy
 
 
+async def test_where_every_field_may_be_absent_so_may_the_body(one: Caller, name: str) -> None:
+    await one.chat("One", name)
+    forked = await one.request("POST", f"/v1/sessions/{name}/fork")
+    assert (forked.status, forked.json["message_count"]) == (201, 2)
+
+
 async def test_a_fork_ends_with_a_turn_and_is_made_once_by_key(one: Caller, two: Caller, name: str) -> None:
     first = await one.chat("One", name)
     await one.chat("Two", name)

@@ -71,7 +71,7 @@ _OPERATION: Final = _closed(
     summary=_TEXT,
     description=_TEXT,
     parameters=_list({"anyOf": [_REF, _PARAMETER]}),
-    requestBody=_closed("required content", required_={"const": True}, content=_CONTENT),
+    requestBody=_closed("required content", required_={"type": "boolean"}, content=_CONTENT),
     responses=_map(_RESPONSE, propertyNames={"pattern": "^[2-5][0-9][0-9]$"}, minProperties=1),
 )
 _METHODS: Final = "get put post delete patch"

@@ -9,7 +9,7 @@ from storage.keys import SessionRef, new_nonce
 from storage.results import Claimed, Covered, Created, Denied, Gone, Held, Moved, Shared
 from storage.sessions import Snapshot
 from storage.turns import Rewind
-from tests.store.harness import OWNER, Store, attached, elements
+from tests.store.harness import OWNER, Store, elements
 from tests.store.test_transfer import beside, fork_of, restored_from
 
 pytestmark = pytest.mark.anyio
@@ -242,6 +242,16 @@ async def test_a_session_is_put_back_with_its_checkpoint(store: Store) -> None:
 
 
 @on_valkey
+async def test_what_a_server_has_evicted_is_not_made_again_by_a_checkpoint(store: Store) -> None:
+    ref = await grown(store)
+    claimed = await claim(store, ref, 4)
+    await store.redis.delete(ref.keys[4])
+    assert await store.checkpoints.store(ref, claimed, b"four", COST) is None
+    assert await store.redis.exists(ref.keys[4]) == 0, "it would have no end of life, and be a later session's"
+    assert await store.field(ref, "ku") == "0"
+
+
+@on_valkey
 async def test_a_session_that_is_older_than_checkpoints_is_as_one_without(store: Store) -> None:
     ref = await grown(store)
     await store.redis.hdel(ref.keys[0], "kv", "ku", "kg", "kl", "kc", "kt", "ki", "ko")
@@ -257,14 +267,3 @@ async def test_wishes_are_patched(store: Store) -> None:
     ref = await store.created()
     await store.sessions.patch(ref, {"tokens_target": 2_000, "instructions": "names"}, expected_revision=None)
     assert (await store.turns.history(ref, 0)).wishes == Wishes(2_000, "names")
-
-
-async def test_of_what_is_covered_no_attachments_are_read(store: Store) -> None:
-    ref = await store.created()
-    picture = attached("x" * 100_000)
-    await store.committed(ref, [picture] * 3)
-    await covered(store, ref, covers=2)
-    history = await store.turns.history(ref, 3)
-    assert (history.whole_from, history.elements) == (2, [attached(""), attached(""), picture])
-    cut = await store.turns.history(ref, 1)
-    assert (cut.whole_from, cut.elements) == (0, [picture]), "the checkpoint covers more than there is"

@@ -10,7 +10,8 @@ import uvicorn
 from starlette.types import Message, Receive, Scope, Send
 
 from service import logs
-from service.asgi import Bodies, Edge
+from service.asgi import Edge
+from service.bodies import Bodies
 from service.cors import Cors
 from service.http_protocol import Limits, http_protocol
 
