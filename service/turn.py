@@ -33,21 +33,18 @@ be followed from any replica; the last frames go with the commit or the abort, i
 """
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 import orjson
 
-from service import reading, replay, resend, telemetry, tool_calls, turn_record
+from service import replay, telemetry, turn_record
 from service.claude import Claude
-from service.context import caching, compacted, fit, view
+from service.composing import Composed, Composing
 from service.context.checkpoint import Compaction, Occasion
-from service.context.fit import Asking, Fitted
 from service.epoch import CHECKPOINT
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
@@ -55,7 +52,7 @@ from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
-from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
+from service.prefix import Ask, Prepared
 from service.settling import Settlement, Status, count
 from service.stored import stored
 from service.transcript import pack
@@ -64,7 +61,7 @@ from storage.elements import unpack
 from storage.log import Log
 from storage.results import Answered, Begun, Running
 from storage.sessions import Sessions
-from storage.turns import NOTHING_SHOWN, Commit, History, Rewind, Shown, Turns
+from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
 _KEEPING: Final = (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING, Interrupt.REVOKED)
 """What keeps of a streamed turn what was shown."""
@@ -136,13 +133,8 @@ class Turn(Exchange):
         self._turn_id = self.id  # ours; `id` is what the caller is told, an earlier turn's if the request is that
         self._ordinal = 0  # of the last frame shown
         self._held: list[bytes] | None = None
-        self._rewind: Rewind | None = None
         self._standing: Begun | None = None  # the session as it is, whatever this turn means to rewind
-        self._known: Collection[str] = ()
-        self._begun: Begun | None = None
-        self._prepare: Callable[..., Prepared] | None = None
-        self._fitted: Fitted | None = None
-        self._history: History | None = None
+        self._composed: Composed | None = None
         self._opening = Opening(
             store.sessions,
             store.turns,
@@ -202,53 +194,36 @@ class Turn(Exchange):
 
     async def _opened(self, begun: Begun, replaced: replay.Stored | None) -> bytes:
         """The lease is ours: the history, and with it the request."""
-        self._begun = self._standing = begun
-        if not self._ask.model_named and begun.model:
-            self._ask = replace(self._ask, model=begun.model)
+        self._standing = begun
         self._lease.keep()
         self._tell_session("continued" if begun.messages or begun.turns else "new")
-        read = time.perf_counter()
-        history = await reading.read(self._turns, self._ref, begun.messages, begun.context, begun.epoch_start)
-        if self._resent:
-            asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
-            plan, self._rewind = await stored(asked)
-            self._ask = replace(self._ask, messages=plan.new)
-        elif replaced is not None:
-            self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
-        self._known = history.attachments
-        telemetry.PHASE_SECONDS["history"].observe(time.perf_counter() - read)
-        if self._rewind is not None:
-            kept = self._rewind.messages
-            self.headers["x-session-state"] = "rewound"
-            self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
-            history = await reading.up_to(self._turns, self._ref, history, kept, begun.context, begun.epoch_start)
-        checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
-        self._history = history = replace(history, checkpoint=checkpoint)
-        new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
-        model = self._rules.model_of(self._ask.model)
-        ask = with_length(self._ask, model.answer_tokens(self._rules.max_tokens_default))
-        ask = self._ask = replace(ask, messages=[])  # they are in the elements now, and a turn may take long
-        before = fit.known(begun, self._ask.model)
-        use = caching.next_use(
-            self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
-        )
-        arguments = (ask, begun, history, new, model.traits)
-        asking = Asking(
+        composing = Composing(
             self._claude,
             self._claude_headers,
-            model,
-            view.policy(history.wishes.context_policy, self._rules.context_policy),
-            ask.answer_tokens,
-            prepare=partial(continued, *arguments, use),
-            count=partial(counted, *arguments),
+            self._turns,
+            self._compaction,
+            self._rules,
+            self._ref,
+            announce=self._announce,
         )
-        fitted = self._fitted = await fit.fitted(asking, before, history)
-        shortened = [f"checkpoint; covers={checkpoint.covers}"] if checkpoint is not None else []
-        shortened += fitted.view.told(checkpoint.covers if checkpoint is not None else 0)
-        if shortened:
-            self.headers["x-baton-context"] = ", ".join(shortened)
-        self._prepare = partial(continued, *arguments, use, fitted.view)
-        return self._permitted(fitted.prepared).body
+        composed = await composing.compose(begun, self._ask, resent=self._resent, replaced=replaced)
+        self._composed, self._ask = composed, composed.ask
+        self._tell_composed(composed.rewind, composed.context)
+        return self._permitted(composed.fitted.prepared).body
+
+    def _announce(self, rewind: Rewind | None, context: str) -> None:
+        """Claude will be asked late: the caller may be told by now that the turn is under way."""
+        self._tell_composed(rewind, context)
+        self.opened.set()
+
+    def _tell_composed(self, rewind: Rewind | None, context: str) -> None:
+        if rewind is not None:
+            self.headers["x-session-state"] = "rewound"
+        self._tell_context(context)
+
+    def _tell_context(self, context: str) -> None:
+        if context:
+            self.headers["x-baton-context"] = context
 
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
@@ -264,13 +239,13 @@ class Turn(Exchange):
         try:
             await super()._relay(body)
         except BatonError as error:
-            if error.code != "thinking_refused" or self._prepare is None or self._fitted is None:
+            if error.code != "thinking_refused" or self._composed is None:
                 raise
-            prepared = self._prepare(refused=True)
+            prepared = self._composed.again(refused=True)
             if prepared.body == body:
                 raise
             telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
-            self._fitted = self._fitted.instead(self._permitted(prepared))
+            self._composed = self._composed.instead(self._permitted(prepared))
             await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
@@ -318,6 +293,7 @@ class Turn(Exchange):
         self.created_s = int(datetime.fromisoformat(record["started_at"]).timestamp())
         self.headers["x-turn-id"] = turn_id
         self._tell_session("continued")
+        self._tell_context((record.get("sent") or {}).get("context") or "")
         telemetry.REPLAYS[how].inc()
         self.opened.set()
 
@@ -327,7 +303,7 @@ class Turn(Exchange):
         frames, ordinal = self._numbered(self.rendering.frames(events))
         if frames:
             self._ordinal = ordinal
-            if self._begun is not None:
+            if self._standing is not None:
                 self._lease.shown(frames, ordinal)
             await self._hand_over.put(frames)
 
@@ -368,22 +344,23 @@ class Turn(Exchange):
             raise
         finally:
             self._lease.stop()
-            self._prepare = self._fitted = self._history = None  # all that is large; the caller may take its time
+            self._composed = None  # it is large, and the caller may take its time
 
     async def _verdict(self, failure: BatonError | None) -> BatonError | None:
-        told_again = failure is None and self._begun is None
+        told_again = failure is None and self._standing is None
         if told_again or not self._opening.unsettled:
             return failure
         if failure is None:
             refused = self.answer.stop_reason == "refusal"
-            if refused and self._rewind is not None:  # and so it is not rewound
+            assert self._composed is not None
+            if refused and self._composed.rewind is not None:  # and so it is not rewound
                 self.headers["x-session-state"] = "continued"
             return await self._commit("refused" if refused else "complete", None)
         if self._interrupt in (Interrupt.LEASE_LOST, Interrupt.SESSION_GONE):
             count("superseded" if self._interrupt is Interrupt.LEASE_LOST else "session_gone")
             return failure
         kept = self._interrupt in _KEEPING
-        if kept and self._streamed and self._fitted is not None and self.answer.content():
+        if kept and self._streamed and self._composed is not None and self.answer.content():
             return await self._commit("incomplete", failure) or failure
         await self._settlement.abort(failure, self._told)
         return failure
@@ -398,8 +375,8 @@ class Turn(Exchange):
 
     def _compact(self, commit: Commit) -> None:
         """The session is as it is now, and may have become large."""
-        assert self._history is not None
-        history, used = self._history, self.answer.tokens()
+        assert self._composed is not None
+        history, used = self._composed.history, self.answer.tokens()
         occasion = Occasion(
             ref=self._ref,
             head=self._turn_id,
@@ -411,29 +388,29 @@ class Turn(Exchange):
         self._compaction.after_commit(occasion, self._ask.model)
 
     def _as_commit(self, status: Status, end: Shown) -> Commit:
-        assert self._begun is not None
         assert self._standing is not None
-        assert self._fitted is not None
-        prepared, standing, is_refused = self._fitted.prepared, self._standing, status == "refused"
+        assert self._composed is not None
+        composed, standing, is_refused = self._composed, self._standing, status == "refused"
+        prepared = composed.fitted.prepared
         content = self.answer.content()
         reply = [{"role": "assistant", "content": content}] if content else []
         replied = pack(reply, prepared.digest)
         elements = [] if is_refused else [*prepared.elements, *replied]
         asked = [unpack(element) for element in prepared.elements] if is_refused else []
-        first = self._begun.messages
+        first = composed.begun.messages
         record = turn_record.settled(
             self._provenance,
             self._ask.model,
             status,
             self.answer,
-            sent={**prepared.summary, "context_tokens": self._fitted.tokens},
+            sent={**prepared.summary, "context_tokens": composed.fitted.tokens, "context": composed.context or None},
             queue_s=self._opening.waited_s,
             first_event_s=self.first_event_s,
             span=(first, first + len(elements)),
             refused=[element.digest for element in asked if not element.synthetic],
         )
         ended = self.answer.stop_reason is not None
-        left = self._fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"), whole=ended)
+        left = composed.fitted.left(self.answer.tokens(), replied, self.answer.message.get("id"), whole=ended)
         # A refusal leaves the session as it was, even where the turn would have rewound it or begun an epoch.
         return Commit(
             head=standing.head,
@@ -446,8 +423,8 @@ class Turn(Exchange):
             preamble=b"" if is_refused else prepared.preamble,
             usage=self.answer.tokens(),
             elements=elements,
-            rewind=None if is_refused else self._rewind,
+            rewind=None if is_refused else composed.rewind,
             end=end,
-            known=self._known,
+            known=composed.history.attachments,
             context=standing.context if is_refused else left.packed(),
         )

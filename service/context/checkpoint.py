@@ -11,7 +11,13 @@ window (policy ``compact``), or over the session's own target, it starts a task 
 | 4 stored, by compare-and-set         | the checkpoint         | nothing: it is there                               |
 
 Nothing in that waits for a turn, and no turn waits for it: a turn reads the checkpoint with the history, in one and
-the same round trip, and the one that runs meanwhile goes on with what it has read. A replica that drains lets tasks
+the same round trip, and the one that runs meanwhile goes on with what it has read. But a turn that would not fit
+without one does wait (`in_turn`): it claims as above, at the head that it has the lease for, and goes on with what was
+stored. If somebody else has the claim, it looks for their checkpoint until it is there or the claim is over. What it
+waits for is a task like any other, and is not lost if the turn ends first, as when its caller hangs up: the next turn
+finds the checkpoint, or the claim. If the replica dies, the lines above are true, and beside them those of turn.py.
+
+A replica that drains lets tasks
 that run finish with its turns; what is left is ended, and leaves its claim. So does a summary that fails: its claim
 keeps everybody from paying for another at once, and the next commit after its end tries again.
 
@@ -20,7 +26,8 @@ again with its next turn.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import contextlib
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,9 +35,10 @@ from typing import Any, Final
 from service import telemetry
 from service.claude import Claude
 from service.context import compacted, summary
-from service.context.compacted import Plan
+from service.context.compacted import KEPT_TURNS_MIN, Plan
 from service.context.view import policy
-from service.errors import BatonError, role_too_small, session_not_found
+from service.errors import BatonError, internal_error, role_too_small, session_not_found, store_unavailable
+from service.exchange import Interrupt, draining
 from service.model_table import Model
 from service.transcript import Answer
 from storage.checkpoints import Checkpoint, Checkpoints, Cost, Wishes
@@ -50,6 +58,11 @@ _BYTES_A_TOKEN: Final = 2
 """Cautious: of whatever was not counted."""
 _CLAIM: Final = 1.25
 """Of the deadline: how long a claim holds. It decides nothing but whether another replica pays, too."""
+_POLL_S: Final = 0.5
+"""How often a turn looks for a checkpoint that somebody else makes."""
+
+Made = Checkpoint | BatonError | None
+"""What became of a checkpoint: it is there, it failed, or what it was to stand for has changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +128,7 @@ class Compaction:
         self._claude = claude
         self._checkpoints = checkpoints
         self._rules = rules
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Made]] = set()
         self._asked_for = 0  # that have their place, and no claim yet
         self._draining = False
 
@@ -157,20 +170,15 @@ class Compaction:
             BatonError: overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
                 role_too_small, store_unavailable.
         """
-        if self._draining or self.running >= self._rules.running_max:
-            raise BatonError("overloaded", "This replica makes all the checkpoints it may; try again.", retry_after_s=5)
-        self._asked_for += 1
-        try:
+        with self._place():
             occasion = await read()
             plan = await asyncio.to_thread(self._plan, occasion, 0)
             if plan is None:
                 return False
             answer = await self._claim(occasion, plan)
-        finally:
-            self._asked_for -= 1
+            if isinstance(answer, Claimed):
+                self._start(occasion.ref.id, self._made(occasion, plan, answer))
         match answer:
-            case Claimed() as claimed:
-                self._start(occasion.ref.id, self._made(occasion, plan, claimed))
             case Moved():
                 raise BatonError("turn_in_progress", "Other turns keep coming first; try again.", retry_after_s=1)
             case Covered():
@@ -179,9 +187,69 @@ class Compaction:
                 raise role_too_small(role, "writer")
             case Gone():
                 raise session_not_found()
-            case Held():
-                pass
-        return True
+            case Claimed() | Held():
+                return True
+
+    async def plan_for_turn(self, occasion: Occasion, keep_bytes: int) -> Plan | None:
+        """What is to be covered for a turn that would not fit; None if nothing can be.
+
+        Args:
+            occasion: the session, as the turn goes on from it.
+            keep_bytes: so much of its end is kept, and the last turn in any case.
+        """
+        if not self._rules.running_max:
+            return None
+        return await asyncio.to_thread(self._plan, occasion, keep_bytes, kept_turns=1)
+
+    async def in_turn(
+        self, occasion: Occasion, plan: Plan, read: Callable[[], Awaitable[Checkpoint | None]]
+    ) -> Checkpoint | None:
+        """A checkpoint that a turn waits for; None if there is none that covers more than the last.
+
+        Args:
+            occasion: the session; its head is that of the turn which has the lease.
+            plan: what is to be covered.
+            read: reads the session's checkpoint as it is by now.
+
+        Raises:
+            BatonError: overloaded, draining; turn_superseded, role_too_small, session_not_found; why it failed.
+            StoreUnavailable: the store does not answer.
+        """
+        while True:
+            with self._place():
+                answer = await self._claim(occasion, plan)
+                if isinstance(answer, Claimed):
+                    making = self._start(occasion.ref.id, self._made(occasion, plan, answer))
+            match answer:
+                case Claimed():
+                    return _newer(await _result(making) or await read(), occasion)
+                case Held(remaining_ms):
+                    await asyncio.sleep(min(_POLL_S, remaining_ms / 1000))
+                    if newer := _newer(await read(), occasion):
+                        return newer
+                case Covered():
+                    return _newer(await read(), occasion)
+                case Moved():
+                    raise Interrupt.LEASE_LOST.told()
+                case Denied(role):
+                    raise role_too_small(role, "writer")
+                case Gone():
+                    raise session_not_found()
+
+    @contextlib.contextmanager
+    def _place(self) -> Iterator[None]:
+        """One of the places for checkpoints, until the task has it that makes one.
+
+        Raises:
+            BatonError: overloaded.
+        """
+        if self._draining or self.running >= self._rules.running_max:
+            raise BatonError("overloaded", "This replica makes all the checkpoints it may; try again.", retry_after_s=5)
+        self._asked_for += 1
+        try:
+            yield
+        finally:
+            self._asked_for -= 1
 
     def _threshold(self, wishes: Wishes, model: str) -> int:
         """Tokens beyond which a session is compacted; 0 if nothing says so, or the window is not known yet."""
@@ -190,9 +258,13 @@ class Compaction:
         bounds = [wishes.tokens_target, round(THRESHOLD * window) if window and automatic else 0]
         return min(filter(None, bounds), default=0)
 
-    def _plan(self, occasion: Occasion, keep_bytes: int) -> Plan | None:
+    def _plan(self, occasion: Occasion, keep_bytes: int, kept_turns: int = KEPT_TURNS_MIN) -> Plan | None:
         return compacted.plan(
-            occasion.elements, occasion.covered, keep_bytes=keep_bytes, cover_bytes_max=self._transcript_bytes_max
+            occasion.elements,
+            occasion.covered,
+            keep_bytes=keep_bytes,
+            cover_bytes_max=self._transcript_bytes_max,
+            kept_turns=kept_turns,
         )
 
     @property
@@ -208,37 +280,40 @@ class Compaction:
         worthwhile = plan and compacted.text_bytes(occasion.elements[plan.begins : plan.covers]) >= least_bytes
         return plan if worthwhile else None
 
-    def _start(self, session: str, making: Coroutine[Any, Any, None]) -> None:
+    def _start(self, session: str, making: Coroutine[Any, Any, Checkpoint | None]) -> asyncio.Task[Made]:
         task = asyncio.create_task(self._watched(session, making))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
-    async def _watched(self, session: str, making: Coroutine[Any, Any, None]) -> None:
+    async def _watched(self, session: str, making: Coroutine[Any, Any, Checkpoint | None]) -> Made:
         with telemetry.CHECKPOINTS_RUNNING.track_inprogress():
             try:
-                await making
+                return await making
             except asyncio.CancelledError:
                 _count("ended")
                 raise
-            except (BatonError, StoreUnavailable, TimeoutError) as error:
-                _count("failed")
-                code = getattr(error, "code", type(error).__name__)
-                telemetry.log.warning("checkpoint_failed", session=session, code=code)
             except Exception as error:
                 _count("failed")
-                telemetry.log.error("checkpoint_broken", session=session, exc_info=error)
+                told = _as_told(error)
+                if told.code == "internal_error":
+                    telemetry.log.error("checkpoint_broken", session=session, exc_info=error)
+                else:
+                    telemetry.log.warning("checkpoint_failed", session=session, code=told.code)
+                return told
 
-    async def _automatic(self, occasion: Occasion, threshold: int) -> None:
+    async def _automatic(self, occasion: Occasion, threshold: int) -> Checkpoint | None:
         plan = await asyncio.to_thread(self._worthwhile, occasion, threshold)
         if plan is None:
-            return
+            return None
         match await self._claim(occasion, plan):
             case Claimed() as claimed:
-                await self._made(occasion, plan, claimed)
+                return await self._made(occasion, plan, claimed)
             case Held():
                 _count("held")
             case _:  # the session has gone on, or is gone; its next commit sees what is to be done
                 _count("stale")
+        return None
 
     async def _claim(self, occasion: Occasion, plan: Plan) -> Claimed | Held | Covered | Moved | Denied | Gone:
         return await self._checkpoints.claim(
@@ -249,8 +324,8 @@ class Compaction:
             claim_ms=self._rules.claim_ms,
         )
 
-    async def _made(self, occasion: Occasion, plan: Plan, claimed: Claimed) -> None:
-        """Has the summary made, and stores it."""
+    async def _made(self, occasion: Occasion, plan: Plan, claimed: Claimed) -> Checkpoint | None:
+        """Has the summary made, and stores it; None if what it stands for has changed."""
         before = occasion.checkpoint.summary if occasion.checkpoint is not None else b""
         covered = occasion.elements[plan.begins : plan.covers]
         wish = occasion.wishes.instructions
@@ -266,8 +341,10 @@ class Compaction:
             raise BatonError("upstream_nonsense", f"The summary ended with {answer.stop_reason}.")
         version = await self._checkpoints.store(occasion.ref, claimed, text.encode(), _cost(used))
         _count("stale" if version is None else "stored")
-        if version is not None:
-            telemetry.log.info("checkpoint", session=occasion.ref.id, version=version, covers=plan.covers)
+        if version is None:
+            return None
+        telemetry.log.info("checkpoint", session=occasion.ref.id, version=version, covers=plan.covers)
+        return Checkpoint(version, plan.covers, text.encode())
 
     async def _asked(self, body: bytes) -> Answer:
         answer = Answer()
@@ -278,6 +355,34 @@ class Compaction:
         finally:
             telemetry.count_tokens(answer.tokens())
         return answer
+
+
+def _newer(found: Checkpoint | None, occasion: Occasion) -> Checkpoint | None:
+    """What was found, if it covers more than the session's checkpoint did."""
+    return found if found is not None and found.covers > occasion.covered else None
+
+
+async def _result(making: asyncio.Task[Made]) -> Checkpoint | None:
+    """What the task makes, which goes on if nobody waits for it any more."""
+    await asyncio.wait({making})
+    if making.cancelled():
+        raise draining()
+    made = making.result()
+    if isinstance(made, BatonError):
+        failed = f"The conversation has outgrown the window, and summarizing its oldest part failed: {made.message}"
+        raise BatonError(made.code, failed, retry_after_s=made.retry_after_s)
+    return made
+
+
+def _as_told(error: Exception) -> BatonError:
+    match error:
+        case BatonError():
+            return error
+        case StoreUnavailable():
+            return store_unavailable(error)
+        case TimeoutError():
+            return BatonError("upstream_timeout", "The summary did not come in time.")
+    return internal_error()
 
 
 def _cost(used: Usage) -> Cost:

@@ -23,7 +23,7 @@ from storage import elements
 from storage.checkpoints import Checkpoint
 
 KEPT_TURNS_MIN: Final = 2
-"""So many of the last turns are never covered."""
+"""So many of the last turns stay as they are, unless a turn would not fit with them."""
 
 _INTRODUCTION: Final = (
     "This conversation is longer than what follows. Its earlier part is summarized here; take it for what was said, "
@@ -91,19 +91,27 @@ class Plan(NamedTuple):
     covers: int
 
 
-def plan(stored: Sequence[bytes], covered: int, *, keep_bytes: int, cover_bytes_max: int) -> Plan | None:
+def last_cut(stored: Sequence[bytes], covered: int) -> int | None:
+    """In front of which message a checkpoint ends that covers all it can; None if it can cover nothing more."""
+    return next((at for at in range(len(stored) - 1, covered, -1) if may_cut(stored, at)), None)
+
+
+def plan(
+    stored: Sequence[bytes], covered: int, *, keep_bytes: int, cover_bytes_max: int, kept_turns: int = KEPT_TURNS_MIN
+) -> Plan | None:
     """Which messages the next checkpoint covers; None if there are none.
 
     Args:
         stored: all elements of the session.
         covered: how many the last checkpoint covers.
-        keep_bytes: of text; so much of the end is kept, in whole turns, and `KEPT_TURNS_MIN` in any case.
+        keep_bytes: of text; so much of the end is kept, in whole turns.
         cover_bytes_max: of text; no more than this is covered at once, if a cut allows it.
+        kept_turns: so many of the last are kept in any case, 1 or more.
 
     Cost: O(messages); parses those behind what is covered, for their roles.
     """
     cuts = [at for at in range(covered + 1, len(stored)) if may_cut(stored, at)]
-    possible = cuts[: 1 - KEPT_TURNS_MIN]
+    possible = cuts[: len(cuts) + 1 - kept_turns]
     if not possible:
         return None
     ends = list(accumulate((text_bytes((element,)) for element in stored[covered:]), initial=0))

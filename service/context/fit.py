@@ -23,7 +23,7 @@ import orjson
 from service import epoch, telemetry
 from service.claude import Claude
 from service.context import clearing, word
-from service.context.size import Media, Size, estimated, media_of, size_of
+from service.context.size import Media, Size, estimated, media_of, rate, size_of
 from service.context.view import KEPT_SHARE, SHORTENING, Policy, View, standing
 from service.context.word import UNKNOWN, Context
 from service.epoch import CHECKPOINT
@@ -114,6 +114,25 @@ class Fitted:
         )
 
 
+class TooLong(BatonError):
+    """A request that its model's window is too small for.
+
+    Args:
+        tokens: of the request.
+        window: of the model.
+        size: of the request.
+
+    Attributes:
+        rate: tokens that a byte of its text takes.
+    """
+
+    def __init__(self, tokens: int, window: int, size: Size) -> None:
+        # Claude's words, that clients look for.
+        message = f"prompt is too long: {tokens} tokens > {window} maximum"
+        super().__init__("context_length_exceeded", message, param="messages")
+        self.rate = rate(tokens, size)
+
+
 def known(begun: Begun, model: str) -> Context:
     """What the last turn left for one that asks this model; what another model has counted says nothing."""
     before = word.behind_cut(word.unpacked(begun.context), begun.messages, begun.epoch_start)
@@ -129,7 +148,8 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
         history: the messages before it.
 
     Raises:
-        BatonError: context_length_exceeded; request_too_large, if Claude takes no body of its size; as
+        TooLong: for the model's window.
+        BatonError: request_too_large, if Claude takes no body of its size; as
             `prefix.continued`.
     """
     knows = asking.model.input_tokens_max is not None
@@ -146,24 +166,19 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     tokens = estimate.tokens if counted is None else counted
     least = estimate.tokens - estimate.margin if counted is None else counted
     if shortens and (too_large or least > limit):
-        rate = max(tokens - request.size.media.tokens, 1) / max(request.size.text_bytes, 1)
-        view = _narrowed(asking, request, history, rate, limit)
+        a_byte = rate(tokens, request.size)
+        view = _narrowed(asking, request, history, a_byte, limit)
         if view.moved:
             request = _measured(asking, view, UNKNOWN, history)
         if len(request.prepared.body) > CLAUDE_BYTES_MAX:
             raise conversation_too_large(len(request.prepared.body))
         if view.moved:
-            tokens = least = request.size.media.tokens + int(rate * request.size.text_bytes)
+            tokens = least = request.size.media.tokens + int(a_byte * request.size.text_bytes)
             if tokens > KEPT_SHARE * limit:  # there was no place that leaves so little
                 counted = await _counted(asking, view)
                 tokens = least = tokens if counted is None else counted
     if knows and least > asking.model.window_tokens:
-        raise BatonError(
-            "context_length_exceeded",
-            # Claude's words, that clients look for.
-            f"prompt is too long: {tokens} tokens > {asking.model.window_tokens} maximum",
-            param="messages",
-        )
+        raise TooLong(tokens, asking.model.window_tokens, request.size)
     return replace(request, tokens=tokens)
 
 

@@ -9,7 +9,7 @@ How wrong it may be is its *margin*. Only where that reaches the model's window 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -83,6 +83,17 @@ def estimated(size: Size, before: Context) -> Estimate:
     tokens = max(0, before.tokens + media + math.ceil(text))
     margin = _OF_COUNTED * before.tokens + _OF_NEW * (abs(text) + abs(media))
     return Estimate(tokens, math.ceil(margin))
+
+
+def rate(tokens: int, size: Size) -> float:
+    """Tokens a byte of the text of a request that has so many."""
+    return max(tokens - size.media.tokens, 1) / max(size.text_bytes, 1)
+
+
+def size_of_messages(messages: Sequence[bytes]) -> Size:
+    """Of stored messages."""
+    media = media_of(messages)
+    return Size(sum(map(len, messages)) - media.size_bytes, media)
 
 
 def rate_of(before: Context) -> float:
