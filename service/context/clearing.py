@@ -12,7 +12,7 @@ It moves in steps, as views do: a step clears no more than is needed to make the
 Where all that may be cleared frees too little for that, the oldest exchanges leave the view with it.
 
 What is sent is a function of what is stored and of the view, the same bytes from turn to turn. It costs that with every
-turn each message whose results are cleared is parsed and written again; no other is.
+turn each message whose results are cleared is parsed and written again, about a millisecond for each MB; no other is.
 """
 
 from collections.abc import Iterator, Sequence
