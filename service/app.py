@@ -105,7 +105,7 @@ def build(
     beside = open_store(settings, store_url, connections_max=1)
     key = settings.anthropic_api_key.get_secret_value() if settings.anthropic_api_key else None
     claude = Claude(key, settings.anthropic_base_url, connections_max=settings.turns_running_max)
-    models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits))
+    models = Models(claude, settings.model_aliases, ModelTable(settings.model_traits, settings.model_windows))
     store = _store(settings, redis, keyspace)
     exchanges = Exchanges(settings.turns_running_max)
     compaction = _compaction(settings, claude, models, redis)

@@ -81,8 +81,9 @@ HEADERS: Final = (
         "X-Baton-Context",
         ("answer", "error"),
         "what Claude was sent of the session, if not all: `checkpoint; covers=N`: a summary for the first N messages; "
-        "`clear_tool_results; cleared=N`: of results of tool calls in the first N only a note; `truncate; left_out=N`: "
-        "nothing for the first N, for all would not fit; more than one of them, with a comma between",
+        "`compact; covers=N`: the same, made for this turn; `clear_tool_results; cleared=N`: of results of tool calls "
+        "in the first N only a note; `truncate; left_out=N`: nothing for the first N, for all would not fit; more than "
+        "one of them, with a comma between",
     ),
     Header("X-Baton-Ignored", ("answer", "error"), "what of the request was left out"),
     Header(

@@ -10,7 +10,9 @@ Nothing else of an id counts: ``claude-opus-5-6`` will not be a kind of ``claude
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ TABLE: Final[Mapping[str, Traits]] = {
 
 WINDOW_TOKENS: Final = 200_000
 """The smallest window of the models there are."""
+WINDOW_TOKENS_MIN: Final = 1_000
+WINDOW_TOKENS_MAX: Final = 100_000_000
+"""What a window may be said to have."""
 
 _DATED: Final = re.compile(r"(.+)-[0-9]{8}")
 
@@ -98,10 +103,16 @@ class ModelTable:
 
     Args:
         overrides: by model, what the operator knows better. A model that is not in the table gets a row by it.
+        windows: tokens by model, for where the Models API tells none.
     """
 
-    def __init__(self, overrides: Mapping[str, Mapping[Trait, bool]] | None = None) -> None:
+    def __init__(
+        self,
+        overrides: Mapping[str, Mapping[Trait, bool]] | None = None,
+        windows: Mapping[str, int] | None = None,
+    ) -> None:
         self._rows = dict(TABLE)
+        self._windows = dict(windows or {})
         for model, given in (overrides or {}).items():
             self._rows[model] = replace(_row(TABLE, model), **{str(name): is_so for name, is_so in given.items()})
 
@@ -111,10 +122,15 @@ class ModelTable:
 
     def model(self, model: str) -> Model:
         """What is known of a model as long as Claude tells nothing."""
-        return Model(self.traits(model))
+        return Model(self.traits(model), input_tokens_max=_of(self._windows, model))
 
 
 def _row(rows: Mapping[str, Traits], model: str) -> Traits:
+    return _of(rows, model) or NEWEST
+
+
+def _of(rows: Mapping[str, T], model: str) -> T | None:
+    """What there is for a model by its id, or by that without its date."""
     if model not in rows and (dated := _DATED.fullmatch(model)):
         model = dated[1]
-    return rows.get(model, NEWEST)
+    return rows.get(model)

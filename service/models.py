@@ -16,7 +16,7 @@ from typing import Any, Final
 from service import telemetry
 from service.claude import Claude
 from service.errors import BatonError
-from service.model_table import Model, ModelTable, Traits
+from service.model_table import Model, ModelTable
 
 _FRESH_S: Final = 300.0
 _DEADLINE_S: Final = 10.0
@@ -89,7 +89,7 @@ class Models:
         else:
             self._failure = None
             self._listed = {info["id"]: info for info in listed}
-            self._known = {name: _model(info, self._table.traits(name)) for name, info in self._listed.items()}
+            self._known = {name: _model(info, self._table.model(name)) for name, info in self._listed.items()}
         if self._failure is not None:
             telemetry.log.warning("models_not_listed", code=self._failure.code)
         self._ask_at = time.monotonic() + (_FRESH_S if self._failure is None else _FAILED_S)
@@ -112,8 +112,9 @@ class Models:
         return self._listed.get(model, unlisted)
 
 
-def _model(info: dict[str, Any], traits: Traits) -> Model:
-    return Model(traits, _count(info.get("max_tokens")), _count(info.get("max_input_tokens")), _thinking_types(info))
+def _model(info: dict[str, Any], known: Model) -> Model:
+    window = _count(info.get("max_input_tokens")) or known.input_tokens_max
+    return Model(known.traits, _count(info.get("max_tokens")), window, _thinking_types(info))
 
 
 def _count(told: object) -> int | None:

@@ -17,7 +17,7 @@ from pydantic import Field, SecretStr, StrictBool, ValidationError, field_valida
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service import model_name
-from service.model_table import Trait
+from service.model_table import WINDOW_TOKENS_MAX, WINDOW_TOKENS_MIN, Trait
 from storage import address
 from storage.tls import Tls
 
@@ -140,6 +140,10 @@ class Settings(BaseSettings):
         default_factory=dict,
         description='Over the table of models in docs/api.md, as JSON: {"claude-opus-6":{"forced_tools":true},…}.',
     )
+    model_windows: Annotated[dict[str, int], NoDecode] = Field(
+        default_factory=dict,
+        description="model=tokens, comma-separated: windows that the Models API does not tell: my-model=200000,…",
+    )
     compact_model: str = Field("claude-haiku-5-5", description="Writes the summaries that checkpoints are made of.")
     compact_deadline_s: float = Field(
         120.0,
@@ -217,12 +221,19 @@ class Settings(BaseSettings):
     @field_validator("model_aliases", mode="before")
     @classmethod
     def _read_aliases(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
-        if any(not alias.strip() or not model.strip() for alias, _, model in pairs):
-            raise ValueError("write alias=model, comma-separated")
-        return {alias.strip(): model.strip() for alias, _, model in pairs}
+        return _pairs(value, "alias=model") if isinstance(value, str) else value
+
+    @field_validator("model_windows", mode="before")
+    @classmethod
+    def _read_windows(cls, value: Any) -> Any:
+        return _pairs(value, "model=tokens") if isinstance(value, str) else value
+
+    @field_validator("model_windows")
+    @classmethod
+    def _check_windows(cls, value: dict[str, int]) -> dict[str, int]:
+        if not all(WINDOW_TOKENS_MIN <= tokens <= WINDOW_TOKENS_MAX for tokens in value.values()):
+            raise ValueError(f"a window has {WINDOW_TOKENS_MIN} to {WINDOW_TOKENS_MAX} tokens")
+        return value
 
     @field_validator("model_traits", mode="before")
     @classmethod
@@ -234,11 +245,11 @@ class Settings(BaseSettings):
         except orjson.JSONDecodeError as error:
             raise ValueError(f"is not JSON: {error.msg} (at {error.pos})") from None
 
-    @field_validator("compact_model", "default_model", "model_aliases", "model_traits")
+    @field_validator("compact_model", "default_model", "model_aliases", "model_traits", "model_windows")
     @classmethod
     def _check_models(cls, value: Any) -> Any:
         given = [value] if isinstance(value, str) else [*value, *value.values()]
-        if not all(model_name.sound(name) for name in given if not isinstance(name, dict)):
+        if not all(model_name.sound(name) for name in given if isinstance(name, str)):
             raise ValueError(f"the name of a model {model_name.PROBLEM}")
         return value
 
@@ -371,6 +382,13 @@ class Settings(BaseSettings):
     def port(self) -> int:
         """The port part of ``listen``; 0 for any free one."""
         return int(self.listen.rpartition(":")[2])
+
+
+def _pairs(value: str, form: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in value.split(",") if pair.strip()]
+    if any(not name.strip() or not said.strip() for name, _, said in pairs):
+        raise ValueError(f"write {form}, comma-separated")
+    return {name.strip(): said.strip() for name, _, said in pairs}
 
 
 def _read_file(path: Path, name: str) -> str:

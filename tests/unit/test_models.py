@@ -164,6 +164,15 @@ async def test_of_a_model_is_known_what_the_api_and_the_table_tell() -> None:
     assert listing.of("gpt-4o") == Model(NEWEST)  # aliases are for others
 
 
+async def test_the_operator_says_the_windows_that_the_api_does_not() -> None:
+    table = ModelTable(windows={"told": 1_000, "untold": 2_000, "unlisted": 3_000})
+    known = Models(cast(Claude, FakeClaude([{"id": "told", "max_input_tokens": 9_000}, "untold-20260101"])), {}, table)
+    assert known.of("untold").input_tokens_max == 2_000
+    await known.list()
+    found = {name: known.of(name).input_tokens_max for name in ("told", "untold-20260101", "unlisted", "other")}
+    assert found == {"told": 9_000, "untold-20260101": 2_000, "unlisted": 3_000, "other": None}
+
+
 @pytest.mark.parametrize(
     "told",
     [

@@ -326,6 +326,13 @@ def test_aliases(read: Any, problems: Any) -> None:
         assert line.startswith("BATON_MODEL_ALIASES")
 
 
+def test_windows_of_models(read: Any, problems: Any) -> None:
+    assert read(BATON_MODEL_WINDOWS=" m-1 = 200000,m-2=1000 ").model_windows == {"m-1": 200_000, "m-2": 1_000}
+    for wrong in ("m-1", "=1000", "m-1=many", "m-1=999", "m-1=100000001", "m 1=1000"):
+        (line,) = problems(BATON_MODEL_WINDOWS=wrong)
+        assert line.startswith("BATON_MODEL_WINDOWS")
+
+
 def test_misspelt_variables_are_found() -> None:
     environment = dict.fromkeys(["BATON_LISTN", "BATON_LISTEN", "BATON_REDIS", "PATH", "ANTHROPIC_API_KEY"], "x")
     assert unknown_variables(environment) == ["BATON_LISTN", "BATON_REDIS"]
