@@ -141,7 +141,7 @@ class Checkpoints:
         self._budget_s = budget_s
 
     async def claim(
-        self, ref: SessionRef, nonce: str, *, head: str, covers: int, claim_ms: int
+        self, ref: SessionRef, nonce: str, *, head: str, covers: int, claim_ms: int, kept: int | None = None
     ) -> Claimed | Held | Covered | Moved | Denied | Gone:
         """Takes the right to make the next checkpoint; see scripts/claim.lua.
 
@@ -151,8 +151,10 @@ class Checkpoints:
             head: of the messages that were read.
             covers: how many of them the checkpoint will stand for.
             claim_ms: how long nobody else is to make one; at most `CLAIM_MS_MAX`.
+            kept: so many messages the turn that claims goes on from, if it rewinds. A checkpoint that covers more ends
+                with that turn, and may be replaced by one that covers less.
         """
-        args = (nonce, head, covers, claim_ms)
+        args = (nonce, head, covers, claim_ms, "" if kept is None else kept)
         return read_claim(await self._scripts.act("claim", ref, args, budget_s=self._budget_s))
 
     async def store(self, ref: SessionRef, claimed: Claimed, summary: bytes, cost: Cost) -> int | None:

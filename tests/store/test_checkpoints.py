@@ -155,6 +155,20 @@ async def test_a_rewind_takes_what_it_cuts_into(store: Store, kept: int, checkpo
 
 
 @on_valkey
+async def test_who_is_about_to_rewind_into_what_is_covered_may_cover_less(store: Store) -> None:
+    ref = await grown(store)
+    await covered(store, ref, 8, b"eight")
+    for kept in (8, 9, 10):
+        assert await claim(store, ref, 4, kept=kept) == Covered()
+    claimed = await claim(store, ref, 4, kept=6)
+    assert isinstance(claimed, Claimed)
+    assert await store.checkpoints.store(ref, claimed, b"four", COST) == 2
+    assert await in_effect(store, ref) == Checkpoint(2, 4, b"four"), "the turn may not commit: it is the session's"
+    await rewound(store, ref, 6)
+    assert await in_effect(store, ref) == Checkpoint(2, 4, b"four")
+
+
+@on_valkey
 async def test_a_rewind_behind_what_is_covered_and_claimed_leaves_both(store: Store) -> None:
     ref = await grown(store)
     await covered(store, ref, 4, b"four")
