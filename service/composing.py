@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from service import reading, resend, telemetry, tool_calls
 from service.claude import Claude
@@ -25,7 +25,8 @@ from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted, TooLong
 from service.context.size import rate_of, size_of_messages
-from service.errors import CLAUDE_BYTES_MAX, BatonError
+from service.epoch import CHECKPOINT
+from service.errors import CLAUDE_BYTES_MAX, BatonError, prefix_changed
 from service.model_table import Model
 from service.opening import Rules
 from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
@@ -34,6 +35,7 @@ from service.stored import stored
 from storage.checkpoints import Checkpoint
 from storage.keys import SessionRef
 from storage.results import Begun
+from storage.tracebacks import let_go
 from storage.turns import History, Rewind, Turns
 
 _TOO_LARGE: Final = ("context_length_exceeded", "request_too_large")
@@ -80,6 +82,7 @@ class Composing:
         compaction: makes checkpoints.
         rules: of this replica.
         ref: the session.
+        strict: see `permitted`.
         announce: told what will be rewound, and what `X-Baton-Context` will say, before a summary is waited for.
     """
 
@@ -91,6 +94,8 @@ class Composing:
         compaction: Compaction,
         rules: Rules,
         ref: SessionRef,
+        *,
+        strict: bool,
         announce: Callable[[Rewind | None, str], None],
     ) -> None:
         self._claude = claude
@@ -99,6 +104,7 @@ class Composing:
         self._compaction = compaction
         self._rules = rules
         self._ref = ref
+        self._strict = strict
         self._announce = announce
 
     async def compose(self, begun: Begun, ask: Ask, *, resent: bool, replaced: Stored | None) -> Composed:
@@ -124,6 +130,7 @@ class Composing:
         use = caching.next_use(
             self._rules.cache_life, begun.idle_ms, before, begun.messages, diagnosed=self._rules.cache_diagnosed
         )
+        policy = view.policy(history.wishes.context_policy, self._rules.context_policy)
         made = False
         while True:
             arguments = (ask, begun, history, new, model.traits)
@@ -131,30 +138,35 @@ class Composing:
                 self._claude,
                 self._claude_headers,
                 model,
-                view.policy(history.wishes.context_policy, self._rules.context_policy),
+                policy,
                 ask.answer_tokens,
-                prepare=partial(continued, *arguments, use),
+                prepare=partial(self._prepared, *arguments, use),
                 count=partial(counted, *arguments),
             )
             try:
                 fitted = await fit.fitted(asking, before, history)
                 break
             except BatonError as error:
-                if error.code not in _TOO_LARGE or asking.policy != "compact":
+                if error.code not in _TOO_LARGE or policy != "compact":
                     raise
-                rate = error.rate if isinstance(error, TooLong) else rate_of(before)
-                if not _can_fit(history, new, model, rate):
-                    raise
-                kept_share = 0 if made else _KEPT_SHARE
-                keep_bytes = round(kept_share * model.window_tokens / rate)
-                checkpoint = await self._compacted(begun, history, rewind, keep_bytes)
-                if checkpoint is None:
-                    raise
+                refusal = error
+            let_go(refusal)  # and with it of the request, which is not held while a summary is waited for
+            rate = refusal.rate if isinstance(refusal, TooLong) else rate_of(before)
+            if not _can_fit(history, new, model, rate):
+                raise refusal
+            kept_share = 0 if made else _KEPT_SHARE
+            checkpoint = await self._compacted(begun, history, rewind, round(kept_share * model.window_tokens / rate))
+            if checkpoint is None:
+                raise refusal
             history, made = replace(history, checkpoint=checkpoint), True
         told = _told(history.checkpoint, made=made) + fitted.view.told(_covers(history.checkpoint))
         return Composed(
             begun, rewind, history, ask, fitted, partial(continued, *arguments, use, fitted.view), ", ".join(told)
         )
+
+    def _prepared(self, *arguments: Any) -> Prepared:
+        """As `prefix.continued`, with its arguments; what a strict caller would not have is refused before it costs."""
+        return permitted(continued(*arguments), strict=self._strict)
 
     async def _gone_on_from(
         self, begun: Begun, ask: Ask, *, resent: bool, replaced: Stored | None
@@ -184,7 +196,7 @@ class Composing:
         Raises:
             BatonError: as `Compaction.in_turn`.
         """
-        occasion = Occasion(self._ref, begun.head, history.elements, history.checkpoint, history.wishes, 0)
+        occasion = Occasion(self._ref, begun.head, history.elements, history.checkpoint, history.wishes)
         plan = await self._compaction.plan_for_turn(occasion, keep_bytes)
         if plan is None:
             return None
@@ -195,6 +207,21 @@ class Composing:
             return compacted.in_effect(found, len(history.elements))
 
         return await stored(self._compaction.in_turn(occasion, plan, read))
+
+
+def permitted(prepared: Prepared, *, strict: bool) -> Prepared:
+    """The same.
+
+    Args:
+        prepared: a turn's request.
+        strict: its caller wants no new epoch, but for one that a checkpoint begins.
+
+    Raises:
+        BatonError: prefix_changed.
+    """
+    if strict and (changed := [reason for reason in prepared.epoch.reasons if reason != CHECKPOINT]):
+        raise prefix_changed(changed)
+    return prepared
 
 
 def _can_fit(history: History, new: Sequence[bytes], model: Model, rate: float) -> bool:

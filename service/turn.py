@@ -43,10 +43,11 @@ import orjson
 
 from service import replay, telemetry, turn_record
 from service.claude import Claude
-from service.composing import Composed, Composing
+from service.composing import Composed, Composing, permitted
+from service.context import word
 from service.context.checkpoint import Compaction, Occasion
-from service.epoch import CHECKPOINT
-from service.errors import BatonError, internal_error, prefix_changed
+from service.context.size import rate_of
+from service.errors import BatonError, internal_error
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
 from service.following import Following
@@ -65,6 +66,7 @@ from storage.turns import NOTHING_SHOWN, Commit, Rewind, Shown, Turns
 
 _KEEPING: Final = (Interrupt.HUNG_UP, Interrupt.CANCELLED, Interrupt.DRAINING, Interrupt.REVOKED)
 """What keeps of a streamed turn what was shown."""
+_CONTEXT: Final = "x-baton-context"
 _POLL_S: Final = 0.25  # how often it is asked whether the earlier turn that a request is has its verdict
 
 
@@ -204,12 +206,18 @@ class Turn(Exchange):
             self._compaction,
             self._rules,
             self._ref,
+            strict=self._wish.strict,
             announce=self._announce,
         )
-        composed = await composing.compose(begun, self._ask, resent=self._resent, replaced=replaced)
+        try:
+            composed = await composing.compose(begun, self._ask, resent=self._resent, replaced=replaced)
+        except BatonError:
+            self.headers.pop(_CONTEXT, None)  # Claude was sent nothing
+            raise
         self._composed, self._ask = composed, composed.ask
         self._tell_composed(composed.rewind, composed.context)
-        return self._permitted(composed.fitted.prepared).body
+        _count_epoch(composed.fitted.prepared)
+        return composed.fitted.prepared.body
 
     def _announce(self, rewind: Rewind | None, context: str) -> None:
         """Claude will be asked late: the caller may be told by now that the turn is under way."""
@@ -223,16 +231,7 @@ class Turn(Exchange):
 
     def _tell_context(self, context: str) -> None:
         if context:
-            self.headers["x-baton-context"] = context
-
-    def _permitted(self, prepared: Prepared) -> Prepared:
-        """The same, unless it begins a new epoch and the caller wants none."""
-        reasons = prepared.epoch.reasons
-        if self._wish.strict and (changed := [reason for reason in reasons if reason != CHECKPOINT]):
-            raise prefix_changed(changed)
-        for reason in reasons:
-            telemetry.EPOCHS[reason].inc()
-        return prepared
+            self.headers[_CONTEXT] = context
 
     async def _relay(self, body: bytes) -> None:
         """Asks Claude; once more without the thinking of before, if it is refused for a signature in it."""
@@ -245,7 +244,8 @@ class Turn(Exchange):
             if prepared.body == body:
                 raise
             telemetry.log.warning("thinking_refused", session=self._ref.id, turn=self._turn_id)
-            self._composed = self._composed.instead(self._permitted(prepared))
+            self._composed = self._composed.instead(permitted(prepared, strict=self._wish.strict))
+            _count_epoch(prepared)
             await super()._relay(prepared.body)
 
     def _tell_session(self, state: str) -> None:
@@ -384,6 +384,7 @@ class Turn(Exchange):
             checkpoint=history.checkpoint,
             wishes=history.wishes,
             tokens=used.input + used.cache_read + used.cache_written + used.output,
+            rate=rate_of(word.unpacked(commit.context)),
         )
         self._compaction.after_commit(occasion, self._ask.model)
 
@@ -428,3 +429,8 @@ class Turn(Exchange):
             known=composed.history.attachments,
             context=standing.context if is_refused else left.packed(),
         )
+
+
+def _count_epoch(prepared: Prepared) -> None:
+    for reason in prepared.epoch.reasons:
+        telemetry.EPOCHS[reason].inc()

@@ -13,7 +13,8 @@ window (policy ``compact``), or over the session's own target, it starts a task 
 Nothing in that waits for a turn, and no turn waits for it: a turn reads the checkpoint with the history, in one and
 the same round trip, and the one that runs meanwhile goes on with what it has read. But a turn that would not fit
 without one does wait (`in_turn`): it claims as above, at the head that it has the lease for, and goes on with what was
-stored. If somebody else has the claim, it looks for their checkpoint until it is there or the claim is over. What it
+stored. If somebody else has the claim, it looks for their checkpoint until it is there or the claim is over; and what
+this replica makes for the session already it just waits for. What it
 waits for is a task like any other, and is not lost if the turn ends first, as when its caller hangs up: the next turn
 finds the checkpoint, or the claim. If the replica dies, the lines above are true, and beside them those of turn.py.
 
@@ -36,6 +37,7 @@ from service import telemetry
 from service.claude import Claude
 from service.context import compacted, summary
 from service.context.compacted import KEPT_TURNS_MIN, Plan
+from service.context.size import size_of_messages
 from service.context.view import policy
 from service.errors import BatonError, internal_error, role_too_small, session_not_found, store_unavailable
 from service.exchange import Interrupt, draining
@@ -51,7 +53,8 @@ THRESHOLD: Final = 0.8
 _KEPT: Final = 0.3
 """Of the threshold, that the turns may have which are kept."""
 _GAIN_MIN: Final = 0.1
-"""Of what is sent, that must be newly covered, or of what one summary takes; less is not worth it."""
+"""Of the context, system prompt and tools and all, that must be newly covered, or of what one summary takes. Less is
+not worth it: what stays may be over a session's own target by itself, and each turn would begin an epoch."""
 _OF_WINDOW: Final = 0.5
 """Of the summarizing model's window, that the transcript may have. What is beyond is left to the next checkpoint."""
 _BYTES_A_TOKEN: Final = 2
@@ -76,6 +79,7 @@ class Occasion:
         checkpoint: that stands for the oldest of them.
         wishes: of the session.
         tokens: of the context, with the last answer; 0 if nobody has counted.
+        rate: tokens that a byte of its text takes.
     """
 
     ref: SessionRef
@@ -83,7 +87,8 @@ class Occasion:
     elements: Sequence[bytes]
     checkpoint: Checkpoint | None
     wishes: Wishes
-    tokens: int
+    tokens: int = 0
+    rate: float = 0.0
 
     @property
     def covered(self) -> int:
@@ -128,7 +133,7 @@ class Compaction:
         self._claude = claude
         self._checkpoints = checkpoints
         self._rules = rules
-        self._tasks: set[asyncio.Task[Made]] = set()
+        self._tasks: dict[asyncio.Task[Made], str] = {}  # and the sessions that they are for
         self._asked_for = 0  # that have their place, and no claim yet
         self._draining = False
 
@@ -167,7 +172,7 @@ class Compaction:
             read: reads the session, which may be large; not called where there is no room for another checkpoint.
 
         Raises:
-            BatonError: overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
+            BatonError: overloaded, draining, turn_in_progress (the session goes on at this moment), session_not_found,
                 role_too_small, store_unavailable.
         """
         with self._place():
@@ -216,6 +221,10 @@ class Compaction:
             StoreUnavailable: the store does not answer.
         """
         while True:
+            if beside := [task for task, session in self._tasks.items() if session == occasion.ref.id]:
+                await asyncio.wait(beside)
+                if newer := _newer(await read(), occasion):
+                    return newer
             with self._place():
                 answer = await self._claim(occasion, plan)
                 if isinstance(answer, Claimed):
@@ -224,8 +233,7 @@ class Compaction:
                 case Claimed():
                     return _newer(await _result(making) or await read(), occasion)
                 case Held(remaining_ms):
-                    await asyncio.sleep(min(_POLL_S, remaining_ms / 1000))
-                    if newer := _newer(await read(), occasion):
+                    if newer := await _awaited(remaining_ms, read, occasion):
                         return newer
                 case Covered():
                     return _newer(await read(), occasion)
@@ -241,9 +249,11 @@ class Compaction:
         """One of the places for checkpoints, until the task has it that makes one.
 
         Raises:
-            BatonError: overloaded.
+            BatonError: overloaded, draining.
         """
-        if self._draining or self.running >= self._rules.running_max:
+        if self._draining:
+            raise draining()
+        if self.running >= self._rules.running_max:
             raise BatonError("overloaded", "This replica makes all the checkpoints it may; try again.", retry_after_s=5)
         self._asked_for += 1
         try:
@@ -276,14 +286,17 @@ class Compaction:
         """What an automatic checkpoint would cover, if that is worth it."""
         sent_bytes = compacted.text_bytes(occasion.elements[occasion.covered :])
         plan = self._plan(occasion, round(_KEPT * threshold * sent_bytes / occasion.tokens))
-        least_bytes = _GAIN_MIN * min(sent_bytes, self._transcript_bytes_max)
-        worthwhile = plan and compacted.text_bytes(occasion.elements[plan.begins : plan.covers]) >= least_bytes
-        return plan if worthwhile else None
+        if plan is None:
+            return None
+        size = size_of_messages(occasion.elements[plan.begins : plan.covers])
+        gain = occasion.rate * size.text_bytes + size.media.tokens
+        least = _GAIN_MIN * min(occasion.tokens, occasion.rate * self._transcript_bytes_max)
+        return plan if gain >= least else None
 
     def _start(self, session: str, making: Coroutine[Any, Any, Checkpoint | None]) -> asyncio.Task[Made]:
         task = asyncio.create_task(self._watched(session, making))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = session
+        task.add_done_callback(self._tasks.pop)
         return task
 
     async def _watched(self, session: str, making: Coroutine[Any, Any, Checkpoint | None]) -> Made:
@@ -322,6 +335,7 @@ class Compaction:
             head=occasion.head,
             covers=plan.covers,
             claim_ms=self._rules.claim_ms,
+            kept=len(occasion.elements),
         )
 
     async def _made(self, occasion: Occasion, plan: Plan, claimed: Claimed) -> Checkpoint | None:
@@ -360,6 +374,19 @@ class Compaction:
 def _newer(found: Checkpoint | None, occasion: Occasion) -> Checkpoint | None:
     """What was found, if it covers more than the session's checkpoint did."""
     return found if found is not None and found.covers > occasion.covered else None
+
+
+async def _awaited(
+    wait_ms: int, read: Callable[[], Awaitable[Checkpoint | None]], occasion: Occasion
+) -> Checkpoint | None:
+    """What somebody else has claimed; None if it is not there when their claim is over."""
+    loop = asyncio.get_running_loop()
+    ends = loop.time() + wait_ms / 1000
+    while (left_s := ends - loop.time()) > 0:
+        await asyncio.sleep(min(_POLL_S, left_s))
+        if newer := _newer(await read(), occasion):
+            return newer
+    return None
 
 
 async def _result(making: asyncio.Task[Made]) -> Checkpoint | None:

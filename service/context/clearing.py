@@ -110,8 +110,9 @@ def narrowed(
         if space.kept.takes(size):
             break
     if cleared == view.cleared or not space.enough.takes(size):
-        shown = as_sent(history, 0, cleared)
-        begins = later(shown, new, begins, space.kept._replace(head_bytes=head_bytes))
+        shown, first = as_sent(history, 0, cleared), max(begins, covers)
+        at = later(shown, new, first, space.kept._replace(head_bytes=head_bytes))
+        begins = at if at > first else begins
     return View(begins, begins > view.begins or cleared > view.cleared, cleared)
 
 

@@ -23,6 +23,7 @@ import orjson
 from service import epoch, telemetry
 from service.claude import Claude
 from service.context import clearing, word
+from service.context.compacted import summary_message
 from service.context.size import Media, Size, estimated, media_of, rate, size_of
 from service.context.view import KEPT_SHARE, SHORTENING, Policy, View, standing
 from service.context.word import UNKNOWN, Context
@@ -207,6 +208,7 @@ def _narrowed(asking: Asking, request: Fitted, history: History, rate: float, li
     """What is sent in the place of a request that is too large; the same view, if nothing can be done."""
     prepared, view = request.prepared, request.view
     head_bytes = sum(map(len, prepared.epoch.preamble))
+    head_bytes += len(summary_message(history.checkpoint)) if history.checkpoint is not None else 0
     return clearing.narrowed(
         history.elements,
         prepared.elements,

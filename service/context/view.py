@@ -52,7 +52,7 @@ class View(NamedTuple):
     def told(self, covers: int) -> list[str]:
         """What callers are told is not sent, behind what a checkpoint covers."""
         cleared = [f"clear_tool_results; cleared={self.cleared}"] if self.cleared > max(self.begins, covers) else []
-        return cleared + ([f"truncate; left_out={self.begins}"] if self.begins else [])
+        return cleared + ([f"truncate; left_out={self.begins}"] if self.begins > covers else [])
 
 
 WHOLE: Final = View()

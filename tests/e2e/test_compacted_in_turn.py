@@ -158,6 +158,7 @@ async def test_a_summary_that_fails_is_why_the_turn_does(
     await small.simulator.fault("refusal", match=SUMMARY)
     failed = await large(two, name)
     assert (failed.status, failed.code) == (502, "upstream_nonsense")
+    assert "x-baton-context" not in failed.headers, "Claude was sent nothing of the session"
     assert failed.json["error"]["message"].startswith("The conversation has outgrown the window, and summarizing")
     assert (await one.session(name))["message_count"] == 10
     said = await large(one, name)  # once the claim is over

@@ -9,16 +9,16 @@ import pytest
 from structlog.testing import capture_logs
 
 from service.claude import Claude
-from service.context import compacted, summary
+from service.context import checkpoint, compacted, summary
 from service.context.checkpoint import Compaction, Occasion, Rules
 from service.errors import BatonError
 from service.events import Event
 from service.model_table import NEWEST, Model
 from service.transcript import pack
 from storage import elements
-from storage.checkpoints import Checkpoints, Cost, Wishes
+from storage.checkpoints import Checkpoint, Checkpoints, Cost, Wishes
 from storage.keys import Keyspace
-from storage.results import Claimed, Denied, Gone, Held, Moved
+from storage.results import Claimed, Covered, Denied, Gone, Held, Moved
 from tests.unit.claude_events import as_events, message_start, stop_events, text_block
 
 pytestmark = pytest.mark.anyio
@@ -43,8 +43,9 @@ class Played:
         self.asked = 0
         self.stored: list[tuple[Claimed, bytes, Cost]] = []
 
-    async def claim(self, _: Any, nonce: str, *, head: str, covers: int, claim_ms: int) -> Any:
+    async def claim(self, _: Any, nonce: str, *, head: str, covers: int, claim_ms: int, kept: int) -> Any:
         assert (head, claim_ms) == ("turn_1", 2_500)
+        assert kept >= covers
         await asyncio.sleep(0.01)  # the store is asked
         self.claims.append(covers)
         return self.answer
@@ -72,7 +73,8 @@ class Played:
 
 def occasion(tokens: int = 0, *, turns: int = 8, target: int = 0) -> Occasion:
     ref = KEYSPACE.session(KEYSPACE.issue(), "ada")
-    return Occasion(ref, "turn_1", pack(TURN * turns, elements.FIRST_DIGEST), None, Wishes(target), tokens)
+    stored = pack(TURN * turns, elements.FIRST_DIGEST)
+    return Occasion(ref, "turn_1", stored, None, Wishes(target), tokens, tokens / compacted.text_bytes(stored))
 
 
 def there(**fields: Any) -> Callable[[], Awaitable[Occasion]]:
@@ -153,7 +155,7 @@ async def test_what_gains_too_little_is_left_alone() -> None:
     large = pack([{"role": "user", "content": "z" * 9_000}, TURN[1]] * 2, small[-1][1:9])
     crowded = occasion(900)
     compaction.after_commit(
-        Occasion(crowded.ref, crowded.head, [*small, *large], None, crowded.wishes, crowded.tokens), "m"
+        replace(crowded, elements=[*small, *large], rate=crowded.tokens / compacted.text_bytes([*small, *large])), "m"
     )
     await settled(compaction)
     assert (played.claims, played.asked) == ([], 0)
@@ -283,3 +285,119 @@ async def test_on_demand_another_s_claim_is_as_good_as_one_s_own() -> None:
     played = Played(Held(9))
     assert await played.compaction().on_demand(there()) is True
     assert played.asked == 0
+
+
+async def test_what_no_summary_can_make_smaller_is_not_summarized_at_every_turn() -> None:
+    """Of 6,000 tokens 5,000 are system prompt and tools: more than the target, whatever is covered."""
+    made = []
+    covered = 0
+    for turns in range(3, 23):
+        played = Played()
+        compaction = played.compaction(window=1_000_000)
+        before = Checkpoint(1, covered, b"It was said.") if covered else None
+        large = replace(occasion(turns=turns, target=1_000), checkpoint=before)
+        rate = 0.25
+        tokens = 5_000 + round(rate * compacted.text_bytes(large.elements[covered:]))
+        compaction.after_commit(replace(large, tokens=tokens, rate=rate), "m")
+        await settled(compaction)
+        if played.claims:
+            [covered] = played.claims
+            made.append(turns)
+    assert len(made) == 2, made
+
+
+async def test_pictures_that_would_be_covered_count_as_what_they_cost() -> None:
+    source = {"type": "base64", "media_type": "image/png", "data": "aGk"}
+    shown = {"role": "user", "content": [{"type": "image", "source": source}]}
+    stored = pack([shown, TURN[1]] * 8, elements.FIRST_DIGEST)
+    played = Played()
+    compaction = played.compaction(window=20_000)
+    tokens = 8 * 1_600 + 5_000
+    compaction.after_commit(replace(occasion(), elements=stored, tokens=tokens, rate=0.25), "m")
+    await settled(compaction)
+    assert played.claims == [12]
+
+
+def in_turn(compaction: Compaction, found: list[Checkpoint | None]) -> asyncio.Task[Checkpoint | None]:
+    """A turn that waits for a checkpoint, and what it reads one after the other."""
+
+    async def read() -> Checkpoint | None:
+        return found.pop(0) if len(found) > 1 else found[0]
+
+    async def wait() -> Checkpoint | None:
+        large = occasion(900)
+        plan = await compaction.plan_for_turn(large, 0)
+        assert plan is not None
+        return await compaction.in_turn(large, plan, read)
+
+    return asyncio.create_task(wait())
+
+
+MADE = Checkpoint(4, 12, b"It was said.")
+
+
+async def test_a_turn_waits_for_what_this_replica_makes_for_its_session_already() -> None:
+    """And needs no place for that; there is but one."""
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction(running_max=1)
+    large = occasion(900)
+    compaction.after_commit(large, "m")
+    await asyncio.sleep(0.05)
+    plan = await compaction.plan_for_turn(large, 0)
+    assert plan is not None
+
+    async def read() -> Checkpoint | None:
+        return MADE if played.stored else None
+
+    waiting = asyncio.create_task(compaction.in_turn(large, plan, read))
+    await asyncio.sleep(0.05)
+    played.go_on.set()
+    assert await waiting == MADE
+    assert (played.asked, len(played.claims)) == (1, 1)
+
+
+async def test_where_all_places_are_taken_by_others_a_turn_is_refused() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction(running_max=1)
+    compaction.after_commit(occasion(900), "m")
+    with pytest.raises(BatonError) as refused:
+        await in_turn(compaction, [None])
+    assert refused.value.code == "overloaded"
+    compaction.drain()
+    with pytest.raises(BatonError) as refused:
+        await in_turn(compaction, [None])
+    assert refused.value.code == "draining"
+    played.go_on.set()
+    await settled(compaction)
+
+
+async def test_a_turn_looks_for_another_s_checkpoint_and_claims_once_their_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(checkpoint, "_POLL_S", 0.01)
+    played = Played(Held(10_000))
+    assert await in_turn(played.compaction(), [None, None, MADE]) == MADE
+    assert (len(played.claims), played.asked) == (1, 0), "who only looks claims nothing"
+    played = Played(Held(30))
+    waiting = in_turn(played.compaction(), [None])
+    await asyncio.sleep(0.1)
+    played.answer = Claimed("n", 3, 5)
+    async with asyncio.timeout(5):
+        assert await waiting == Checkpoint(4, 14, b"It was said.")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [(Moved("turn_2"), "turn_superseded"), (Gone(), "session_not_found"), (Denied("viewer"), "role_too_small")],
+)
+async def test_within_a_turn_it_is_said_why_there_is_none(answer: Any, code: str) -> None:
+    with pytest.raises(BatonError) as refused:
+        await in_turn(Played(answer).compaction(), [None])
+    assert refused.value.code == code
+
+
+async def test_what_was_covered_meanwhile_is_gone_on_with() -> None:
+    assert await in_turn(Played(Covered()).compaction(), [MADE]) == MADE
+    assert await in_turn(Played(Covered()).compaction(), [None]) is None

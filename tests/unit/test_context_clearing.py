@@ -1,47 +1,27 @@
 """Results of old tool calls that are not sent any more: which, what stays, and that Claude takes what is left."""
 
-import asyncio
 import math
-from dataclasses import replace
-from functools import partial
 from typing import Any, cast, get_args
 
 import orjson
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from service import tool_calls
-from service.claude import Claude
-from service.context import clearing, fit, word
-from service.context.caching import PLAINLY
+from service.context import clearing, word
 from service.context.clearing import NOTE
-from service.context.fit import Asking, Fitted
 from service.context.size import Size, media_of
 from service.context.view import POLICIES, SHORTENING, WHOLE, Limit, Policy, View
 from service.context.word import Context
 from service.errors import BatonError
-from service.model_table import Model, ModelTable
-from service.prefix import Ask, continued, counted, last_digest
 from service.settings import Settings
-from service.simulator import rules
-from service.simulator.errors import ApiError
 from service.transcript import pack
 from storage import elements
-from storage.turns import Usage
-from tests.unit.simulated import message_to
-from tests.unit.test_context_compacted import LOOK, STEPS, THINKING, TOLD, Talk, one_step
-from tests.unit.test_context_size import PICTURE, Counting
+from tests.unit.narrow import LONG, Narrow
+from tests.unit.test_context_compacted import THINKING, TOLD
+from tests.unit.test_context_size import PICTURE
 from tests.unit.test_prefix import assistant, text, user
 
 Json = dict[str, Any]
-LONG = "a line of what was read. " * 40
-CONTENTS: dict[str, Any] = {
-    "long": LONG,
-    "short": "seen",
-    "picture": [PICTURE],
-    "blocks": [{"type": "text", "text": LONG}, PICTURE],
-}
 
 
 def call(number: int) -> Json:
@@ -167,6 +147,7 @@ def test_where_clearing_is_not_enough_the_oldest_exchanges_leave_the_view() -> N
     assert less == View(12, moved=True, cleared=5), "behind the loop"
     assert narrowed(stored, total, enough=total, view=View(12, cleared=5)) == View(14, moved=True, cleared=5)
     assert narrowed(stored[:3], 1) == WHOLE
+    assert narrowed(stored, total, covers=14) == View(16, moved=True), "what is covered has left already"
 
 
 def test_the_policies_are_those_of_the_settings() -> None:
@@ -187,94 +168,8 @@ def test_what_was_not_sent_is_told() -> None:
     assert View(0, cleared=5).told(0) == ["clear_tool_results; cleared=5"]
     assert View(4, cleared=5).told(0) == ["clear_tool_results; cleared=5", "truncate; left_out=4"]
     assert View(6, cleared=5).told(0) == ["truncate; left_out=6"]
+    assert View(6, cleared=5).told(6) == View(6).told(7) == [], "a summary stands for it"
     assert View(0, cleared=5).told(5) == WHOLE.told(3) == []
-
-
-class Narrow(Talk):
-    """A session with a small window, which every turn goes through `fit.fitted`."""
-
-    def __init__(self, model: str, policy: Policy, window: int) -> None:
-        super().__init__(model)
-        self.policy: Policy = policy
-        self.window = window
-        self.content: Any = LONG
-        self.fitted: Fitted | None = None
-        self.before = word.UNKNOWN
-
-    def turn(self, said: str | list[Json], *, system: str | None = None, cut_short: bool = False) -> Json:
-        """One turn, with longer results; what was sent."""
-        if not isinstance(said, str):
-            said = [{**block, "content": self.content} if block["type"] == "tool_result" else block for block in said]
-        params = {"max_tokens": 4_000, "thinking": THINKING[self.model]}
-        ask = Ask(self.model, [user(said)], system, params, tools=[LOOK])
-        traits = ModelTable().traits(self.model)
-        new = tool_calls.pack(self.history.elements, ask.messages, last_digest(self.history))
-        arguments = (ask, self.begun, self.history, new, traits)
-        asking = Asking(
-            cast(Claude, Counting()),
-            {},
-            Model(traits, input_tokens_max=self.window),
-            self.policy,
-            4_000,
-            partial(continued, *arguments, PLAINLY),
-            partial(counted, *arguments),
-        )
-        self.before = fit.known(self.begun, self.model)
-        self.fitted = asyncio.run(fit.fitted(asking, self.before, self.history))
-        prepared = self.fitted.prepared
-        body: Json = orjson.loads(prepared.body)
-        del body["stream"]
-        answer = message_to(body)
-        content = answer["content"]
-        if cut_short and content[-1]["type"] == "text":
-            content[-1]["text"] = content[-1]["text"].split()[0]
-        reply = pack([{"role": "assistant", "content": content}], prepared.digest)
-        self.goes_on_with([*self.history.elements, *prepared.elements, *reply])
-        self.history = replace(
-            self.history,
-            system_json=prepared.system_json or self.history.system_json,
-            preamble=prepared.preamble or self.history.preamble,
-        )
-        read, epoch = rules.check_create(body).prompt.tokens, prepared.epoch
-        used = Usage(input=read, output=answer["usage"]["output_tokens"])
-        left = self.fitted.left(used, reply, "msg_1", whole=not cut_short)
-        self.begun = replace(self.begun, epoch_hash=epoch.hash, epoch_start=epoch.start, context=left.packed())
-        return body
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    model=st.sampled_from(sorted(THINKING)),
-    policy=st.sampled_from(SHORTENING),
-    content=st.sampled_from(["long", "long", "short", "picture", "blocks"]),
-    steps=st.lists(st.one_of(STEPS, *[st.just("look")] * 3), min_size=20, max_size=40),
-    data=st.data(),
-)
-def test_whatever_the_history_claude_takes_what_is_sent(
-    model: str, policy: Policy, content: str, steps: list[str], data: st.DataObject
-) -> None:
-    talk = Narrow(model, policy, window=5_000)
-    talk.content = CONTENTS[content]
-    talk.turn(TOLD)
-    sent: list[Json] = []
-    for step in steps:
-        held, fitted = list(talk.history.elements), talk.fitted
-        try:
-            for part in ("calls", "results") if step == "look" else (step,):
-                one_step(talk, part, data)
-        except ApiError as error:
-            pytest.fail(f"Claude refused {step}: {error.message}")
-        if step == "rewind":
-            sent = []
-            continue
-        assert talk.history.elements[: len(held)] == held, "what is stored stays"
-        if talk.fitted is fitted or talk.fitted is None:
-            continue
-        body = orjson.loads(talk.fitted.prepared.body)
-        assert rules.check_create(body).prompt.tokens <= talk.window
-        if not talk.fitted.prepared.epoch.reasons and step != "look":  # which is two turns
-            assert body["messages"][: len(sent)] == sent, "the same bytes from turn to turn"
-        sent = body["messages"]
 
 
 def test_a_loop_of_calls_is_not_lost_and_its_prefix_seldom_changes() -> None:
@@ -287,14 +182,14 @@ def test_a_loop_of_calls_is_not_lost_and_its_prefix_seldom_changes() -> None:
         for number in range(40):
             talk.content = f"[mark:{number}] {LONG}"
             body = talk.turn([result(0) | {"tool_use_id": one} for one in talk.waiting()] + [text("call look")])
-            assert talk.fitted is not None
-            moves += talk.fitted.view.moved
+            assert talk.composed is not None
+            moves += talk.composed.fitted.view.moved
             said = orjson.dumps(body["messages"]).decode()
-            assert TOLD in said or talk.fitted.view.begins
+            assert TOLD in said or talk.composed.fitted.view.begins
             for recent in range(max(0, number - 2), number + 1):
                 assert f"[mark:{recent}]" in said
         assert 0 < moves < 20
-        assert talk.fitted is not None and talk.fitted.view.cleared
+        assert talk.composed is not None and talk.composed.fitted.view.cleared
 
 
 def test_without_a_known_window_bytes_are_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +203,8 @@ def test_without_a_known_window_bytes_are_a_bound(monkeypatch: pytest.MonkeyPatc
             assert len(orjson.dumps(body)) <= 20_000
             talk.turn("Never mind.")
             talk.turn("call look")
-        assert talk.fitted is not None
-        assert (talk.fitted.view.begins > 0, talk.fitted.view.cleared > 0) == (True, cleared)
+        assert talk.composed is not None
+        assert (talk.composed.fitted.view.begins > 0, talk.composed.fitted.view.cleared > 0) == (True, cleared)
     talk = Narrow("claude-haiku-4-5", "truncate", window=10**9)
     with pytest.raises(BatonError) as caught:
         talk.turn(LONG * 30)
@@ -322,6 +217,6 @@ def test_the_media_of_a_request_are_those_that_are_sent() -> None:
     talk.turn("call look")
     for _ in range(20):
         body = talk.turn([result(0) | {"tool_use_id": one} for one in talk.waiting()] + [text("call look")])
-        assert talk.fitted is not None
-        assert talk.fitted.size.media.tokens == 1_600 * orjson.dumps(body).count(b"image/png")
-    assert talk.fitted is not None and talk.fitted.view.cleared
+        assert talk.composed is not None
+        assert talk.composed.fitted.size.media.tokens == 1_600 * orjson.dumps(body).count(b"image/png")
+    assert talk.composed is not None and talk.composed.fitted.view.cleared
