@@ -154,8 +154,8 @@ class Composing:
             rate = refusal.rate if isinstance(refusal, TooLong) else rate_of(before)
             if not _can_fit(history, new, model, rate):
                 raise refusal
-            kept_share = 0 if made else _KEPT_SHARE
-            checkpoint = await self._compacted(begun, history, rewind, round(kept_share * model.window_tokens / rate))
+            keep_bytes = round(_KEPT_SHARE * model.window_tokens / rate)
+            checkpoint = await self._compacted(begun, history, rewind, keep_bytes)
             if checkpoint is None:
                 raise refusal
             history, made = replace(history, checkpoint=checkpoint), True
@@ -193,11 +193,18 @@ class Composing:
     ) -> Checkpoint | None:
         """A checkpoint that covers more; None if there is nothing more that one could cover.
 
+        Args:
+            begun: the session.
+            history: that the turn goes on from.
+            rewind: what it rewinds.
+            keep_bytes: of text, that are kept of the end. Where there is no more than that, it is not what can be kept.
+
         Raises:
             BatonError: as `Compaction.in_turn`.
         """
         occasion = Occasion(self._ref, begun.head, history.elements, history.checkpoint, history.wishes)
-        plan = await self._compaction.plan_for_turn(occasion, keep_bytes)
+        behind_bytes = compacted.text_bytes(history.elements[occasion.covered :])
+        plan = await self._compaction.plan_for_turn(occasion, keep_bytes if behind_bytes > keep_bytes else 0)
         if plan is None:
             return None
         self._announce(rewind, _compact(plan.covers))

@@ -211,9 +211,8 @@ class Turn(Exchange):
         )
         try:
             composed = await composing.compose(begun, self._ask, resent=self._resent, replaced=replaced)
-        except BatonError:
-            self.headers.pop(_CONTEXT, None)  # Claude was sent nothing
-            raise
+        finally:
+            self.headers.pop(_CONTEXT, None)  # whatever was announced: nothing has been sent yet
         self._composed, self._ask = composed, composed.ask
         self._tell_composed(composed.rewind, composed.context)
         _count_epoch(composed.fitted.prepared)

@@ -46,6 +46,7 @@ from service.transcript import Answer
 from storage.checkpoints import Checkpoint, Checkpoints, Cost, Wishes
 from storage.keys import SessionRef, new_nonce
 from storage.results import Claimed, Covered, Denied, Gone, Held, Moved, StoreUnavailable
+from storage.tracebacks import let_go
 from storage.turns import Usage
 
 THRESHOLD: Final = 0.8
@@ -313,6 +314,7 @@ class Compaction:
                     telemetry.log.error("checkpoint_broken", session=session, exc_info=error)
                 else:
                     telemetry.log.warning("checkpoint_failed", session=session, code=told.code)
+                let_go(told)
                 return told
 
     async def _automatic(self, occasion: Occasion, threshold: int) -> Checkpoint | None:
@@ -396,8 +398,11 @@ async def _result(making: asyncio.Task[Made]) -> Checkpoint | None:
         raise draining()
     made = making.result()
     if isinstance(made, BatonError):
-        failed = f"The conversation has outgrown the window, and summarizing its oldest part failed: {made.message}"
-        raise BatonError(made.code, failed, retry_after_s=made.retry_after_s)
+        made.message = (
+            f"The conversation has outgrown the window, and summarizing its oldest part failed: {made.message}"
+        )
+        made.claude_said = None  # it was about the summary
+        raise made
     return made
 
 

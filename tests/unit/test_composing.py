@@ -100,6 +100,15 @@ def test_with_a_small_summarizing_model_it_takes_more_of_them() -> None:
     assert talk.composed.context == f"compact; covers={covers[-1]}"
 
 
+def test_pictures_that_take_the_window_are_covered_at_once() -> None:
+    """Their text is less than what is kept of an end otherwise."""
+    talk = Narrow("claude-sonnet-5-5", "compact", 12_000)
+    while talk.context_tokens() < 10_000:
+        talk.turn([PICTURE])
+    talk.turn([PICTURE] * 3)
+    assert talk.claude.summaries == 1
+
+
 def test_a_turn_that_rewinds_into_what_is_covered_has_less_summarized() -> None:
     talk = grown("compact")
     talk.turn(LONG * 6)
