@@ -1,5 +1,6 @@
 """The command ``baton``."""
 
+import gc
 import os
 import signal
 import sys
@@ -48,9 +49,11 @@ def serve() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them: process 1 would not even notice
         signal.signal(number, lambda *_: sys.exit(0))
+    settings = _settings()  # before the rest is loaded: whoever has to mend them sees the problems at once
+    gc.disable()  # until the server is built: what is loaded stays, and to look for garbage in it is a fifth of a start
     from service.server import serve as run
 
-    sys.exit(run(_settings()))
+    sys.exit(run(settings))
 
 
 @main.command()

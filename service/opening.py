@@ -32,7 +32,7 @@ from service.errors import (
     sessions_full,
     store_unavailable,
 )
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 from service.model_table import Model
 from storage.keys import new_nonce
 from storage.results import (

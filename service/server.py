@@ -162,9 +162,12 @@ def _bound(host: str, port: int) -> list[socket.socket]:
 
 
 def _tune_collector() -> None:
-    """Keeps the garbage collector away from what lives for ever: the modules, most of the heap."""
-    gc.collect()
+    """Keeps the garbage collector, off until now, away from what lives for ever: the modules, most of the heap.
+
+    Nothing is collected before: of two hundred thousand objects hardly two thousand are garbage.
+    """
     gc.freeze()
+    gc.enable()
 
 
 def _run(settings: Settings, url: str, secret: str, listening: list[socket.socket]) -> int:

@@ -51,8 +51,9 @@ from service.context.fit import Asking, Fitted
 from service.context.view import View
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
-from service.exchange import Exchange, Interrupt, OnDisconnect, Render
+from service.exchange import Exchange, OnDisconnect, Render
 from service.following import Following
+from service.interrupt import Interrupt
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared, continued, counted, last_digest, with_length
