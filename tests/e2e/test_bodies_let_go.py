@@ -272,7 +272,7 @@ async def test_nothing_of_a_body_waits_for_the_collector_while_the_store_is_away
 
 async def test_a_body_counts_as_long_as_the_turn_that_goes_on_without_its_caller(fleet: Fleet) -> None:
     headers = {**_IN_SESSION, "x-session-on-disconnect": "continue"}
-    slow: Fields = {"kind": "slow_first_byte", "delay_ms": 300}
+    slow: Fields = {"kind": "slow_first_byte", "delay_ms": 1_500}
     case = Case(_CHAT, 0, asking(), headers, fault=slow, patience_s=0.1)
     async with replica(fleet, fleet.valkey.url) as (port, bodies):
         await fleet.simulator.fault(**slow)

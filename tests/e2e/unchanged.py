@@ -20,7 +20,7 @@ async def unchanged(fleet: Fleet, *, claude: bool = True) -> AsyncIterator[None]
     """No key comes or goes within the block; with ``claude``, nothing is asked of Claude either."""
     store: Any
     async with redis.asyncio.from_url(fleet.valkey.url) as store:
-        stats = await fleet.simulator.stats()
+        asked = await fleet.simulator.total()
         ends = {key: await store.pexpiretime(key) for key in await _keys(store)}
         yield
         found = await _keys(store)
@@ -28,7 +28,7 @@ async def unchanged(fleet: Fleet, *, claude: bool = True) -> AsyncIterator[None]
         now_ms = seconds * 1_000 + micros // 1_000
         ended = {key for key, end in ends.items() if end == _GONE or _FOR_EVER < end <= now_ms}
         assert found - ended == ends.keys() - ended
-        assert not claude or await fleet.simulator.stats() == stats
+        assert not claude or await fleet.simulator.total() == asked
 
 
 async def _keys(store: Any) -> set[bytes]:

@@ -143,7 +143,7 @@ async def test_a_loss_is_noticed_by_who_expects_a_turn_and_by_a_turn_that_runs(g
 
 
 async def claude_asked(ground: Stage) -> int:
-    return int((await ground.fleet.simulator.stats())["requests"])
+    return await ground.fleet.simulator.total()
 
 
 @asynccontextmanager
