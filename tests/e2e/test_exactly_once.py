@@ -250,7 +250,7 @@ async def test_the_same_request_at_the_same_time_makes_one_session(
 async def test_a_repetition_makes_the_session_anew_if_the_first_attempt_took_it_along(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
-    headers = keyed("k", X_Session_Mode="create")
+    headers = keyed("k", X_Session_Mode="create", X_Session_On_Disconnect="cancel")
     await simulator.fault("hang", match=name)
     first = asyncio.create_task(one.chat(f"Hi {name}", name, headers=headers))
     await eventually(lambda: simulator.asked(name), "the question")
