@@ -456,10 +456,10 @@ async def test_a_wait_for_a_connection_that_left_no_time_for_the_call_is_told_as
 ) -> None:
     redis = connect(own_valkey.url, connections_max=1, deadlines=Deadlines())
     pool: Any = redis.connection_pool
-    store = Store.of(redis, "own", budget_s=0.5)
+    store = Store.of(redis, "own", budget_s=0.9)
     taken = await pool.get_connection()
     waiting = asyncio.create_task(store.created())
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.65)
     with frozen(own_valkey.pid):
         await pool.release(taken)
         with pytest.raises(StoreBusy) as caught:
@@ -499,7 +499,7 @@ async def test_who_is_cancelled_as_it_gives_a_connection_back_has_given_it_back(
         await asyncio.sleep(0)
         giving_back.cancel()
         await asyncio.gather(giving_back, return_exceptions=True)
-    assert await asyncio.wait_for(next_one, 1.0)
+    assert await asyncio.wait_for(next_one, 5.0)
     assert not pool._in_use_connections
     await redis.aclose()
 
@@ -508,7 +508,7 @@ async def test_who_is_cancelled_as_it_gives_a_connection_back_has_given_it_back(
 async def test_who_finds_that_a_session_is_anothers_has_one_budget_for_both_calls(own_valkey: EmbeddedValkey) -> None:
     async with RedisStall(int(own_valkey.url.rpartition(":")[2].partition("/")[0])) as line:
         redis = connect(line.url_through(own_valkey.url), connections_max=2, deadlines=Deadlines())
-        store = Store.of(redis, "own", budget_s=0.6)
+        store = Store.of(redis, "own", budget_s=2.0)
         ref = await store.created()
         await store.shares.share(ref, "bob", "writer")
         touch = SCRIPTS["touch"].sha.encode()
@@ -519,11 +519,11 @@ async def test_who_finds_that_a_session_is_anothers_has_one_budget_for_both_call
         touching = asyncio.create_task(store.sessions.touch(store.keyspace.session(ref.id, "bob")))
         await told_late.reached()
         held = line.arm(lambda argv: argv[1:2] == (touch,), at="reply")
-        await asyncio.sleep(0.45)
+        await asyncio.sleep(1.4)
         told_late.release()
         with pytest.raises(StoreUnavailable):
             await touching
-        assert time.monotonic() - started < 0.9
+        assert time.monotonic() - started < 3.0
         await held.reached()
         await redis.aclose()
 
