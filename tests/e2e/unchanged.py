@@ -1,7 +1,8 @@
 """Nothing is stored: what the store holds is the same before and after, but for what had to end by itself meanwhile.
 
 The files of this folder share a store, and some leave sessions behind that live for a minute. Replicas sweep it, each
-first at a moment of its own: the lock of the sweep, and the counters it counts in, come without a request.
+first at a moment of its own: the lock of the sweep, and the counters it counts in, come without a request; so does what
+they write to see whether the store takes writes.
 """
 
 from collections.abc import AsyncIterator
@@ -32,4 +33,4 @@ async def unchanged(fleet: Fleet, *, claude: bool = True) -> AsyncIterator[None]
 
 
 async def _keys(store: Any) -> set[bytes]:
-    return {key for key in await store.keys("*") if not key.endswith((b"}:swl", b"}:cnt"))}
+    return {key for key in await store.keys("*") if not key.endswith((b"}:swl", b"}:cnt", b"}:p"))}
