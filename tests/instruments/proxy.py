@@ -282,6 +282,7 @@ class StallProxy(ABC, Generic[S]):
         link = asyncio.get_running_loop().create_task(self._serve(upstream, reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        link.add_done_callback(lambda _: writer.transport.abort())  # also if it was cancelled before it began
 
     async def _serve(self, upstream: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -301,8 +302,6 @@ class StallProxy(ABC, Generic[S]):
             pass
         except* Exception as group:
             self._misread.append(group)
-        finally:
-            writer.transport.abort()
 
     @abstractmethod
     async def _relay(self, link: Link) -> None:
