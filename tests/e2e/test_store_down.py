@@ -107,6 +107,7 @@ async def test_a_store_that_goes_during_a_turn(tmp_path: Path, name: str) -> Non
         assert frames[-1] == b"data: [DONE]"
         assert len(await caller.messages(name)) == 4
 
+        await fleet.simulator.pace(delta_ms=100)  # so that the store goes first also on a busy machine
         async with caller.stream("Count to 20", name) as stream:
             await stream.words(2)
             fleet.valkey.kill9()
