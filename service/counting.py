@@ -119,7 +119,7 @@ class CountTokens:
             if rewind is not None:
                 kept = rewind.messages
                 standing = replace(standing, messages=kept, epoch_start=min(standing.epoch_start, kept))
-                history = replace(history, elements=history.elements[:kept])
+                history = await stored(resend.cut(turns, address.ref, history, kept))
         new = tool_calls.pack(history.elements, ask.messages, prefix.last_digest(history))
         view = View(word.behind_cut(standing.context, standing.messages, standing.epoch_start).begins)
         return prefix.counted(ask, standing, history, new, self._parts.rules.model_of(ask.model).traits, view)

@@ -35,7 +35,9 @@ from storage.turns import History
 
 NOTHING: Final = (b"", b'""', b"[]")
 """System prompts that say nothing; one of them is asked for to have none."""
-PARTS: Final = ("model", "system", "tools", "thinking", "checkpoint")
+CHECKPOINT: Final = "checkpoint"
+"""The reason of an epoch that began with another checkpoint, or none any more."""
+PARTS: Final = ("model", "system", "tools", "thinking", CHECKPOINT)
 """What an epoch depends on, in the order of its hash."""
 REFUSED: Final = "refused"
 """The reason of an epoch that began because Claude refused a signature."""
@@ -153,9 +155,9 @@ def decide(
     changed += ["tools"] if tools != stored.tools else []
     changed += ["thinking"] if before[0] == model and not _is_same(thinking, stored.thinking) else []
     changed += ["system"] if is_new and not tellable else []
-    changed += ["checkpoint"] if before[-1] != version else []
+    changed += [CHECKPOINT] if before[-1] != version else []
     # A model that does not bind its thinking to the prefix keeps it, unless what was told would contradict the top.
-    keeps = not traits.preserved_thinking and not {"model", "checkpoint"} & {*changed}
+    keeps = not traits.preserved_thinking and not {"model", CHECKPOINT} & {*changed}
     keeps = keeps and not ("system" in changed and told_before is not None)
     if because or (changed and not keeps):
         reasons = (because,) if because else tuple(changed)

@@ -26,7 +26,7 @@ the store never holds a call whose result was cut off.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -174,6 +174,19 @@ def _calls(content: Any) -> list[tuple[str, str, Any]]:
     if isinstance(content, str):
         return []
     return [(block["id"], block["name"], block["input"]) for block in content if block.get("type") == "tool_use"]
+
+
+async def cut(turns: Turns, ref: SessionRef, history: History, kept: int) -> History:
+    """The history of which so many messages are kept.
+
+    Cost: nothing, unless the cut is in what a checkpoint covers, of which the attachments were not read: a round trip.
+
+    Raises:
+        StoreUnavailable, SessionTorn, HistoryTooLarge: as `Turns.history`.
+    """
+    if history.attachments and history.checkpoint is not None and kept < history.checkpoint.covers:
+        return await turns.history(ref, kept)
+    return replace(history, elements=history.elements[:kept])
 
 
 async def recognise(

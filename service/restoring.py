@@ -14,6 +14,7 @@ import orjson
 from service import access, epoch, model_name, session_fields, tool_calls, transcript
 from service.context import compacted
 from service.context import word as context_word
+from service.context.summary import BYTES_MAX
 from service.context.view import can_begin
 from service.dialects.messages import check_block, unmarked
 from service.errors import BatonError, invalid_value
@@ -93,7 +94,10 @@ def _summary(checkpoints: Any) -> bytes:
     summary = checkpoints.get("summary") if isinstance(checkpoints, dict) else None
     if summary is not None and not isinstance(summary, str):
         raise invalid_value("checkpoints.summary", "must be a string")
-    return (summary or "").encode()
+    told = (summary or "").encode()
+    if len(told) > BYTES_MAX:
+        raise invalid_value("checkpoints.summary", f"must have at most {BYTES_MAX} bytes")
+    return told
 
 
 def _account(given: Any, packed: Sequence[bytes]) -> Account:

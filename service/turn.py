@@ -49,6 +49,7 @@ from service.context import caching, compacted, fit, view
 from service.context.checkpoint import Compaction, Occasion
 from service.context.fit import Asking, Fitted
 from service.context.view import View
+from service.epoch import CHECKPOINT
 from service.errors import BatonError, internal_error, prefix_changed
 from service.events import Event
 from service.exchange import Exchange, Interrupt, OnDisconnect, Render
@@ -222,7 +223,7 @@ class Turn(Exchange):
             kept = self._rewind.messages
             self.headers["x-session-state"] = "rewound"
             self._begun = begun = replace(begun, messages=kept, epoch_start=min(begun.epoch_start, kept))
-            history = replace(history, elements=history.elements[:kept])
+            history = await stored(resend.cut(self._turns, self._ref, history, kept))
         checkpoint = compacted.in_effect(history.checkpoint, len(history.elements))
         self._history = history = replace(history, checkpoint=checkpoint)
         new = tool_calls.pack(history.elements, self._ask.messages, last_digest(history))
@@ -254,7 +255,7 @@ class Turn(Exchange):
     def _permitted(self, prepared: Prepared) -> Prepared:
         """The same, unless it begins a new epoch and the caller wants none."""
         reasons = prepared.epoch.reasons
-        if self._wish.strict and (changed := [reason for reason in reasons if reason != "checkpoint"]):
+        if self._wish.strict and (changed := [reason for reason in reasons if reason != CHECKPOINT]):
             raise prefix_changed(changed)
         for reason in reasons:
             telemetry.EPOCHS[reason].inc()

@@ -20,13 +20,7 @@ from typing import Any, cast
 from redis.asyncio import Redis
 
 from storage.keys import Keyspace
-from storage.results import (
-    read_create_key,
-    read_delete_key,
-    read_note_key,
-    read_patch_key,
-    read_rotate_key,
-)
+from storage.replies import read_create_key, read_delete_key, read_note_key, read_patch_key, read_rotate_key
 from storage.scripts import ScriptRunner, answered
 
 

@@ -20,7 +20,8 @@ from redis.asyncio import Redis
 
 from storage.index import Index, Listed
 from storage.keys import Keyspace, SessionRef
-from storage.results import Full, Reply, Stale, StoreUnavailable, read_evict, read_sweep, read_sweep_lock
+from storage.replies import Reply, read_evict, read_sweep, read_sweep_lock
+from storage.results import Full, Stale, StoreUnavailable
 from storage.scripts import OnCall, ScriptRunner, nobody, together
 from storage.shares import with_grantees
 

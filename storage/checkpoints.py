@@ -22,7 +22,8 @@ from typing import Final
 from redis.asyncio import Redis
 
 from storage.keys import SessionRef
-from storage.results import Claimed, Covered, Denied, Gone, Held, Moved, read_checkpoint, read_claim
+from storage.replies import read_checkpoint, read_claim
+from storage.results import Claimed, Covered, Denied, Gone, Held, Moved
 from storage.scripts import OnCall, ScriptRunner, nobody
 
 CLAIM_MS_MAX: Final = 900_000

@@ -17,7 +17,8 @@ from typing import Any, Final, Literal
 from redis.asyncio import Redis
 
 from storage.keys import SessionRef
-from storage.results import Fate, read_fate
+from storage.replies import read_fate
+from storage.results import Fate
 from storage.scripts import answered
 
 End = Literal["told", "dead", "overflow", "gone", "hidden"]

@@ -28,7 +28,8 @@ from redis.exceptions import ConnectionError, NoScriptError, RedisError, Timeout
 from storage.failures import moving, surely_not_executed, takes_no_writes
 from storage.keys import SessionRef
 from storage.pool import CALL, Call, Rank, refused_call
-from storage.results import Reply, StoreBusy, StoreUnavailable, elsewhere
+from storage.replies import Reply, elsewhere
+from storage.results import StoreBusy, StoreUnavailable
 from storage.tracebacks import let_go
 
 _INCLUDE = re.compile(r"^-- @include (\w+)$", re.MULTILINE)

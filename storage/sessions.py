@@ -13,6 +13,7 @@ from storage import attachments
 from storage.capacity import Capacity
 from storage.checkpoints import NO_ACCOUNT, UNSAID, WISHES, Account, Wishes, read_account, read_wishes
 from storage.keys import Keyspace, SessionRef
+from storage.replies import Reply, UnknownReply, read_create, read_delete, read_patch, read_touch
 from storage.results import (
     LEASE_MS_MAX,
     Created,
@@ -21,17 +22,11 @@ from storage.results import (
     Full,
     Gone,
     Patched,
-    Reply,
     Retry,
     RevisionConflict,
     SessionTorn,
     Stale,
     StoreUnavailable,
-    UnknownReply,
-    read_create,
-    read_delete,
-    read_patch,
-    read_touch,
 )
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.shares import OWNER, with_grantees

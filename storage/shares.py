@@ -16,18 +16,8 @@ from typing import Final, Literal, cast, get_args
 from redis.asyncio import Redis
 
 from storage.keys import SessionRef
-from storage.results import (
-    Denied,
-    Gone,
-    IsOwner,
-    Reply,
-    Shared,
-    SharesFull,
-    has_other_grantees,
-    read_share,
-    read_shares,
-    read_unshare,
-)
+from storage.replies import Reply, has_other_grantees, read_share, read_shares, read_unshare
+from storage.results import Denied, Gone, IsOwner, Shared, SharesFull
 from storage.scripts import OnCall, ScriptRunner, answered, nobody
 
 Role = Literal["viewer", "writer", "admin"]

@@ -20,21 +20,8 @@ from storage.attachments import take_out_all
 from storage.capacity import Capacity
 from storage.checkpoints import NO_ACCOUNT, UNSAID, Account, Checkpoint, Wishes, read_checkpoint_text
 from storage.keys import SessionRef
-from storage.results import (
-    Corrupt,
-    Created,
-    Exists,
-    Fate,
-    Full,
-    Gone,
-    Moved,
-    SessionTorn,
-    Stale,
-    TurnsFull,
-    read_create,
-    read_fate,
-    read_fork,
-)
+from storage.replies import read_create, read_fate, read_fork
+from storage.results import Corrupt, Created, Exists, Fate, Full, Gone, Moved, SessionTorn, Stale, TurnsFull
 from storage.scripts import OnCall, ScriptRunner, nobody
 from storage.sessions import Snapshot, read_fields
 from storage.shares import OWNER, SHARED_WITH_ONE_MAX

@@ -23,6 +23,16 @@ from storage import attachments
 from storage.checkpoints import TEXTS, UNSAID, Checkpoint, Wishes, read_texts
 from storage.keys import SessionRef
 from storage.pool import Rank
+from storage.replies import (
+    read_abort,
+    read_append,
+    read_begin,
+    read_cancel,
+    read_commit,
+    read_delivered,
+    read_fate,
+    read_renew,
+)
 from storage.results import (
     AppendResult,
     BeginResult,
@@ -41,14 +51,6 @@ from storage.results import (
     Settled,
     UnknownTurn,
     Verdict,
-    read_abort,
-    read_append,
-    read_begin,
-    read_cancel,
-    read_commit,
-    read_delivered,
-    read_fate,
-    read_renew,
 )
 from storage.scripts import OnCall, ScriptRunner, nobody, together
 
@@ -159,7 +161,7 @@ class History:
     """The stored messages, oldest first, the stored system prompt (JSON) and preamble; these empty if none.
 
     Attributes:
-        elements: whole, with their attachments.
+        elements: whole, with their attachments; those that the checkpoint covers have empty strings in their place.
         sizes: bytes of each element as it is stored, without attachments.
         attachments: the names of all that the elements hold.
         checkpoint: what stands for the oldest of them.
@@ -254,13 +256,14 @@ class Turns:
     async def history(self, ref: SessionRef, messages: int) -> History:
         """The first ``messages`` elements, system prompt, preamble and checkpoint, in one round trip.
 
-        Attachments take more.
+        Attachments take more. Those that a checkpoint covers are not read, as nobody is sent them: who goes on from a
+        message that it covers reads again, so many messages, and has them whole.
 
         A turn that lost its lease meanwhile may read what another one wrote; its commit is fenced.
 
         Raises:
             AttachmentLost: a part of the history is missing.
-            HistoryTooLarge: it is larger than `HISTORY_BYTES_MAX`; its attachments were not read.
+            HistoryTooLarge: what is not covered is larger than `HISTORY_BYTES_MAX`; its attachments were not read.
         """
 
         async def ask() -> list[Any]:
@@ -274,10 +277,13 @@ class Turns:
         system, preamble, *texts = replies[-1]
         stored: list[bytes] = replies[0] if messages else []
         names = attachments.sizes(stored).keys()
-        if names and (size_bytes := sum(map(attachments.filled_bytes, stored))) > HISTORY_BYTES_MAX:
-            raise HistoryTooLarge(size_bytes)
-        elements = await attachments.filled(self._redis, ref.keys[7], stored, budget_s=self._begin_budget_s)
         checkpoint, wishes = read_texts(texts)
+        covers = checkpoint.covers if checkpoint is not None and checkpoint.covers <= len(stored) else 0
+        sent = stored[covers:]
+        if names and (size_bytes := sum(map(attachments.filled_bytes, sent))) > HISTORY_BYTES_MAX:
+            raise HistoryTooLarge(size_bytes)
+        filled = await attachments.filled(self._redis, ref.keys[7], sent, budget_s=self._begin_budget_s)
+        elements = [*map(attachments.outline, stored[:covers]), *filled]
         sizes = list(map(len, stored))
         return History(elements, system or b"", preamble or b"", sizes, names, checkpoint, wishes)
 

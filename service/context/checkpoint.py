@@ -20,7 +20,7 @@ again with its next turn.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
@@ -43,12 +43,11 @@ THRESHOLD: Final = 0.8
 _KEPT: Final = 0.3
 """Of the threshold, that the turns may have which are kept."""
 _GAIN_MIN: Final = 0.1
-"""Of what is sent, that must be newly covered; less is not worth a summary."""
+"""Of what is sent, that must be newly covered, or of what one summary takes; less is not worth it."""
 _OF_WINDOW: Final = 0.5
-"""Of the summarizing model's window, that the transcript may have."""
+"""Of the summarizing model's window, that the transcript may have. What is beyond is left to the next checkpoint."""
 _BYTES_A_TOKEN: Final = 2
 """Cautious: of whatever was not counted."""
-_SUMMARIZED_BYTES_MAX: Final = 16 * 1_048_576
 _CLAIM: Final = 1.25
 """Of the deadline: how long a claim holds. It decides nothing but whether another replica pays, too."""
 
@@ -117,12 +116,13 @@ class Compaction:
         self._checkpoints = checkpoints
         self._rules = rules
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked_for = 0  # that have their place, and no claim yet
         self._draining = False
 
     @property
     def running(self) -> int:
         """How many checkpoints are being made."""
-        return len(self._tasks)
+        return len(self._tasks) + self._asked_for
 
     def drain(self) -> None:
         """From now on none is begun."""
@@ -145,23 +145,32 @@ class Compaction:
         """
         threshold = self._threshold(occasion.wishes, model)
         if threshold and occasion.tokens > threshold and not self._draining and self.running < self._rules.running_max:
-            self._start(self._automatic(occasion, threshold))
+            self._start(occasion.ref.id, self._automatic(occasion, threshold))
 
-    async def on_demand(self, occasion: Occasion) -> bool:
+    async def on_demand(self, read: Callable[[], Awaitable[Occasion]]) -> bool:
         """Begins a checkpoint of all but the last turns; whether one is being made now, by whoever.
 
+        Args:
+            read: reads the session, which may be large; not called where there is no room for another checkpoint.
+
         Raises:
-            BatonError: draining, overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
+            BatonError: overloaded, turn_in_progress (the session goes on at this moment), session_not_found,
                 role_too_small, store_unavailable.
         """
-        plan = await asyncio.to_thread(self._plan, occasion, 0)
-        if plan is None:
-            return False
         if self._draining or self.running >= self._rules.running_max:
             raise BatonError("overloaded", "This replica makes all the checkpoints it may; try again.", retry_after_s=5)
-        match await self._claim(occasion, plan):
+        self._asked_for += 1
+        try:
+            occasion = await read()
+            plan = await asyncio.to_thread(self._plan, occasion, 0)
+            if plan is None:
+                return False
+            answer = await self._claim(occasion, plan)
+        finally:
+            self._asked_for -= 1
+        match answer:
             case Claimed() as claimed:
-                self._start(self._made(occasion, plan, claimed))
+                self._start(occasion.ref.id, self._made(occasion, plan, claimed))
             case Moved():
                 raise BatonError("turn_in_progress", "Other turns keep coming first; try again.", retry_after_s=1)
             case Covered():
@@ -182,29 +191,29 @@ class Compaction:
         return min(filter(None, bounds), default=0)
 
     def _plan(self, occasion: Occasion, keep_bytes: int) -> Plan | None:
-        window = self._rules.model_of(self._rules.model).input_tokens_max
-        bytes_max = round(_OF_WINDOW * window * _BYTES_A_TOKEN) if window else _SUMMARIZED_BYTES_MAX
         return compacted.plan(
-            occasion.elements,
-            occasion.covered,
-            keep_bytes=keep_bytes,
-            cover_bytes_max=min(bytes_max, _SUMMARIZED_BYTES_MAX),
+            occasion.elements, occasion.covered, keep_bytes=keep_bytes, cover_bytes_max=self._transcript_bytes_max
         )
+
+    @property
+    def _transcript_bytes_max(self) -> int:
+        window = self._rules.model_of(self._rules.model).window_tokens
+        return min(round(_OF_WINDOW * window * _BYTES_A_TOKEN), summary.TRANSCRIPT_BYTES_MAX)
 
     def _worthwhile(self, occasion: Occasion, threshold: int) -> Plan | None:
         """What an automatic checkpoint would cover, if that is worth it."""
-        sent_bytes = sum(map(len, occasion.elements[occasion.covered :]))
+        sent_bytes = compacted.text_bytes(occasion.elements[occasion.covered :])
         plan = self._plan(occasion, round(_KEPT * threshold * sent_bytes / occasion.tokens))
-        if plan is None or sum(map(len, occasion.elements[plan.begins : plan.covers])) < _GAIN_MIN * sent_bytes:
-            return None
-        return plan
+        least_bytes = _GAIN_MIN * min(sent_bytes, self._transcript_bytes_max)
+        worthwhile = plan and compacted.text_bytes(occasion.elements[plan.begins : plan.covers]) >= least_bytes
+        return plan if worthwhile else None
 
-    def _start(self, making: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(self._watched(making))
+    def _start(self, session: str, making: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(self._watched(session, making))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watched(self, making: Coroutine[Any, Any, None]) -> None:
+    async def _watched(self, session: str, making: Coroutine[Any, Any, None]) -> None:
         with telemetry.CHECKPOINTS_RUNNING.track_inprogress():
             try:
                 await making
@@ -213,10 +222,11 @@ class Compaction:
                 raise
             except (BatonError, StoreUnavailable, TimeoutError) as error:
                 _count("failed")
-                telemetry.log.warning("checkpoint_failed", code=getattr(error, "code", type(error).__name__))
+                code = getattr(error, "code", type(error).__name__)
+                telemetry.log.warning("checkpoint_failed", session=session, code=code)
             except Exception as error:
                 _count("failed")
-                telemetry.log.error("checkpoint_broken", exc_info=error)
+                telemetry.log.error("checkpoint_broken", session=session, exc_info=error)
 
     async def _automatic(self, occasion: Occasion, threshold: int) -> None:
         plan = await asyncio.to_thread(self._worthwhile, occasion, threshold)
@@ -244,12 +254,15 @@ class Compaction:
         before = occasion.checkpoint.summary if occasion.checkpoint is not None else b""
         covered = occasion.elements[plan.begins : plan.covers]
         wish = occasion.wishes.instructions
-        body = await asyncio.to_thread(summary.request, self._rules.model, before, covered, wish)
+        bytes_max = self._transcript_bytes_max
+        body = await asyncio.to_thread(
+            summary.request, self._rules.model, before, covered, wish, transcript_bytes_max=bytes_max
+        )
         async with asyncio.timeout(self._rules.deadline_s):
             answer = await self._asked(body)
         used = answer.tokens()
         text = summary.text_of(answer.content())
-        if answer.stop_reason != "end_turn" or not text:
+        if answer.stop_reason != "end_turn" or not 0 < len(text.encode()) <= summary.BYTES_MAX:
             raise BatonError("upstream_nonsense", f"The summary ended with {answer.stop_reason}.")
         version = await self._checkpoints.store(occasion.ref, claimed, text.encode(), _cost(used))
         _count("stale" if version is None else "stored")

@@ -13,10 +13,12 @@ of before is left out.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 import orjson
 
+from service.context.size import media_of
 from storage import elements
 from storage.checkpoints import Checkpoint
 
@@ -27,6 +29,7 @@ _INTRODUCTION: Final = (
     "This conversation is longer than what follows. Its earlier part is summarized here; take it for what was said, "
     "and do not mention the summary.\n\n"
 )
+_END: Final = "</conversation_summary>"
 _RESULT: Final = b'"tool_result"'
 
 
@@ -42,7 +45,8 @@ def in_effect(checkpoint: Checkpoint | None, messages: int) -> Checkpoint | None
 
 def summary_message(checkpoint: Checkpoint) -> bytes:
     """The message that is sent instead of those that are covered."""
-    text = f"<conversation_summary>\n{checkpoint.summary.decode()}\n</conversation_summary>"
+    quoted = checkpoint.summary.decode().replace(_END, _END.replace("<", "&lt;"))  # what is in it does not end it
+    text = f"<conversation_summary>\n{quoted}\n{_END}"
     return orjson.dumps({"role": "user", "content": [{"type": "text", "text": _INTRODUCTION + text}]})
 
 
@@ -93,24 +97,24 @@ def plan(stored: Sequence[bytes], covered: int, *, keep_bytes: int, cover_bytes_
     Args:
         stored: all elements of the session.
         covered: how many the last checkpoint covers.
-        keep_bytes: so much of the end is kept, in whole turns, and `KEPT_TURNS_MIN` in any case.
-        cover_bytes_max: no more than this is covered at once, if a cut allows it.
+        keep_bytes: of text; so much of the end is kept, in whole turns, and `KEPT_TURNS_MIN` in any case.
+        cover_bytes_max: of text; no more than this is covered at once, if a cut allows it.
 
-    Cost: parses the messages behind what is covered, as far as their roles are asked for.
+    Cost: O(messages); parses those behind what is covered, for their roles.
     """
     cuts = [at for at in range(covered + 1, len(stored)) if may_cut(stored, at)]
     possible = cuts[: 1 - KEPT_TURNS_MIN]
     if not possible:
         return None
-    sizes = [len(element) for element in stored]
-    kept, at = 0, len(stored)
-    while at > possible[0] and kept + sizes[at - 1] <= keep_bytes:
-        at -= 1
-        kept += sizes[at]
-    cover = next((cut for cut in possible if cut >= at), possible[-1])
-    fits = [cut for cut in possible if cut <= cover and sum(sizes[covered:cut]) <= cover_bytes_max]
-    cover = fits[-1] if fits else possible[0]
-    return Plan(covered, cover)
+    ends = list(accumulate((text_bytes((element,)) for element in stored[covered:]), initial=0))
+    cover = next((cut for cut in possible if ends[-1] - ends[cut - covered] <= keep_bytes), possible[-1])
+    fits = [cut for cut in possible if cut <= cover and ends[cut - covered] <= cover_bytes_max]
+    return Plan(covered, fits[-1] if fits else possible[0])
+
+
+def text_bytes(stored: Sequence[bytes]) -> int:
+    """How large these elements are without their images and documents, of which no summary holds more than a word."""
+    return sum(map(len, stored)) - media_of(stored).size_bytes
 
 
 def _role(element: bytes) -> str:

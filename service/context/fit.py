@@ -24,6 +24,7 @@ from service.context import word
 from service.context.size import Media, Size, estimated, media_of, size_of
 from service.context.view import KEPT_SHARE, Limit, Policy, View, later
 from service.context.word import UNKNOWN, Context
+from service.epoch import CHECKPOINT
 from service.errors import CLAUDE_BYTES_MAX, BatonError, conversation_too_large
 from service.model_table import Model
 from service.prefix import Prepared
@@ -166,10 +167,11 @@ def _measured(asking: Asking, view: View, before: Context, history: History) -> 
 
 
 def _media(before: Context, history: History, prepared: Prepared, view: View) -> Media:
-    """The media of a request: of what the last turn has measured it is known, unless some of that was rewound."""
-    known = 0 < before.messages <= len(history.elements)
+    """The media of a request: known of what the last turn has measured, unless that was rewound or summarized since."""
+    known = 0 < before.messages <= len(history.elements) and CHECKPOINT not in prepared.epoch.reasons
     measured = Media(before.media_bytes, before.media_tokens) if known else Media()
-    old = history.elements[before.messages if known else view.begins :]
+    covers = history.checkpoint.covers if history.checkpoint is not None else 0
+    old = history.elements[before.messages if known else max(view.begins, covers) :]
     return measured + media_of(old) + media_of(prepared.elements)
 
 

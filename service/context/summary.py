@@ -4,9 +4,11 @@ The messages are shown as a transcript in one message of the user's, not played 
 can summarize what any other has said, whatever thinking, tools and signatures were part of it. Shown are words, calls
 and results. Of images and documents it is said that they were there; thinking is left out.
 
-Whoever speaks in the transcript is quoted, and the model is told so. What follows the transcript is the last word.
+Whoever speaks in the transcript is quoted, and the model is told so. What follows the transcript is the last word. Tags
+that end it, and lines that name a speaker, are not taken over as they are: nobody speaks for another.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -18,6 +20,13 @@ TOKENS_MAX: Final = 8_000
 """Of a summary."""
 PART_CHARS_MAX: Final = 100_000
 """Of one block of a message that is shown; of a longer one both ends are."""
+TRANSCRIPT_BYTES_MAX: Final = 16 * 1_048_576
+"""Of a transcript, whoever summarizes."""
+BYTES_MAX: Final = 262_144
+"""Of a summary: it is sent with every turn. More than `TOKENS_MAX` are in any language."""
+
+_OWN_TAG: Final = re.compile(r"<(?=/?(?:transcript|summary_before)\b)", re.IGNORECASE)
+_SPEAKER: Final = re.compile(r"^(?=\[(?:user|assistant|system)\]\s*$)", re.MULTILINE)
 
 _INSTRUCTION: Final = """\
 You write the memory of a long conversation between a user and an assistant. The transcript that you are given will \
@@ -40,7 +49,14 @@ in the language of the conversation. Begin at once, without a title."""
 _QUESTION: Final = "Write the summary of this conversation now."
 
 
-def request(model: str, before: bytes, messages: Sequence[bytes], instructions: str) -> bytes:
+def request(
+    model: str,
+    before: bytes,
+    messages: Sequence[bytes],
+    instructions: str,
+    *,
+    transcript_bytes_max: int = TRANSCRIPT_BYTES_MAX,
+) -> bytes:
     """The body of a Messages request for a stream.
 
     Args:
@@ -48,12 +64,17 @@ def request(model: str, before: bytes, messages: Sequence[bytes], instructions: 
         before: the summary of what was before; empty for none.
         messages: elements.
         instructions: of the session, about what is to be kept.
+        transcript_bytes_max: of the transcript, about; of a longer one both ends are shown.
     """
     system = _INSTRUCTION
     if instructions:
         system += f"\n\nFor this conversation also hold to this:\n{instructions}"
-    parts = [f"<summary_before>\n{before.decode()}\n</summary_before>"] if before else []
-    parts += ["<transcript>\n" + "\n\n".join(filter(None, map(_shown, messages))) + "\n</transcript>", _QUESTION]
+    parts = [f"<summary_before>\n{_quoted(before.decode())}\n</summary_before>"] if before else []
+    transcript = "\n\n".join(filter(None, map(_shown, messages)))
+    size_bytes = len(transcript.encode())
+    if size_bytes > transcript_bytes_max:
+        transcript = _clipped(transcript, len(transcript) * transcript_bytes_max // size_bytes)
+    parts += [f"<transcript>\n{transcript}\n</transcript>", _QUESTION]
     body = {
         "model": model,
         "max_tokens": TOKENS_MAX,
@@ -69,12 +90,19 @@ def text_of(content: Sequence[dict[str, Any]]) -> str:
     return "\n".join(block["text"] for block in content if block.get("type") == "text").strip()
 
 
+def _quoted(text: str) -> str:
+    """A text that stands between our tags, without any that could end it."""
+    return _OWN_TAG.sub("&lt;", text)
+
+
 def _shown(element: bytes) -> str:
     """A message of the transcript; empty if nothing of it is shown."""
+    if elements.tells_system(element):
+        return ""  # what is in effect of it is sent anyhow, and what is not would contradict it
     message = orjson.loads(elements.json_of(element))
     content = message["content"]
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    said = "\n".join(filter(None, map(_block, blocks)))
+    said = _SPEAKER.sub(r"\\", _quoted("\n".join(filter(None, map(_block, blocks)))))
     return f"[{message['role']}]\n{said}" if said else ""
 
 
@@ -101,8 +129,8 @@ def _result(content: Any) -> str:
     return "\n".join(filter(None, map(_block, content))) or "nothing"
 
 
-def _clipped(text: str) -> str:
-    if len(text) <= PART_CHARS_MAX:
+def _clipped(text: str, chars_max: int = PART_CHARS_MAX) -> str:
+    if len(text) <= chars_max:
         return text
-    half = PART_CHARS_MAX // 2
+    half = chars_max // 2
     return f"{text[:half]}\n(… {len(text) - 2 * half} characters are left out here …)\n{text[-half:]}"

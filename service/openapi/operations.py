@@ -311,7 +311,7 @@ SESSIONS: Final = (
         "compactSession",
         "POST",
         "/v1/sessions/{session}/compact",
-        "has all but the last two turns summarized",
+        "has all but the last two turns summarized, or as much of them as one summary can be made of",
         "off the request path: the session's `checkpoint` tells when it is there. Nothing is lost, the messages stay "
         "readable; Claude is sent the summary in their place",
         answers=(

@@ -1,6 +1,7 @@
 """``/v1/sessions/{id}/compact``: a checkpoint on demand."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +13,8 @@ from service.errors import role_too_small
 from service.routes.visible import looked_at, snapshot_of
 from service.session_view import checkpoint_object
 from service.stored import stored
-from storage.sessions import Sessions
+from storage.keys import SessionRef
+from storage.sessions import Sessions, Snapshot
 from storage.turns import Turns
 
 
@@ -37,16 +39,7 @@ class CompactRoutes:
         ref, snapshot = await looked_at(request, self.sessions)
         if snapshot.role == "viewer":
             raise role_too_small(snapshot.role, "writer")
-        history = await stored(self.turns.history(ref, snapshot.messages))
-        occasion = Occasion(
-            ref=ref,
-            head=snapshot.head,
-            elements=history.elements,
-            checkpoint=compacted.in_effect(history.checkpoint, len(history.elements)),
-            wishes=history.wishes,
-            tokens=0,
-        )
-        running = await stored(self.compaction.on_demand(occasion))
+        running = await stored(self.compaction.on_demand(partial(self._read, ref, snapshot)))
         if not running:
             snapshot = await snapshot_of(ref, self.sessions)
         body = {
@@ -58,3 +51,14 @@ class CompactRoutes:
         response = json_response(body, status=202 if running else 200)
         response.headers["x-session-id"] = ref.id
         return response
+
+    async def _read(self, ref: SessionRef, snapshot: Snapshot) -> Occasion:
+        history = await self.turns.history(ref, snapshot.messages)
+        return Occasion(
+            ref=ref,
+            head=snapshot.head,
+            elements=history.elements,
+            checkpoint=compacted.in_effect(history.checkpoint, len(history.elements)),
+            wishes=history.wishes,
+            tokens=0,
+        )

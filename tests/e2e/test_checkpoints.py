@@ -136,6 +136,37 @@ async def test_a_rewind_into_what_is_covered_sends_the_messages_again(
     assert (await one.chat("What is my name?", name)).text == "Your name is Ada."
 
 
+async def test_a_picture_that_is_covered_is_whole_again_behind_a_rewind(
+    one: Caller, two: Caller, simulator: Simulator, name: str
+) -> None:
+    assert (await one.request("POST", "/v1/sessions", json={"name": name, "model": "claude-sonnet-5-5"})).status == 201
+    picture = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "aGk" * 40_000}}
+    model = {"model": "claude-sonnet-5-5", "max_tokens": 99}
+    shown = {"role": "user", "content": [picture, {"type": "text", "text": "Look at this."}]}
+    headers = {"x-session-id": name}
+    body = {**model, "messages": [shown]}
+    assert (await one.request("POST", "/v1/messages", json=body, headers=headers)).status == 200
+    for number in range(3):
+        await one.chat(f"Turn {number}.", name)
+    await compacted(one, name)
+    await checkpoint(one, name, 1)
+    await one.chat("Turn 3.", name)
+    assert "aGkaGk" not in str(await asked_last(simulator))
+    history = (await one.get(f"/v1/sessions/{name}/messages")).json["messages"]
+    resent = {**model, "messages": [*history[:2], {"role": "user", "content": "Another turn."}]}
+    answer = {field: history[1][field] for field in ("role", "content")}
+    whole = {"model": model["model"], "messages": [shown, answer, {"role": "user", "content": "Another turn."}]}
+    path = "/v1/messages/count_tokens"
+    counted = [
+        (await two.request("POST", path, json=resent, headers=headers)).json["input_tokens"],
+        (await two.request("POST", path, json=whole)).json["input_tokens"],
+    ]
+    assert counted[0] == counted[1]
+    edited = await two.request("POST", "/v1/messages", json=resent, headers=headers)
+    assert edited.headers["x-session-state"] == "rewound"
+    assert (await asked_last(simulator))["messages"][0]["content"][0] == picture
+
+
 async def test_instructions_of_the_session_reach_whoever_summarizes(
     one: Caller, simulator: Simulator, name: str
 ) -> None:

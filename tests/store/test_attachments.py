@@ -10,9 +10,10 @@ import pytest
 import storage.attachments
 import storage.turns
 from storage.attachments import INLINE_BYTES_MAX
+from storage.checkpoints import Cost
 from storage.elements import FIRST_DIGEST, pack
 from storage.keys import SessionRef, new_turn_id
-from storage.results import AttachmentLost, Begun, Fenced, HistoryTooLarge, Settled
+from storage.results import AttachmentLost, Begun, Claimed, Fenced, HistoryTooLarge, Settled
 from storage.scripts import ScriptRunner
 from storage.sessions import Snapshot
 from storage.turns import Request, Rewind
@@ -150,6 +151,22 @@ async def test_a_history_larger_than_any_request_is_not_read(store: Store, monke
         await store.turns.history(ref, 5)
     assert caught.value.size_bytes > 5 * len(BIG)
     assert len((await store.turns.history(ref, 4)).elements) == 4
+
+
+@pytest.mark.parametrize("server_url", ["valkey"], indirect=True)
+async def test_attachments_that_a_checkpoint_covers_are_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage.turns, "HISTORY_BYTES_MAX", 500_000)
+    ref = await store.created()
+    await store.committed(ref, [SAID, SAID, SAID, attached(OTHER)])
+    claimed = await store.checkpoints.claim(ref, "n", head=await store.field(ref, "head"), covers=3, claim_ms=60_000)
+    assert isinstance(claimed, Claimed)
+    assert await store.checkpoints.store(ref, claimed, b"three", Cost(1, 1, 1)) == 1
+    async with asked_for(store) as read:
+        history = await store.turns.history(ref, 4)
+    assert read == [("LRANGE", 3), ("HMGET", 7), ("HMGET", 2)]
+    assert history.elements == [*[attached("")] * 3, attached(OTHER)]
+    assert set(history.attachments) == {name.decode() for name in (name_of(BIG), name_of(OTHER))}
+    assert (await store.turns.history(ref, 2)).elements == [SAID, SAID], "not all that is covered is there"
 
 
 @pytest.mark.parametrize("lost", ["one", "a part", "all"])

@@ -242,6 +242,16 @@ async def test_a_session_is_put_back_with_its_checkpoint(store: Store) -> None:
 
 
 @on_valkey
+async def test_what_a_server_has_evicted_is_not_made_again_by_a_checkpoint(store: Store) -> None:
+    ref = await grown(store)
+    claimed = await claim(store, ref, 4)
+    await store.redis.delete(ref.keys[4])
+    assert await store.checkpoints.store(ref, claimed, b"four", COST) is None
+    assert await store.redis.exists(ref.keys[4]) == 0, "it would have no end of life, and be a later session's"
+    assert await store.field(ref, "ku") == "0"
+
+
+@on_valkey
 async def test_a_session_that_is_older_than_checkpoints_is_as_one_without(store: Store) -> None:
     ref = await grown(store)
     await store.redis.hdel(ref.keys[0], "kv", "ku", "kg", "kl", "kc", "kt", "ki", "ko")

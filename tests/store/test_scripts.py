@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 import storage
-import storage.results
+import storage.replies
 from storage.connect import Deadlines, connect
 from storage.embedded import EmbeddedValkey
 from storage.keys import new_nonce, new_turn_id
@@ -124,7 +124,7 @@ def test_reply_words_are_the_same_in_header_script_and_python(verb: str) -> None
     readers = READERS.get(verb, [f"read_{verb}"])
     if verb in OF_OWNERS:  # answered to the caller of the script alone
         readers = [*readers, "elsewhere"]
-    sources = [inspect.getsource(getattr(storage.results, reader, Sessions.get)) for reader in readers]
+    sources = [inspect.getsource(getattr(storage.replies, reader, Sessions.get)) for reader in readers]
     known = set(re.findall(r'b"([A-Z_]+)"', " ".join(sources)))
     returned = set(re.findall(r"return \{ '([A-Z_]+)'", SCRIPTS[verb].source))
     assert set(re.findall(WORD, header(verb)["Replies"])) == returned == known

@@ -6,19 +6,8 @@ from typing import Any
 import pytest
 
 from storage.keys import SessionRef, new_nonce, new_turn_id
-from storage.results import (
-    Corrupt,
-    Created,
-    Exists,
-    Fate,
-    Full,
-    Gone,
-    Moved,
-    SessionTorn,
-    Settled,
-    TurnsFull,
-    read_fate,
-)
+from storage.replies import read_fate
+from storage.results import Corrupt, Created, Exists, Fate, Full, Gone, Moved, SessionTorn, Settled, TurnsFull
 from storage.transfer import Fork, Restored, Whole
 from storage.turns import Cut, Rewind, Usage
 from tests.store.harness import OWNER, TTL_MS, Store, attached, elements

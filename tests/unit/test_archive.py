@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from service import archive, restoring, tool_calls, turn_record
 from service.archive import Archived, Reader
+from service.context.summary import BYTES_MAX
 from service.errors import BatonError
 from service.model_table import ModelTable, Traits
 from service.prefix import Ask, continued, last_digest
@@ -419,6 +420,12 @@ def test_a_context_that_cannot_be_of_the_history_is_left_out(context: Any, kept:
     for message in said:
         messages.add({"message": message})
     assert restoring._context(context, messages.whole()) == (context if kept else "")
+
+
+def test_a_summary_is_no_larger_than_one_that_is_made() -> None:
+    assert restoring._summary({"summary": "ä" * (BYTES_MAX // 2)}) == "ä".encode() * (BYTES_MAX // 2)
+    with pytest.raises(BatonError, match=r"checkpoints\.summary"):
+        restoring._summary({"summary": "ä" * (BYTES_MAX // 2) + "x"})
 
 
 def test_more_than_a_session_may_have_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,15 @@
 """When a checkpoint is made, when not, and what of a summary is kept; the store and Claude are played."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 import pytest
+from structlog.testing import capture_logs
 
 from service.claude import Claude
+from service.context import compacted, summary
 from service.context.checkpoint import Compaction, Occasion, Rules
 from service.errors import BatonError
 from service.events import Event
@@ -43,6 +45,7 @@ class Played:
 
     async def claim(self, _: Any, nonce: str, *, head: str, covers: int, claim_ms: int) -> Any:
         assert (head, claim_ms) == ("turn_1", 2_500)
+        await asyncio.sleep(0.01)  # the store is asked
         self.claims.append(covers)
         return self.answer
 
@@ -55,8 +58,10 @@ class Played:
         await self.go_on.wait()
         yield self.events
 
-    def compaction(self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True) -> Compaction:
-        windows = {"m": window, "small": 1_000_000}
+    def compaction(
+        self, *, running_max: int = 2, window: int | None = WINDOW, automatic: bool = True, summarizing: int = 1_000_000
+    ) -> Compaction:
+        windows = {"m": window, "small": summarizing}
 
         def model_of(name: str) -> Model:
             return Model(NEWEST, input_tokens_max=windows[name])
@@ -68,6 +73,19 @@ class Played:
 def occasion(tokens: int = 0, *, turns: int = 8, target: int = 0) -> Occasion:
     ref = KEYSPACE.session(KEYSPACE.issue(), "ada")
     return Occasion(ref, "turn_1", pack(TURN * turns, elements.FIRST_DIGEST), None, Wishes(target), tokens)
+
+
+def there(**fields: Any) -> Callable[[], Awaitable[Occasion]]:
+    """A session that is read."""
+
+    async def read() -> Occasion:
+        return occasion(**fields)
+
+    return read
+
+
+async def never() -> Occasion:
+    raise AssertionError("it is read")
 
 
 async def settled(compaction: Compaction) -> None:
@@ -154,9 +172,13 @@ async def test_nobody_pays_without_a_claim(answer: Any) -> None:
 async def test_half_a_summary_is_none(fields: dict[str, str]) -> None:
     played = Played(**fields)
     compaction = played.compaction()
-    compaction.after_commit(occasion(900), "m")
-    await settled(compaction)
+    large = occasion(900)
+    with capture_logs() as logs:
+        compaction.after_commit(large, "m")
+        await settled(compaction)
     assert (played.asked, played.stored) == (1, [])
+    assert [(one["event"], one["session"]) for one in logs] == [("checkpoint_failed", large.ref.id)]
+    assert "It was said" not in str(logs)
 
 
 async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> None:
@@ -167,11 +189,51 @@ async def test_there_is_a_bound_on_how_many_are_made_at_once_and_no_queue() -> N
         compaction.after_commit(occasion(900), "m")
     assert compaction.running == 2
     with pytest.raises(BatonError) as refused:
-        await compaction.on_demand(occasion())
+        await compaction.on_demand(never)
     assert refused.value.code == "overloaded"
     played.go_on.set()
     await settled(compaction)
     assert len(played.stored) == 2
+
+
+async def test_who_asks_at_the_same_time_is_bounded_too() -> None:
+    played = Played()
+    played.go_on.clear()
+    compaction = played.compaction()
+    answers = await asyncio.gather(*(compaction.on_demand(there()) for _ in range(6)), return_exceptions=True)
+    assert compaction.running == 2
+    assert answers.count(True) == 2
+    assert [one.code for one in answers if isinstance(one, BatonError)] == ["overloaded"] * 4
+    played.go_on.set()
+    await settled(compaction)
+    assert await compaction.on_demand(there()) is True, "there is room again"
+    await settled(compaction)
+
+
+@pytest.mark.parametrize("answer", [Moved("turn_2"), Held(9)])
+async def test_who_was_refused_takes_no_place(answer: Any) -> None:
+    compaction = Played(answer).compaction(running_max=1)
+    for _ in range(3):
+        await asyncio.gather(compaction.on_demand(there()), return_exceptions=True)
+        assert compaction.running == 0
+
+
+async def test_a_model_with_a_smaller_window_summarizes_as_much_as_it_takes() -> None:
+    played = Played()
+    compaction = played.compaction(summarizing=2_000)
+    compaction.after_commit(occasion(80_100, turns=400, target=80_000), "m")
+    await settled(compaction)
+    assert len(played.stored) == 1
+    [covers] = played.claims
+    assert 0 < compacted.text_bytes(occasion(turns=400).elements[:covers]) <= 2_000
+
+
+async def test_a_summary_that_nobody_could_send_again_is_none() -> None:
+    played = Played(said="x" * (summary.BYTES_MAX + 1))
+    compaction = played.compaction()
+    compaction.after_commit(occasion(900), "m")
+    await settled(compaction)
+    assert (played.asked, played.stored) == (1, [])
 
 
 async def test_a_replica_that_drains_finishes_what_it_makes_and_begins_nothing() -> None:
@@ -201,10 +263,10 @@ async def test_what_the_end_cuts_short_stores_nothing() -> None:
 async def test_on_demand_all_but_two_turns_are_covered() -> None:
     played = Played()
     compaction = played.compaction()
-    assert await compaction.on_demand(occasion(turns=8)) is True
+    assert await compaction.on_demand(there(turns=8)) is True
     await settled(compaction)
     assert played.claims == [12]
-    assert await compaction.on_demand(occasion(turns=2)) is False
+    assert await compaction.on_demand(there(turns=2)) is False
 
 
 @pytest.mark.parametrize(
@@ -213,11 +275,11 @@ async def test_on_demand_all_but_two_turns_are_covered() -> None:
 )
 async def test_on_demand_it_is_said_why_not(answer: Any, code: str) -> None:
     with pytest.raises(BatonError) as refused:
-        await Played(answer).compaction().on_demand(occasion())
+        await Played(answer).compaction().on_demand(there())
     assert refused.value.code == code
 
 
 async def test_on_demand_another_s_claim_is_as_good_as_one_s_own() -> None:
     played = Played(Held(9))
-    assert await played.compaction().on_demand(occasion()) is True
+    assert await played.compaction().on_demand(there()) is True
     assert played.asked == 0

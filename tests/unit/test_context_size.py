@@ -22,6 +22,7 @@ from service.model_table import NEWEST, WINDOW_TOKENS, Model
 from service.prefix import continued, counted, last_digest
 from service.simulator import rules
 from service.transcript import pack
+from storage.checkpoints import Checkpoint
 from storage.turns import Usage
 from tests.unit.test_prefix import Session, asking, assistant, text, user
 
@@ -155,6 +156,22 @@ async def test_after_a_rewind_the_media_that_went_are_forgotten() -> None:
     assert fitted.size.media == Media()
     assert fitted.tokens == pytest.approx(tokens, abs=200)
     assert before_the_cut.tokens > tokens + 1_400
+
+
+async def test_media_that_a_checkpoint_covers_are_not_sent_and_not_counted() -> None:
+    session = Measured()
+    for _ in range(2):
+        await session.say([PICTURE, text("What is this?")])
+    await session.say(WORDS * 800)
+    session.history = replace(session.history, checkpoint=Checkpoint(1, 4, b"There were pictures."))
+    thought, is_so = await session.say(WORDS * 50)
+    assert session.before.media_bytes == 0
+    assert thought == pytest.approx(is_so, rel=0.15)
+    for _ in range(2):
+        thought, is_so = await session.say(WORDS * 400)
+        assert thought == pytest.approx(is_so, rel=0.08)
+    await session.say([PICTURE, text("What is this?")])
+    assert session.before.media_bytes == len(PICTURE["source"]["data"])
 
 
 async def test_claude_counts_only_where_the_window_is_near() -> None:

@@ -70,8 +70,11 @@ class Session:
         new = prepared.elements
         added = new + pack([assistant(*reply)], new[-1][1 : elements.HEADER_BYTES])
         stored = [*self.history.elements, *added]
-        self.history = History(
-            stored, prepared.system_json or self.history.system_json, prepared.preamble or self.history.preamble
+        self.history = replace(
+            self.history,
+            elements=stored,
+            system_json=prepared.system_json or self.history.system_json,
+            preamble=prepared.preamble or self.history.preamble,
         )
         self.begun = replace(
             self.begun,

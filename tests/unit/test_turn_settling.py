@@ -23,7 +23,8 @@ from service.turn import Store, Turn
 from storage.checkpoints import Checkpoints
 from storage.keys import Keyspace
 from storage.log import Log
-from storage.results import Begun, Corrupt, Gone, Settled, StoreUnavailable, UnknownReply
+from storage.replies import UnknownReply
+from storage.results import Begun, Corrupt, Gone, Settled, StoreUnavailable
 from storage.sessions import Sessions
 from storage.turns import History, Request, Turns
 from tests.unit.claude_events import answer_events, as_events, text_block
