@@ -17,6 +17,7 @@ from tests.faults.call import assert_complete, assert_told
 from tests.faults.places import Place
 from tests.faults.stage import Scene, Stage, answer, stage, until
 from tests.faults.traffic import COMPLETE, ENV, TURNS, Traffic, traffic
+from tests.instruments.history import TurnRecord
 from tests.instruments.processes import Replica
 from tests.instruments.redis_servers import Server
 
@@ -89,6 +90,7 @@ async def test_a_killed_server_loses_nothing_that_was_acknowledged(
     ground: Stage, patients: Traffic, server: Server, fsync: str
 ) -> None:
     await _killed_under(patients, ground, server, fsync)
+    assert await _superseded(patients) == []
     assert {code for _, code in patients.outcomes()} <= {None, "store_unavailable", "session_not_saved"}
 
 
@@ -99,13 +101,23 @@ async def test_a_turn_whose_lease_ended_while_the_server_was_killed_is_stored_or
     await _killed_under(clients, ground, server, "always")
     codes = {code for _, code in clients.outcomes()}
     assert codes <= {None, "store_unavailable", "session_not_saved", "turn_superseded"}
+    for own, last in await _superseded(clients):
+        assert own is not None
+        assert own.state == "dead", "which only who finds its lease over declares, and then it begins itself"
+        assert own is not last
+
+
+async def _superseded(clients: Traffic) -> list[tuple[TurnRecord | None, TurnRecord]]:
+    """The records of those that were told so, None if the store knows of none, and the last ones of their sessions."""
     records = (await clients.stored()).records
-    for one in clients.told:
-        if one.code == "turn_superseded":
-            then = sorted(records[one.turn.session], key=lambda record: record.number)
-            own = next(record for record in then if record.turn_id == one.turn_id)
-            assert own.state == "dead", "which only who finds its lease over declares, and then it begins itself"
-            assert own is not then[-1]
+    return [
+        (
+            next((record for record in records[one.turn.session] if record.turn_id == one.turn_id), None),
+            max(records[one.turn.session], key=lambda record: record.number),
+        )
+        for one in clients.told
+        if one.code == "turn_superseded"
+    ]
 
 
 async def _killed_under(clients: Traffic, ground: Stage, server: Server, fsync: str) -> None:
