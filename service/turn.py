@@ -210,12 +210,13 @@ class Turn(Exchange):
         self._lease.keep()
         self._tell_session("continued" if begun.messages or begun.turns else "new")
         read = time.perf_counter()
-        history = await stored(self._turns.history(self._ref, begun.messages))
-        if self._resent:
-            asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
-            plan, self._rewind = await stored(asked)
-            self._ask = replace(self._ask, messages=plan.new)
-        elif replaced is not None:
+        with self._turns.running():
+            history = await stored(self._turns.history(self._ref, begun.messages))
+            if self._resent:
+                asked = resend.recognise(self._turns, self._ref, history, self._ask.messages)
+                plan, self._rewind = await stored(asked)
+                self._ask = replace(self._ask, messages=plan.new)
+        if replaced is not None and not self._resent:
             self._rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
         self._known = history.attachments
         telemetry.PHASE_SECONDS["history"].observe(time.perf_counter() - read)

@@ -134,7 +134,8 @@ class Link:
         """Break both connections as a host does that does not know them: RST instead of an orderly end."""
         for writer in (self.to_client, self.to_server):
             sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # it has ended already, and its link is about to
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
 
     async def ended(self) -> None:
