@@ -68,6 +68,8 @@ async def test_a_lost_attachment_makes_the_session_corrupt(
     told = await one.get(f"/v1/sessions/{name}/turns/2")
     assert [(answer.status, answer.code) for answer in (asked, read, told)] == [(409, "session_corrupt")] * 3
     assert not [r for r in await simulator.requests() if name in str(r["body"])]
+    # As it is told to do; and an export of everything, in another file of this folder, would tell of it.
+    assert (await one.request("DELETE", f"/v1/sessions/{name}")).status == 200
 
 
 async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
