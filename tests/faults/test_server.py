@@ -65,6 +65,12 @@ def used_bytes(server: Server) -> int:
     return int(server.command("INFO", "memory")["used_memory"])
 
 
+async def nothing_is_held_back(server: Server) -> bool:
+    """With `everysec` it answers up to two seconds before it writes, while a flush to the disk is under way."""
+    persistence = server.command("INFO", "persistence")
+    return not persistence["aof_buffer_length"] and not persistence["aof_pending_bio_fsync"]
+
+
 # Killed.
 
 
@@ -126,6 +132,8 @@ async def _killed_under(clients: Traffic, ground: Stage, server: Server, fsync: 
         for _ in range(max(2, TURNS // 12)):
             server.command("CONFIG", "SET", "appendfsync", fsync)
             await clients.until_told(4)
+            if fsync == "everysec":
+                await until(partial(nothing_is_held_back, server))
             await restart(ground)
         await clients.until_told(4)
     await clients.assert_kept()
