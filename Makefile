@@ -7,6 +7,8 @@ ARGS ?=
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
 BIN := $(VENV)/bin
+# Empty is no: every worker would rewrite the asserts of all tests anew, 6 s of CPU each.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALLED := $(VENV)/.installed
 # One test more at once than there are cores, up to four, for many of them wait; a module's tests together and in order,
 # since they share processes; the slow modules, which come first, begin first. A worker that ends, as after a timeout,

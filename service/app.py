@@ -47,6 +47,7 @@ from service.routes.shares import ShareRoutes
 from service.routes.transfer import TransferRoutes
 from service.routes.turns import TurnRoutes
 from service.settings import Settings
+from service.store_client import open_store
 from service.store_watch import StoreWatch
 from service.sweeper import Sweeper
 from service.turn import Store
@@ -54,7 +55,7 @@ from service.vital_signs import watch_loop, watch_store
 from storage.api_keys import ApiKeys
 from storage.capacity import Capacity
 from storage.checkpoints import Checkpoints
-from storage.connect import Client, Credential, Deadlines, connect
+from storage.connect import Client, Deadlines
 from storage.first_contact import StoreRefused, first_contact
 from storage.health import health
 from storage.index import Index
@@ -187,25 +188,6 @@ def _tell_bounds(settings: Settings, bodies: Bodies, deliveries: Deliveries) -> 
     telemetry.DELIVERIES_WAITING.set_function(lambda: deliveries.waiting)
     telemetry.SESSIONS_MAX.set(settings.sessions_max)
     telemetry.MEMORY_MAX_BYTES.set(telemetry.memory_max_bytes())
-
-
-def open_store(
-    settings: Settings,
-    url: str,
-    *,
-    connections_max: int,
-    deadlines: Deadlines = Deadlines(),  # noqa: B008 - frozen
-) -> Client:
-    """A client of the store; opens no connection yet."""
-    password = settings.redis_sentinel_password
-    return connect(
-        url,
-        connections_max=connections_max,
-        deadlines=deadlines,
-        tls=settings.tls(),
-        sentinel=Credential(settings.redis_sentinel_username, password.get_secret_value() if password else None),
-        on_busy=telemetry.STORE_BUSY.inc,
-    )
 
 
 def _watch(

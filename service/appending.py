@@ -25,7 +25,7 @@ from service.errors import (
     session_not_found,
     store_unavailable,
 )
-from service.exchange import Interrupt, draining
+from service.interrupt import Interrupt, draining
 from service.stored import stored as stored_answer
 from storage import elements
 from storage.keys import SessionRef, new_turn_id

@@ -25,7 +25,7 @@ from service.bodies import SHARE, Bodies, BodyUnread, ClientGone
 from service.cors import Cors
 from service.dialects.errors import anthropic_error, anthropic_status, is_anthropic, openai_error
 from service.errors import BatonError, internal_error
-from service.exchange import draining
+from service.interrupt import draining
 from storage.tracebacks import let_go
 
 _CLOSE = (b"connection", b"close")

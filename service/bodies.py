@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope
 
 from service import telemetry
 from service.errors import BatonError
-from service.exchange import draining
 from service.headers import header
+from service.interrupt import draining
 from service.parsing import parse_json
 from service.settings import Settings
 

@@ -8,8 +8,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from service.app import open_store
 from service.settings import EX_CONFIG, Settings
+from service.store_client import open_store
 from storage.first_contact import StoreRefused, first_contact
 from storage.keys import Keyspace
 from storage.results import StoreUnavailable

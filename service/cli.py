@@ -1,5 +1,6 @@
 """The command ``baton``."""
 
+import gc
 import os
 import signal
 import sys
@@ -48,9 +49,13 @@ def serve() -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server handles them: process 1 would not even notice
         signal.signal(number, lambda *_: sys.exit(0))
+    settings = _settings()  # before the rest is loaded: whoever has to mend them sees the problems at once
+    gc.disable()  # what is loaded now stays, and to look for garbage in it would be a fifth of the start
     from service.server import serve as run
 
-    sys.exit(run(_settings()))
+    gc.freeze()
+    gc.enable()
+    sys.exit(run(settings))
 
 
 @main.command()

@@ -173,12 +173,13 @@ class Composing:
     ) -> tuple[Begun, History, Ask, Rewind | None]:
         """The session and its messages as the turn goes on from them, and of what is asked that which is new."""
         read = time.perf_counter()
-        history = await reading.read(self._turns, self._ref, begun.messages, begun.context, begun.epoch_start)
         rewind = None
-        if resent:
-            plan, rewind = await stored(resend.recognise(self._turns, self._ref, history, ask.messages))
-            ask = replace(ask, messages=plan.new)
-        elif replaced is not None:
+        with self._turns.running():
+            history = await reading.read(self._turns, self._ref, begun.messages, begun.context, begun.epoch_start)
+            if resent:
+                plan, rewind = await stored(resend.recognise(self._turns, self._ref, history, ask.messages))
+                ask = replace(ask, messages=plan.new)
+        if replaced is not None and not resent:
             rewind = resend.back_to(replaced.record["from"], history, turns_dropped=1)
         telemetry.PHASE_SECONDS["history"].observe(time.perf_counter() - read)
         if rewind is not None:
@@ -210,7 +211,8 @@ class Composing:
         self._announce(rewind, _compact(plan.covers))
 
         async def read() -> Checkpoint | None:
-            found = (await self._turns.history(self._ref, 0)).checkpoint
+            with self._turns.running():
+                found = (await self._turns.history(self._ref, 0)).checkpoint
             return compacted.in_effect(found, len(history.elements))
 
         return await stored(self._compaction.in_turn(occasion, plan, read))

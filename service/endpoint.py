@@ -20,8 +20,9 @@ from service.delivery import Deliveries, connection_of
 from service.dialect import Asked, Dialect, betas
 from service.dialects import messages
 from service.errors import BatonError, chosen
-from service.exchange import ON_DISCONNECT, Exchange, Exchanges, Interrupt, OnDisconnect
+from service.exchange import ON_DISCONNECT, Exchange, Exchanges, OnDisconnect
 from service.headers import header, present
+from service.interrupt import Interrupt
 from service.models import Models
 from service.opening import Rules, Wish
 from service.parsing import parse_json

@@ -11,7 +11,7 @@ from typing import Final
 
 from service import archive
 from service.errors import BatonError, session_corrupt
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 from service.stored import stored
 from storage.keys import SessionRef
 from storage.sessions import Sessions

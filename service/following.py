@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from service.errors import events_not_found, session_not_found, store_unavailable
-from service.exchange import Interrupt, draining
+from service.interrupt import Interrupt, draining
 from storage.keys import SessionRef
 from storage.log import Log, Tail
 from storage.results import Gone, StoreUnavailable, UnknownTurn

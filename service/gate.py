@@ -38,8 +38,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import access, api_key, logs, telemetry
 from service.access import ADMIN_PRINCIPAL, ALL_SCOPES, OPEN_PRINCIPAL, OPEN_SCOPES, USER, Grant, Held
 from service.errors import BatonError
-from service.exchange import Interrupt
 from service.headers import header
+from service.interrupt import Interrupt
 from service.known_keys import KnownKeys
 from service.stored import stored
 from storage.api_keys import ApiKey

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 from storage.keys import SessionRef
 from storage.results import Denied, Gone, Lost, Renewed, Settled, StoreUnavailable
 from storage.turns import Shown, Turns, Usage

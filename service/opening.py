@@ -32,7 +32,7 @@ from service.errors import (
     sessions_full,
     store_unavailable,
 )
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 from service.model_table import Model
 from storage.keys import new_nonce
 from storage.results import (
@@ -150,16 +150,10 @@ class Opening:
         Raises:
             BatonError: why there will be no turn.
         """
-        mode = self._address.mode
-        if mode == "create" and not self._asked:
-            # Sent before, it may have made the session itself; then there is no other turn in it yet.
-            again = bool(request.key) or request.retried
-            await self._create(must_be_new=not again)
-            self._expected = "unused" if again else ""
-        self._asked = True
-        creations = 0
         while True:
-            match await self._ask(request, record):
+            with self._turns.beginning():
+                result = await self._begun(request, record)
+            match result:
                 case Begun() as begun:
                     if begun.dead_turn_id:
                         telemetry.DEAD_TURNS_FOUND.inc()
@@ -173,9 +167,6 @@ class Opening:
                     started = time.perf_counter()
                     await self._patience.wait(busy)
                     self.waited_s += time.perf_counter() - started
-                case Gone() if self._may_create and creations < _CREATIONS_MAX:
-                    await self._create(must_be_new=False)
-                    creations += 1
                 case Moved() if request.replaces:
                     raise BatonError(
                         "turn_cut_short",
@@ -185,6 +176,22 @@ class Opening:
                     )
                 case refused:
                     raise self._refusal(refused)
+
+    async def _begun(self, request: Request, record: bytes) -> BeginResult:
+        """Asks for the lease, of a session that is made if it must be new, or is not there and may be made."""
+        if self._address.mode == "create" and not self._asked:
+            # Sent before, it may have made the session itself; then there is no other turn in it yet.
+            again = bool(request.key) or request.retried
+            await self._create(must_be_new=not again)
+            self._expected = "unused" if again else ""
+        self._asked = True
+        result = await self._ask(request, record)
+        for _ in range(_CREATIONS_MAX):
+            if not isinstance(result, Gone) or not self._may_create:
+                break
+            await self._create(must_be_new=False)
+            result = await self._ask(request, record)
+        return result
 
     @property
     def _may_create(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Final, Literal
 
 from service import telemetry
 from service.errors import BatonError, session_corrupt, session_not_found
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 from storage.keys import SessionRef
 from storage.results import Corrupt, Denied, Fenced, Gone, Removed, Settled, StoreUnavailable
 from storage.turns import Commit, Shown, Turns

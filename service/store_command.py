@@ -14,6 +14,7 @@ import click
 
 from service.kept_secret import kept_secret
 from service.settings import EX_CONFIG, Settings
+from service.store_client import open_store
 from storage.connect import Client, Deadlines
 from storage.embedded import EmbeddedRefused, EmbeddedValkey, running_url
 from storage.first_contact import StoreRefused, first_contact
@@ -82,8 +83,6 @@ def _say_if_absent(data_dir: Path, claim: bool) -> None:
 
 
 async def _at(settings: Settings, url: str, secret: str, do: Do[_T], claim: bool, deadlines: Deadlines) -> _T:
-    from service.app import open_store  # not before it is needed: it is most of the service
-
     keyspace = Keyspace(settings.namespace, settings.buckets_of(url), secret.encode())
     redis = open_store(settings, url, connections_max=2, deadlines=deadlines)
     try:

@@ -49,8 +49,9 @@ from service.context.checkpoint import Compaction, Occasion
 from service.context.size import rate_of
 from service.errors import BatonError, internal_error
 from service.events import Event
-from service.exchange import Exchange, Interrupt, OnDisconnect, Render
+from service.exchange import Exchange, OnDisconnect, Render
 from service.following import Following
+from service.interrupt import Interrupt
 from service.lease import Lease
 from service.opening import Opening, Rules, Wish
 from service.prefix import Ask, Prepared

@@ -22,7 +22,7 @@ from storage.index import Index, Listed
 from storage.keys import Keyspace, SessionRef
 from storage.replies import Reply, read_evict, read_sweep, read_sweep_lock
 from storage.results import Full, Stale, StoreUnavailable
-from storage.scripts import OnCall, ScriptRunner, nobody
+from storage.scripts import OnCall, ScriptRunner, nobody, together
 from storage.shares import with_grantees
 
 SWEEP_BATCH: Final = 50
@@ -43,7 +43,7 @@ class Capacity:
         keyspace: the namespace.
         per_owner_max: sessions of one owner.
         total_max: sessions of everybody.
-        budget_s: how long one script may take in all.
+        budget_s: how long one script may take in all, and the placing of a session.
         on_end: told of every session that was taken out here, and why.
         evicts: whether sessions that live may go to make room.
         on_call: see scripts.py.
@@ -94,15 +94,16 @@ class Capacity:
             Full: a cap is reached and nothing could be removed.
         """
         result: _T | Stale | Full = Stale()
-        for _ in range(_ATTEMPTS):
-            result = await attempt(await self.allowance(ref))
-            if isinstance(result, Stale):
-                await self.sweep(ref)
-            elif isinstance(result, Full):
-                if not await self.make_room(ref, result):
+        with together(self._budget_s):
+            for _ in range(_ATTEMPTS):
+                result = await attempt(await self.allowance(ref))
+                if isinstance(result, Stale):
+                    await self.sweep(ref)
+                elif isinstance(result, Full):
+                    if not await self.make_room(ref, result):
+                        return result
+                else:
                     return result
-            else:
-                return result
         if isinstance(result, Full):
             return result
         raise StoreUnavailable("the expired session could not be swept", outcome_unknown=False)

@@ -1,8 +1,11 @@
 """The connections of one replica, and how a busy pool is told from a dead store.
 
-A call that finds all of them in use waits for one. What ends a turn goes first: it was paid for. If a call waits in
-vain, the others tell why: where the server answered one of them meanwhile, there are too few connections for the work;
-where it answered none, it is the store that is away.
+A call that finds all of them in use waits for one. What ends a turn goes first, for it was paid for; then what a turn
+needs that runs, so that nothing more is begun before that goes on; then all the rest (`Rank`). Among equals the oldest
+operation goes first, not the oldest call: else whoever needs several calls to begin would wait behind all others each
+time, and with enough of them nobody would get to his last. If a call waits in vain, the others tell why: where the
+server answered one of them meanwhile, there are too few connections for the work; where it answered none, it is the
+store that is away.
 
 A call may have to wait for its connection until nobody wants it any more. Who wants it is asked when there is one, and
 once more before the first byte (`CALL`): redis-py writes in a task of its own, and a process may be stopped before it.
@@ -12,15 +15,26 @@ answer that with errors of their own: RuntimeError (uvloop), TypeError, Attribut
 """
 
 import asyncio
+import bisect
 import builtins
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import Any, Final, cast
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, cast
 
-from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import AuthenticationError, BusyLoadingError, ConnectionError, TimeoutError
+
+
+class Rank(IntEnum):
+    """Who gets a connection before whom."""
+
+    ENDS_A_TURN = 0
+    RUNS_A_TURN = 1
+    OTHER = 2
 
 
 class Call:
@@ -28,7 +42,9 @@ class Call:
 
     Args:
         wanted: whether somebody still wants it.
-        goes_first: before all others that wait for a connection.
+        rank: among all that wait for a connection.
+        since: when the operation of which it is a part began, by the loop's clock; None for now.
+        crowded_s: as the attribute, of the calls of this operation before it.
 
     Attributes:
         sent: it may have been, and was not refused since.
@@ -36,12 +52,20 @@ class Call:
         crowded_s: how long it has waited for connections while the server answered others, with or without success.
     """
 
-    def __init__(self, wanted: Callable[[], bool] = lambda: True, *, goes_first: bool = False) -> None:
+    def __init__(
+        self,
+        wanted: Callable[[], bool] = lambda: True,
+        *,
+        rank: Rank = Rank.OTHER,
+        since: float | None = None,
+        crowded_s: float = 0.0,
+    ) -> None:
         self.wanted = wanted
-        self.goes_first = goes_first
+        self.rank = rank
+        self.since = asyncio.get_running_loop().time() if since is None else since
         self.sent = False
         self.crowded_out = False
-        self.crowded_s = 0.0
+        self.crowded_s = crowded_s
 
 
 CALL: Final[ContextVar[Call | None]] = ContextVar("call", default=None)
@@ -88,11 +112,24 @@ class _LooksFirst(AbstractConnection):
         await super()._send_packed_command(command)
 
 
-class Pool(BlockingConnectionPool):
-    """A pool that knows when the server last answered.
+class _Place(NamedTuple):
+    """Of a call in the queue for a connection; they sort as they are served. What it gets is put into ``given``."""
+
+    rank: Rank
+    since: float
+    number: int
+    given: "asyncio.Future[AbstractConnection]"
+
+
+class Pool(ConnectionPool):
+    """A pool whose connections are waited for in order, and that knows when the server last answered.
+
+    A connection that comes back is given to the first who waits, at once: nobody can take it in between, so none is
+    free while somebody waits.
 
     Args:
         connection_class: of redis-py.
+        timeout: how long a call waits for a connection, s.
         on_busy: called when a call has waited in vain though the server answers.
         options: of redis-py's pool.
 
@@ -104,14 +141,16 @@ class Pool(BlockingConnectionPool):
         self,
         *,
         connection_class: type[AbstractConnection] = Connection,
+        timeout: float,
         on_busy: Callable[[], object] = lambda: None,
         **options: Any,
     ) -> None:
         looks_first = type(connection_class.__name__, (_LooksFirst, connection_class), {})
         super().__init__(connection_class=looks_first, **options)
         self._on_busy = on_busy
-        self._waiting: dict[asyncio.Task[Any] | None, bool] = {}  # for a place; and whether it goes first
-        self._first = 0  # of these
+        self._timeout_s = timeout
+        self._waiting: list[_Place] = []  # in order
+        self._numbers = itertools.count()
         self.answered_at = float("-inf")
 
     async def get_connection(self, *args: Any, **options: Any) -> AbstractConnection:
@@ -143,7 +182,7 @@ class Pool(BlockingConnectionPool):
             raise NoConnection(str(error)) from error
 
     async def _connected(self) -> AbstractConnection:
-        connection = await self._place()
+        connection = await self._free_one()
         try:
             await self.ensure_connection(connection)
         except BaseException:
@@ -151,35 +190,39 @@ class Pool(BlockingConnectionPool):
             raise
         return connection
 
-    async def _place(self) -> AbstractConnection:
+    async def _free_one(self) -> AbstractConnection:
         """A connection that is this call's, as it is; most often one that was made before."""
-        call, who, asked_at = CALL.get(), asyncio.current_task(), time.monotonic()
-        first, granted = call is not None and call.goes_first, False
-        async with self._condition:
-            self._waiting[who] = first
-            self._first += first
-            try:
-                async with asyncio.timeout(self.timeout):
-                    await self._condition.wait_for(self.can_get_connection)
-                granted = True
-                return cast(AbstractConnection, ConnectionPool.get_available_connection(self))  # type: ignore[no-untyped-call]
-            except builtins.TimeoutError:
+        if self._is_one_free():
+            return self._take()
+        call = CALL.get() or Call()
+        asked_at, given = time.monotonic(), asyncio.get_running_loop().create_future()
+        place = _Place(call.rank, call.since, next(self._numbers), given)
+        bisect.insort(self._waiting, place)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await given
+        except builtins.TimeoutError:
+            if given.cancelled():
                 if self.answered_at >= asked_at:
                     self._on_busy()
                 raise NoConnection("All connections are in use.", pool_is_full=True) from None
-            finally:
-                del self._waiting[who]
-                self._first -= first
-                if call is not None and self.answered_at >= asked_at:
-                    call.crowded_out = not granted
-                    call.crowded_s += time.monotonic() - asked_at
-                if first or not granted:  # others were told to wait for it, or it was woken in the place of another
-                    self._condition.notify_all()
+        except asyncio.CancelledError:
+            if not given.cancelled():
+                await self._put_back(given.result())
+            raise
+        finally:
+            if given.cancelled() and place in self._waiting:
+                self._waiting.remove(place)
+            if self.answered_at >= asked_at:
+                call.crowded_out = given.cancelled()
+                call.crowded_s += time.monotonic() - asked_at
+        return cast(AbstractConnection, given.result())
 
-    def can_get_connection(self) -> bool:
-        """Whether who asks may have one now."""
-        allowed = not self._first or self._waiting.get(asyncio.current_task(), False)
-        return allowed and bool(super().can_get_connection())
+    def _is_one_free(self) -> bool:
+        return bool(self.can_get_connection())
+
+    def _take(self) -> AbstractConnection:
+        return cast(AbstractConnection, self.get_available_connection())  # type: ignore[no-untyped-call]
 
     async def release(self, connection: AbstractConnection) -> None:
         """Takes a connection back; one that was not answered comes back closed."""
@@ -188,14 +231,16 @@ class Pool(BlockingConnectionPool):
         await self._put_back(connection)
 
     async def _put_back(self, connection: AbstractConnection) -> None:
-        # Who is cancelled here has given it back all the same: redis-py would keep its place for ever if that waited
-        # for the condition, which who is woken holds for a moment.
-        try:
-            await ConnectionPool.release(self, connection)
-        finally:
-            if self._waiting:
-                await asyncio.shield(self._wake())
+        # Who is cancelled here has given it back all the same. Only where the lock of redis-py is held, while idle
+        # connections are closed, would that wait, and the place of this one be lost.
+        returning = self._returned(connection)
+        await (asyncio.shield(returning) if self._lock.locked() else returning)
 
-    async def _wake(self) -> None:
-        async with self._condition:  # where some go first, whoever is woken alone may be the wrong one
-            self._condition.notify(len(self._waiting) if self._first else 1)
+    async def _returned(self, connection: AbstractConnection) -> None:
+        try:
+            await super().release(connection)
+        finally:
+            while self._waiting and self._is_one_free():
+                place = self._waiting.pop(0)
+                if not place.given.done():
+                    place.given.set_result(self._take())

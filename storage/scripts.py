@@ -14,18 +14,20 @@ import asyncio
 import builtins
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.resources import files
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError
 
 from storage.failures import moving, surely_not_executed, takes_no_writes
 from storage.keys import SessionRef
-from storage.pool import CALL, Call, refused_call
+from storage.pool import CALL, Call, Rank, refused_call
 from storage.replies import Reply, elsewhere
 from storage.results import StoreBusy, StoreUnavailable
 from storage.tracebacks import let_go
@@ -96,6 +98,46 @@ def nobody(verb: str, duration_s: float, failure: StoreUnavailable | None) -> No
     """Is told of calls and keeps nothing."""
 
 
+class _Operation:
+    """Calls that have one budget together, ``budget_s``, and a rank.
+
+    Attributes:
+        since, until: when it began, and when its budget is used up, by the loop's clock.
+        crowded_s: how long they have waited for connections while the server answered others.
+    """
+
+    def __init__(self, budget_s: float, rank: Rank) -> None:
+        self.budget_s = budget_s
+        self.rank = rank
+        self.since = asyncio.get_running_loop().time()
+        self.until = self.since + budget_s
+        self.crowded_s = 0.0
+
+
+_OPERATION: Final[ContextVar[_Operation | None]] = ContextVar("operation", default=None)
+
+
+@contextmanager
+def together(budget_s: float, rank: Rank = Rank.OTHER) -> Iterator[None]:
+    """All calls made inside are one operation: they take no longer than this together, and each no longer than it may.
+
+    In a context variable, since others stand between who knows this and who makes the calls (capacity.py). What is
+    part of another operation already stays so.
+
+    Args:
+        budget_s: for all of them.
+        rank: that each of them has at least.
+    """
+    if _OPERATION.get() is not None:
+        yield
+        return
+    outer = _OPERATION.set(_Operation(budget_s, rank))
+    try:
+        yield
+    finally:
+        _OPERATION.reset(outer)
+
+
 async def answered(
     ask: Callable[[], Awaitable[_T]],
     *,
@@ -103,18 +145,19 @@ async def answered(
     wait_for_server: bool = False,
     wait_for_writes: bool = False,
     wanted: Callable[[], bool] = lambda: True,
+    rank: Rank = Rank.OTHER,
 ) -> _T:
     """What the store answers; it is asked again while it may have been asked in vain and ``budget_s`` is not used up.
 
     Args:
         ask: may be called again, whatever came of it before.
-        budget_s: for everything together.
+        budget_s: for everything, with what was asked before in the same operation (`together`).
         wait_for_server: ask again also while no connection can be made or Redis cannot take writes for now; otherwise
             that is reported at once. While slots move it is asked again in any case.
-        wait_for_writes: ask again while Redis cannot take writes for now. Who waits for either goes first where others
-            wait for a connection, too.
+        wait_for_writes: ask again while Redis cannot take writes for now.
         wanted: asked each time before anything is sent, behind every wait for a connection or for who is the primary;
             what nobody wants any more is not sent.
+        rank: among those who wait for a connection.
 
     Raises:
         StoreBusy: all connections were in use for as long as they are waited for, or for most of the budget.
@@ -122,10 +165,12 @@ async def answered(
     """
     unknown = False
     waits = wait_for_server or wait_for_writes
-    call = Call(wanted, goes_first=waits)
+    operation = _OPERATION.get() or _Operation(budget_s, rank)
+    budget_s = min(budget_s, operation.budget_s)
+    call = Call(wanted, rank=min(rank, operation.rank), since=operation.since, crowded_s=operation.crowded_s)
     outer = CALL.set(call)
     try:
-        async with asyncio.timeout(budget_s) as budget:
+        async with asyncio.timeout_at(min(operation.until, asyncio.get_running_loop().time() + budget_s)) as budget:
             for attempt in range(10_000):
                 before, call.sent, call.crowded_out = unknown, False, False
                 try:
@@ -150,6 +195,7 @@ async def answered(
         failed = StoreBusy if crowded else StoreUnavailable
         raise failed(type(error).__name__, outcome_unknown=unknown) from error
     finally:
+        operation.crowded_s = call.crowded_s
         CALL.reset(outer)
     raise AssertionError("the budget ends before the attempts do")
 
@@ -181,6 +227,7 @@ class ScriptRunner:
         wait_for_server: bool = False,
         wait_for_writes: bool = False,
         wanted: Callable[[], bool] = lambda: True,
+        rank: Rank = Rank.OTHER,
     ) -> Reply:
         """Runs a script with the keys, all in one slot, and arguments that its header names; else as `answered`."""
         assert _same_slot(keys), f"{verb}: keys of several slots"
@@ -193,6 +240,7 @@ class ScriptRunner:
                 wait_for_server=wait_for_server,
                 wait_for_writes=wait_for_writes,
                 wanted=wanted,
+                rank=rank,
             ),
         )
 
@@ -226,13 +274,13 @@ class ScriptRunner:
         A session of another's is asked for with the wrong keys once: the ref, and all later ones of it, then know its
         owner. Cost: one round trip, for such a session the first time two, within one budget.
         """
-        until = time.monotonic() + budget_s
-        for _ in range(2):
-            keys, said = (*ref.keys, *more_keys), (ref.id, ref.principal, *args)
-            reply = await self.run(verb, keys, said, budget_s=until - time.monotonic(), **waiting)
-            if (owner_tag := elsewhere(reply)) is None:
-                break
-            ref.belongs_to(owner_tag)
+        with together(budget_s):
+            for _ in range(2):
+                keys, said = (*ref.keys, *more_keys), (ref.id, ref.principal, *args)
+                reply = await self.run(verb, keys, said, budget_s=budget_s, **waiting)
+                if (owner_tag := elsewhere(reply)) is None:
+                    break
+                ref.belongs_to(owner_tag)
         return reply
 
     async def _send(self, script: Script, keys: Sequence[str], args: Sequence[Any]) -> Reply:

@@ -12,6 +12,7 @@ What a crash leaves: between begin and a verdict, a lease that runs out; nothing
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
@@ -21,6 +22,7 @@ from redis.asyncio import Redis
 from storage import attachments
 from storage.checkpoints import TEXTS, UNSAID, Checkpoint, Wishes, read_texts
 from storage.keys import SessionRef
+from storage.pool import Rank
 from storage.replies import (
     read_abort,
     read_append,
@@ -50,7 +52,7 @@ from storage.results import (
     UnknownTurn,
     Verdict,
 )
-from storage.scripts import OnCall, ScriptRunner, nobody
+from storage.scripts import OnCall, ScriptRunner, nobody, together
 
 _T = TypeVar("_T")
 HISTORY_BYTES_MAX: Final = 64 * 1_048_576
@@ -212,6 +214,14 @@ class Turns:
         self._begin_budget_s = begin_budget_s
         self._settle_budget_s = settle_budget_s
 
+    def beginning(self) -> AbstractContextManager[None]:
+        """Whatever is asked of the store inside, so that a turn begins, has the time of one begin."""
+        return together(self._begin_budget_s)
+
+    def running(self) -> AbstractContextManager[None]:
+        """Whatever a turn that has begun reads inside has the time of one read, and goes before what others want."""
+        return together(self._begin_budget_s, Rank.RUNS_A_TURN)
+
     async def begin(
         self,
         ref: SessionRef,
@@ -285,7 +295,8 @@ class Turns:
         """Keeps the lease, logs what was shown since and tells whether to cancel; see scripts/renew.lua."""
         numbers = f"{usage.input} {usage.output} {usage.cache_read} {usage.cache_written}"
         args = (turn_id, lease_ms, numbers, *shown.args())
-        return read_renew(await self._scripts.act("renew", ref, args, budget_s=self._begin_budget_s))
+        reply = await self._scripts.act("renew", ref, args, budget_s=self._begin_budget_s, rank=Rank.RUNS_A_TURN)
+        return read_renew(reply)
 
     async def commit(self, ref: SessionRef, turn_id: str, commit: Commit) -> Settled | Fenced | Corrupt | Denied | Gone:
         """Makes the turn history, or says why not; see scripts/commit.lua."""
@@ -309,7 +320,9 @@ class Turns:
             commit.context,
             *_messages(commit.elements, commit.known),
         )
-        reply = await self._scripts.act("commit", ref, args, budget_s=self._settle_budget_s, wait_for_server=True)
+        reply = await self._scripts.act(
+            "commit", ref, args, budget_s=self._settle_budget_s, wait_for_server=True, rank=Rank.ENDS_A_TURN
+        )
         return read_commit(reply)
 
     async def number(self, ref: SessionRef, turn_id: str) -> int | None:
@@ -428,7 +441,13 @@ class Turns:
         patient = budget_s is not None
         budget_s = self._settle_budget_s if budget_s is None else budget_s
         reply = await self._scripts.act(
-            "abort", ref, args, budget_s=budget_s, wait_for_server=patient, wait_for_writes=True
+            "abort",
+            ref,
+            args,
+            budget_s=budget_s,
+            wait_for_server=patient,
+            wait_for_writes=True,
+            rank=Rank.ENDS_A_TURN,
         )
         return read_abort(reply)
 

@@ -40,7 +40,7 @@ from service.context.compacted import KEPT_TURNS_MIN, Plan
 from service.context.size import size_of_messages
 from service.context.view import policy
 from service.errors import BatonError, internal_error, role_too_small, session_not_found, store_unavailable
-from service.exchange import Interrupt, draining
+from service.interrupt import Interrupt, draining
 from service.model_table import Model
 from service.transcript import Answer
 from storage.checkpoints import Checkpoint, Checkpoints, Cost, Wishes

@@ -92,10 +92,10 @@ def run(fleet: Fleet, baton: str, tmp_path: Path, record_property: Callable[[str
             "PYTHONPATH": "",  # the clients' own packages, not Baton's
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it fetches a list of prices when it is imported
         }
-        before = (await fleet.simulator.stats())["requests"]
+        before = await fleet.simulator.total()
         async with Child("client", _in_order(interpreter, program), tmp_path, settings) as child:
             code = await child.wait(RUN_TIMEOUT_S)
-            count = (await fleet.simulator.stats())["requests"] - before
+            count = await fleet.simulator.total() - before
             answered = await fleet.simulator.requests(count) if count else []
             return Run(child, code, session, [each["body"] for each in answered if each["outcome"] == "complete"])
 

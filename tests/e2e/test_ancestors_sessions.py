@@ -280,7 +280,7 @@ async def test_what_cannot_be_history_is_refused_by_place_and_changes_nothing(
 ) -> None:
     """Missing, no list, of another role, without content. An empty list is in order, and changes nothing either."""
     await create(one, name=name, title=name)
-    before, asked = await whole(one, name), await simulator.stats()
+    before, asked = await whole(one, name), await simulator.total()
     for number, (body, message, param, code) in enumerate(REFUSED):
         caller = (one, two)[number % 2]
         answer = await caller.request("POST", f"/v1/sessions/{name}/messages", json=body)
@@ -293,7 +293,7 @@ async def test_what_cannot_be_history_is_refused_by_place_and_changes_nothing(
         answer = await append(caller, name)
         assert (answer.status, answer.json) == (200, {"session_id": name, "message_count": 0, "turn_id": None})
     assert await whole(two, name) == before
-    assert await simulator.stats() == asked
+    assert await simulator.total() == asked
 
 
 # Lives.

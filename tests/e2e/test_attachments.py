@@ -68,6 +68,8 @@ async def test_a_lost_attachment_makes_the_session_corrupt(
     told = await one.get(f"/v1/sessions/{name}/turns/2")
     assert [(answer.status, answer.code) for answer in (asked, read, told)] == [(409, "session_corrupt")] * 3
     assert not [r for r in await simulator.requests() if name in str(r["body"])]
+    # As it is told to do; and an export of everything, in another file of this folder, would tell of it.
+    assert (await one.request("DELETE", f"/v1/sessions/{name}")).status == 200
 
 
 async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
@@ -78,7 +80,7 @@ async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
     shown = {"messages": looked_at("A" * 20 * MIB)}
     path = f"/v1/sessions/{name}/messages"
     assert (await send(one, path, shown)).status == 200
-    asked = (await simulator.stats())["requests"]
+    asked = await simulator.total()
     async with unchanged(fleet):
         by_hand = await send(two, path, shown)
         by_turn = await send(two, CHAT, {"session_id": name, "messages": [user("b" * 13 * MIB)]})
@@ -89,7 +91,7 @@ async def test_a_conversation_too_large_for_claude_is_refused_before_it_is_sent(
         assert f"{CLAUDE_BYTES_MAX} are the most" in message
         (size_bytes,) = [int(word) for word in message.split() if word.isdecimal() and word != str(CLAUDE_BYTES_MAX)]
         assert least < size_bytes < least + 4_000
-    assert (await simulator.stats())["requests"] == asked
+    assert await simulator.total() == asked
     assert (await one.session(name))["message_count"] == 4
     resent = [user("My name is Ada."), assistant(first.text), user("What is my name?")]
     back = await two.request("POST", CHAT, json={"session_id": name, "messages": resent})
@@ -152,8 +154,8 @@ async def turn(caller: Caller, name: str, said: Any) -> Answer:
 
 async def test_a_request_without_a_session_is_refused_too(one: Caller, simulator: Simulator) -> None:
     """Ours is just small enough; with what Claude must be told besides it is too large."""
-    asked = (await simulator.stats())["requests"]
+    asked = await simulator.total()
     refused = await send(one, CHAT, {"messages": [user("a" * (CLAUDE_BYTES_MAX - 50))]})
     assert (refused.status, refused.code) == (413, "request_too_large")
     assert refused.json["error"]["message"].startswith("The conversation with its attachments is larger than Claude")
-    assert (await simulator.stats())["requests"] == asked
+    assert await simulator.total() == asked

@@ -11,6 +11,7 @@ import gc
 import json
 import socket
 import tracemalloc
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,9 +45,10 @@ _UNKNOWN: Final = {"x-session-id": "sess_" + 26 * "a"}
 Fields = dict[str, Any]
 
 
-def asking(**fields: Any) -> Fields:
-    """A request with a large text and many small ones."""
-    blocks = [{"type": "text", "text": _TEXT_BYTES * "x"}, *({"type": "text", "text": "y"} for _ in range(_BLOCKS))]
+def asking(mark: str = "y", **fields: Any) -> Fields:
+    """A request with a large text and many small ones, the last of which is the mark."""
+    small = [*((_BLOCKS - 1) * ["y"]), mark]
+    blocks = [{"type": "text", "text": _TEXT_BYTES * "x"}, *({"type": "text", "text": text} for text in small)]
     message = {"role": "user", "content": blocks}
     return {"model": "claude-sonnet-5-5", "max_tokens": 9, "messages": [message], **fields}
 
@@ -85,8 +87,9 @@ def broken_off(path: str, headers: dict[str, str]) -> Case:
 
 
 def left(path: str, headers: dict[str, str], *, stream: bool, short: bool = False) -> Case:
-    fault = None if short else {"kind": "hang"}
-    return Case(path, 0, asking(stream=stream), headers, fault=fault, short=short, patience_s=0.1)
+    mark = uuid.uuid4().hex  # it may leave before Claude is asked: no other request is to hang in its place
+    fault = None if short else {"kind": "hang", "match": mark}
+    return Case(path, 0, asking(mark, stream=stream), headers, fault=fault, short=short, patience_s=0.1)
 
 
 NOT_JSON: Final = json.dumps(asking()).encode() + b"]"
@@ -162,7 +165,13 @@ async def replica(fleet: Fleet, store_url: str) -> AsyncIterator[tuple[int, Bodi
     application = build(settings, store_url, SECRET, on_refused=lambda refused: None)
     limits = Limits(settings.header_bytes_max, settings.body_wait_s, settings.write_wait_s)
     config = uvicorn.Config(
-        application.asgi, http=http_protocol(limits), ws="none", lifespan="on", log_config=None, access_log=False
+        application.asgi,
+        http=http_protocol(limits),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,  # a test that has failed ends, whatever still runs
     )
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server, port = _Server(config), int(listener.getsockname()[1])
@@ -272,7 +281,7 @@ async def test_nothing_of_a_body_waits_for_the_collector_while_the_store_is_away
 
 async def test_a_body_counts_as_long_as_the_turn_that_goes_on_without_its_caller(fleet: Fleet) -> None:
     headers = {**_IN_SESSION, "x-session-on-disconnect": "continue"}
-    slow: Fields = {"kind": "slow_first_byte", "delay_ms": 300}
+    slow: Fields = {"kind": "slow_first_byte", "delay_ms": 1_500}
     case = Case(_CHAT, 0, asking(), headers, fault=slow, patience_s=0.1)
     async with replica(fleet, fleet.valkey.url) as (port, bodies):
         await fleet.simulator.fault(**slow)

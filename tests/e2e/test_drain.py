@@ -11,7 +11,9 @@ import aiohttp
 import pytest
 
 from tests.e2e.caller import Caller, Stream, chunks_of, eventually, text_of
-from tests.instruments.processes import Fleet, Simulator
+from tests.instruments.processes import Fleet, Replica, Simulator
+from tests.instruments.proxy import Trap
+from tests.instruments.stall import HttpRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -27,6 +29,12 @@ async def is_draining(caller: Caller) -> None:
     await eventually(look, "readiness red")
 
 
+def held_at_its_end(replica: Replica) -> Trap[HttpRequest]:
+    """Claude's next answer to this replica stands still before its last events, until it is released."""
+    assert replica.http_stall is not None
+    return replica.http_stall.arm(lambda request: request.method == "POST", at="event", event="message_delta")
+
+
 def ended_in_error(frames: list[bytes]) -> Any:
     """The error that ends a stream without success."""
     assert b"[DONE]" not in b"".join(frames)
@@ -34,11 +42,11 @@ def ended_in_error(frames: list[bytes]) -> Any:
 
 
 async def test_running_turns_finish_and_others_are_sent_away(
-    fleet: Fleet, http: aiohttp.ClientSession, one: Caller, simulator: Simulator, name: str
+    fleet: Fleet, http: aiohttp.ClientSession, one: Caller, name: str
 ) -> None:
-    replica = await fleet.add_replica(env={"BATON_DRAIN_S": "30", "BATON_DRAIN_NOTICE_S": "0"})
+    replica = await fleet.add_replica(http_stall=True, env={"BATON_DRAIN_S": "30", "BATON_DRAIN_NOTICE_S": "0"})
     leaving = Caller(http, replica.url)
-    await simulator.fault("slow_deltas", delay_ms=50, match=name)
+    held = held_at_its_end(replica)
     async with leaving.stream(f"Count to 60 {name}", name) as stream:
         await stream.words(2)
         queued = asyncio.create_task(leaving.chat("Hi", name))
@@ -55,6 +63,7 @@ async def test_running_turns_finish_and_others_are_sent_away(
             assert late.headers["connection"] == "close"
             assert late.headers["x-should-retry"] == "true"
         assert (await leaving.get("/livez")).status == 200
+        held.release()
         frames = await stream.rest()
     assert frames[-1] == b"data: [DONE]"
     assert await replica.wait() == 0

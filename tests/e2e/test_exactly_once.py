@@ -250,16 +250,17 @@ async def test_the_same_request_at_the_same_time_makes_one_session(
 async def test_a_repetition_makes_the_session_anew_if_the_first_attempt_took_it_along(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
-    await simulator.fault("slow_first_byte", delay_ms=600, match=name)
-    async with one.stream(f"Hi {name}", name, headers=keyed("k", X_Session_Mode="create")) as stream:
-        waiting = asyncio.create_task(two.chat(f"Hi {name}", name, headers=keyed("k", X_Session_Mode="create")))
-        await asyncio.sleep(0.2)
-        turn = (await two.get(f"/v1/sessions/{name}/turns")).json["turns"][0]["id"]
-        await two.request("POST", f"/v1/sessions/{name}/turns/{turn}/cancel")
-        await stream.rest()
+    headers = keyed("k", X_Session_Mode="create", X_Session_On_Disconnect="cancel")
+    await simulator.fault("hang", match=name)
+    first = asyncio.create_task(one.chat(f"Hi {name}", name, headers=headers))
+    await eventually(lambda: simulator.asked(name), "the question")
+    waiting = asyncio.create_task(two.chat(f"Hi {name}", name, headers=headers))
+    await asyncio.sleep(0.2)  # so that it waits; should it come too late for that, the rest holds as well
+    first.cancel()  # its caller hangs up
     answer = await waiting
-    assert answer.status == 200, answer.body
+    assert (answer.status, answer.headers["x-session-state"]) == (200, "new"), answer.body
     assert (await one.session(name))["message_count"] == 2
+    assert await asked(simulator, name) == 2
 
 
 async def test_a_named_session_is_created_once_under_a_key(one: Caller, two: Caller, name: str) -> None:

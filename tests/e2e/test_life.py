@@ -19,7 +19,7 @@ import pytest
 
 from service.life import MARGIN_S
 from tests.e2e.caller import CHAT, Caller, Stream, chunks_of, eventually, text_of
-from tests.e2e.test_drain import REJECT, ended_in_error, is_draining, waiting_on
+from tests.e2e.test_drain import REJECT, ended_in_error, held_at_its_end, is_draining, waiting_on
 from tests.instruments.balancer import Balancer
 from tests.instruments.child import Child
 from tests.instruments.processes import Fleet, Replica, Simulator
@@ -93,26 +93,26 @@ async def test_after_the_signal_it_serves_on_until_balancers_have_noticed(
 
 
 async def test_an_answer_that_begins_after_the_signal_closes_its_connection(
-    fleet: Fleet, simulator: Simulator, name: str
+    fleet: Fleet, http: aiohttp.ClientSession
 ) -> None:
-    replica = await fleet.add_replica(env=AT_ONCE)
-    await simulator.fault("slow_deltas", delay_ms=100, match=name)
+    replica = await fleet.add_replica(http_stall=True, env=AT_ONCE)
+    held = held_at_its_end(replica)
     async with connected(replica) as raw:
-        raw.send("POST", CHAT, b'{"messages":[{"role":"user","content":"Count to 8 %b"}]}' % name.encode())
-        await eventually(lambda: simulator.asked(name), "the question")
+        raw.send("POST", CHAT, TURN)
+        await held.reached()
         replica.terminate()
+        await is_draining(Caller(http, replica.url))
+        held.release()
         head, _ = await raw.answer()
         assert head.startswith(b"HTTP/1.1 200 ") and b"connection: close" in head
         assert await raw.reader.read() == b""
     assert await replica.wait() == 0
 
 
-async def test_who_is_refused_while_sending_can_read_why(
-    fleet: Fleet, http: aiohttp.ClientSession, simulator: Simulator, name: str
-) -> None:
-    replica = await fleet.add_replica(env=AT_ONCE)
+async def test_who_is_refused_while_sending_can_read_why(fleet: Fleet, http: aiohttp.ClientSession, name: str) -> None:
+    replica = await fleet.add_replica(http_stall=True, env=AT_ONCE)
     leaving = Caller(http, replica.url)
-    await simulator.fault("slow_deltas", delay_ms=50, match=name)
+    held = held_at_its_end(replica)
     async with leaving.stream(f"Count to 60 {name}", name) as stream, connected(replica) as early:
         early.send("POST", CHAT, b"{", length_bytes=4_000_000)
         await stream.words(2)
@@ -128,6 +128,7 @@ async def test_who_is_refused_while_sending_can_read_why(
                 head, body = await raw.answer()
                 assert head.startswith(b"HTTP/1.1 503 ") and b"connection: close" in head
                 assert json.loads(body)["error"]["code"] == "draining"
+        held.release()
         assert (await stream.rest())[-1] == b"data: [DONE]"
     assert await replica.wait() == 0
 
@@ -162,7 +163,8 @@ async def test_a_turn_whose_caller_has_gone_ends_like_any_other(
 ) -> None:
     replica = await fleet.add_replica(env={**AT_ONCE, "BATON_DRAIN_S": drain_s, "BATON_LEASE_MS": "60000"})
     await simulator.fault("slow_deltas", delay_ms=30, match=name)
-    async with Caller(http, replica.url).stream(f"Count to 40 {name}", name, headers=CONTINUE) as stream:
+    last = "40" if drain_s == "30" else "400"
+    async with Caller(http, replica.url).stream(f"Count to {last} {name}", name, headers=CONTINUE) as stream:
         shown = await stream.words(5)
         stream.hang_up()
     replica.terminate()
@@ -172,9 +174,9 @@ async def test_a_turn_whose_caller_has_gone_ends_like_any_other(
     said = (await one.messages(name))[1]["content"][0]["text"]
     turn = (await one.get(f"/v1/sessions/{name}/turns/1")).json
     if drain_s == "30":
-        assert said.split()[-1] == "40" and turn["verdict"] == "committed"
+        assert said.split()[-1] == last and turn["verdict"] == "committed"
     else:
-        assert said.startswith(shown) and said.split()[-1] != "40" and turn["verdict"] == "incomplete"
+        assert said.startswith(shown) and said.split()[-1] != last and turn["verdict"] == "incomplete"
 
 
 async def test_a_follower_is_sent_elsewhere_and_misses_nothing(

@@ -155,7 +155,7 @@ async def test_claudes_refusals_are_told_as_claude_tells_them(
 
 
 async def test_a_stream_that_breaks_ends_in_an_error_event(one: Caller, simulator: Simulator, name: str) -> None:
-    await simulator.pace(delta_ms=20)  # or the error comes with the beginning, and it is asked again
+    await simulator.pace(delta_ms=100)  # or the error comes with the beginning, and it is asked again
     for session in ({}, {"x-session-id": name}):
         for fault, kind in (("error_mid_stream", "overloaded_error"), ("clean_end", "api_error")):
             await simulator.fault(fault, after_deltas=2)

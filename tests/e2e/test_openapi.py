@@ -212,7 +212,7 @@ async def test_turns_in_every_state_are_as_described(
     await simulator.fault("refusal")
     await strict.chat("Refuse.", name)
     await simulator.pace(delta_ms=20)
-    async with two.stream("count to 12", name) as stream:
+    async with two.stream("count to 400", name) as stream:
         await stream.words(1)
         turns = (await strict.get(f"/v1/sessions/{name}/turns")).json["turns"]
         refused = await strict.chat("Hello.", name, headers={"x-session-on-conflict": "reject"})
@@ -278,7 +278,7 @@ async def test_errors_of_a_session_are_as_described(strict: Strict, simulator: S
     failed = await strict.chat("Hello.", name)
     assert (failed.code, failed.headers["x-session-id"]) == ("upstream_overloaded", made.json["id"])
     await simulator.clear_faults()
-    await simulator.pace(delta_ms=20)
+    await simulator.pace(delta_ms=100)
     await simulator.fault("error_mid_stream", after_deltas=2)
     assert json.loads((await strict.frames("count to 5", name))[-1][6:])["error"]["code"] == "upstream_overloaded"
 

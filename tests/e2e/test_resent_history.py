@@ -150,11 +150,11 @@ async def test_a_refused_question_is_not_stored_though_it_is_sent_again(
 async def test_a_window_is_a_mismatch_and_changes_nothing(client: Client, one: Caller, simulator: Simulator) -> None:
     await client.say("My name is Ada.")
     await client.say("Something.")
-    asked = (await simulator.stats())["requests"]
+    asked = await simulator.total()
     window = [*client.transcript[2:], {"role": "user", "content": "What is my name?"}]
     refused = await one.chat("", client.session, messages=window)
     assert (refused.status, refused.code) == (409, "history_mismatch")
-    assert (await simulator.stats())["requests"] == asked
+    assert await simulator.total() == asked
     await client.is_stored()
     assert (await one.session(client.session))["status"] == "active"
     await one.chat("", client.session, messages=window, headers=DELTA)

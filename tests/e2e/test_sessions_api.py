@@ -221,7 +221,7 @@ async def test_a_patch_holds_from_the_next_turn(one: Caller, two: Caller, simula
 async def test_a_patch_while_a_turn_runs_survives_it(one: Caller, two: Caller, simulator: Simulator, name: str) -> None:
     await create(one, name=name, system_prompt="old")
     await simulator.pace(delta_ms=20)
-    async with one.stream("count to 12", name) as stream:
+    async with one.stream("count to 60", name) as stream:
         await stream.words(1)
         assert (await two.session(name))["status"] == "busy"
         assert (await patch(two, name, {"system_prompt": "new", "title": "N"})).status == 200
@@ -296,7 +296,7 @@ async def test_an_append_to_a_busy_session_waits_or_is_refused(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
     await simulator.pace(delta_ms=20)
-    async with one.stream("count to 12", name) as stream:
+    async with one.stream("count to 60", name) as stream:
         await stream.words(1)
         refused = await append(two, name, user("a"), headers={"x-session-on-conflict": "reject"})
         assert (refused.status, refused.code) == (409, "turn_in_progress")
@@ -318,7 +318,7 @@ async def test_turns_tell_what_was_asked_and_what_became_of_it(
     assert failed.status >= 400
     appended = await append(one, name, user("a"), assistant("b"))
     await simulator.pace(delta_ms=20)
-    async with two.stream("count to 12", name) as stream:
+    async with two.stream("count to 60", name) as stream:
         await stream.words(1)
         answer = await one.get(f"/v1/sessions/{name}/turns")
         await stream.rest()

@@ -229,7 +229,7 @@ async def test_a_limit_or_place_out_of_range_is_refused_by_name_in_every_list(
     one: Caller, two: Caller, simulator: Simulator, name: str
 ) -> None:
     await create(one, name=name, title=name)
-    before, asked = await whole(one, name), await simulator.stats()
+    before, asked = await whole(one, name), await simulator.total()
     places = [
         *(("/v1/sessions", "limit", 1, 100, value) for value in NOT_WHOLE),
         *((f"/v1/sessions/{name}/messages", "limit", 1, 100, value) for value in NOT_WHOLE),
@@ -242,7 +242,7 @@ async def test_a_limit_or_place_out_of_range_is_refused_by_name_in_every_list(
         told = error(f"`{param}` must be a whole number from {low} to {high}.", param, "invalid_value")
         assert (answer.status, answer.json) == (400, told), (path, value)
     assert await whole(two, name) == before
-    assert await simulator.stats() == asked
+    assert await simulator.total() == asked
 
 
 # Sessions that are not there, or not for this caller.
@@ -287,7 +287,7 @@ async def test_expired_deleted_foreign_and_unknown_ids_look_alike_whatever_is_as
         store = Store.of(client, "baton", secret=SECRET.encode())
         foreign = await store.created(title=name)
         await store.committed(foreign, [b"0" * 64])
-        before = await store.sessions.get(foreign), await simulator.stats()
+        before = await store.sessions.get(foreign), await simulator.total()
         told = error(
             "There is no such session, or it has expired.", "session_id", "session_not_found", "not_found_error"
         )
@@ -299,4 +299,4 @@ async def test_expired_deleted_foreign_and_unknown_ids_look_alike_whatever_is_as
                 assert answer.headers["x-should-retry"] == "false"
                 assert not {"x-session-id", "x-session-state", "etag"} & {key.lower() for key in answer.headers}
         assert (await page(one, name)).json["sessions"] == []
-        assert (await store.sessions.get(foreign), await simulator.stats()) == before
+        assert (await store.sessions.get(foreign), await simulator.total()) == before

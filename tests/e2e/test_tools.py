@@ -241,23 +241,23 @@ async def test_the_choice_reaches_claude(sdks: list[AsyncOpenAI], name: str, cho
 
 
 async def test_a_choice_among_no_tools_costs_nothing(one: Caller, simulator: Simulator, name: str) -> None:
-    asked = (await simulator.stats())["requests"]
+    asked = await simulator.total()
     for session in (name, None):
         refused = await one.chat("Hi", session, tool_choice="required")
         assert (refused.status, refused.code) == (400, "invalid_value")
         assert refused.json["error"]["param"] == "tool_choice"
-    assert (await simulator.stats())["requests"] == asked
+    assert await simulator.total() == asked
     assert (await one.get(f"/v1/sessions/{name}")).status == 404
 
 
 async def test_a_model_that_cannot_be_forced_is_not_asked(one: Caller, simulator: Simulator, name: str) -> None:
-    asked = (await simulator.stats())["requests"]
+    asked = await simulator.total()
     for session in (name, None):
         refused = await one.chat("Hi", session, tools=TOOLS, tool_choice="required", model=MODEL)
         assert (refused.status, refused.code) == (400, "unsupported")
         assert refused.json["error"]["param"] == "tool_choice"
         assert MODEL in refused.json["error"]["message"]
-    assert (await simulator.stats())["requests"] == asked
+    assert await simulator.total() == asked
     assert (await one.get(f"/v1/sessions/{name}")).status == 404
 
 

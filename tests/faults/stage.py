@@ -207,6 +207,7 @@ class Stage:
         self.server = place.primary()
         self.store: Any = None
         self.survivor = fleet.replicas[0]
+        self._victim: Replica | None = None
         run = next(self._runs)
         self._names = place.names(f"scene-{run}")
         self._elsewhere = place.names(f"scene-{run}", here=False)
@@ -219,11 +220,11 @@ class Stage:
 
     async def victim(self, **env: str) -> Replica:
         """The last victim if it lives and no settings are asked for, else a new one."""
-        last = self.fleet.replicas[-1]
-        if last is self.survivor or last.returncode is not None or env:
-            last = await self.fleet.add_replica(redis_stall=True, http_stall=True, env=env)
-            await self.empty_scene().told(last, "first", after="none")  # what a test stops is no first contact
-        return last
+        if self._victim is None or self._victim.returncode is not None or env:
+            victim = self._victim = await self.fleet.add_replica(redis_stall=True, http_stall=True, env=env)
+            await self.empty_scene().told(victim, "first", after="none")  # what a test stops is no first contact
+            return victim
+        return self._victim
 
     async def scene(self) -> Scene:
         """A new session in which one turn is stored."""

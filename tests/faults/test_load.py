@@ -61,7 +61,7 @@ async def test_what_is_too_much_is_refused_at_once_and_what_runs_keeps_its_pace(
     await fleet.simulator.pace(delta_ms=20)
     async with traffic(fleet, replica, sessions=RUNNING_MAX + 1) as clients:
         alone_s = await at_pace(clients, RUNNING_MAX)
-        asked, resident = (await fleet.simulator.stats())["requests"], resident_bytes(replica)
+        asked, resident = await fleet.simulator.total(), resident_bytes(replica)
         admitted = asyncio.create_task(at_pace(clients, RUNNING_MAX))
         await until(lambda: runs(replica, RUNNING_MAX))
         await assert_refused_at_once(replica)
@@ -74,7 +74,7 @@ async def test_what_is_too_much_is_refused_at_once_and_what_runs_keeps_its_pace(
         assert clients.outcomes(told) == {("error", "overloaded")}
         assert max(one.took_s for one in told) < FAST_S
         served = len(refused) - len(told)
-        assert (await fleet.simulator.stats())["requests"] == asked + RUNNING_MAX + served
+        assert await fleet.simulator.total() == asked + RUNNING_MAX + served
         assert resident_bytes(replica) - resident < 16 * MEGABYTE
         await clients.assert_kept()
     await fleet.simulator.pace(delta_ms=0)

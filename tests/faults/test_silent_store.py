@@ -155,13 +155,13 @@ async def test_a_begin_whose_answer_came_too_late_is_taken_back(cast: Cast) -> N
 
 async def test_without_a_store_nothing_is_begun_and_claude_is_not_asked(cast: Cast) -> None:
     scene, proxy = await cast.stage.scene(), stall(cast.impatient)
-    asked = (await cast.stage.fleet.simulator.stats())["requests"]
+    asked = await cast.stage.fleet.simulator.total()
     await proxy.refuse()
     seen = await scene.ask(cast.impatient, "victim").ended()
     await proxy.accept()
     assert_told(seen, "store_unavailable", 503)
     assert seen.status == 503
-    assert (await cast.stage.fleet.simulator.stats())["requests"] == asked
+    assert await cast.stage.fleet.simulator.total() == asked
     assert (await assert_works(scene, "first")).story == "CC"
 
 

@@ -36,11 +36,12 @@ _POLL_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What a client was told of one turn, and how long that took."""
+    """What a client was told of one turn, and how long that took; ``turn_id`` also where it failed, if it was told."""
 
     turn: ClientTurn
     code: str | None
     took_s: float
+    turn_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,7 @@ class Traffic:
         assert await turn.send(self._http, replica.url, headers), "nobody listens there"
         seen = turn.seen()
         assert seen.finished_at is not None
-        told = Told(seen, turn.code, seen.finished_at - seen.sent_at)
+        told = Told(seen, turn.code, seen.finished_at - seen.sent_at, turn.turn_id)
         self.told.append(told)
         return told
 

@@ -162,7 +162,7 @@ def error_unseen(talk: Talk) -> None:
 def error_in_mid_stream(talk: Talk) -> None:
     name = f"golden-mid-{talk.dialect}"
     talk.turn("Hello.", name)
-    talk.pace(delta_ms=50)
+    talk.pace(delta_ms=150)
     talk.fault("error_mid_stream", after_deltas=2)
     talk.turn("count to 5", name, stream=True)
     talk.pace(delta_ms=0)

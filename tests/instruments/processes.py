@@ -67,6 +67,10 @@ class Simulator(Child):
         """``{"requests": N, "running": N}``."""
         return await self._control("GET", "stats")
 
+    async def total(self) -> int:
+        """How many requests it has had. (How many run is another matter: one that was given up ends a moment later.)"""
+        return int((await self.stats())["requests"])
+
     async def fault(self, kind: str, **fields: object) -> None:
         """Queue a fault for the next message request, or the next ``times=`` of them."""
         await self._control("POST", "faults", {"kind": kind, **fields})

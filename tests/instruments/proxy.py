@@ -134,7 +134,8 @@ class Link:
         """Break both connections as a host does that does not know them: RST instead of an orderly end."""
         for writer in (self.to_client, self.to_server):
             sock = writer.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError):  # it has ended already, and its link is about to
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
 
     async def ended(self) -> None:
@@ -282,6 +283,7 @@ class StallProxy(ABC, Generic[S]):
         link = asyncio.get_running_loop().create_task(self._serve(upstream, reader, writer))
         self._links.add(link)
         link.add_done_callback(self._links.discard)
+        link.add_done_callback(lambda _: writer.transport.abort())  # also if it was cancelled before it began
 
     async def _serve(self, upstream: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -301,8 +303,6 @@ class StallProxy(ABC, Generic[S]):
             pass
         except* Exception as group:
             self._misread.append(group)
-        finally:
-            writer.transport.abort()
 
     @abstractmethod
     async def _relay(self, link: Link) -> None:

@@ -261,11 +261,12 @@ class Cluster(_Set):
         return bool(node.command("CLUSTER REPLICATE", head))  # refused until it has heard of that node
 
     def is_complete(self, node: Server) -> bool:
-        """Whether a node is in step and knows of all others that the cluster is well."""
+        """Whether a node is in step and knows of all others that the cluster is well, and who has which slots."""
         state = node.command("CLUSTER INFO")
         role = node.command("ROLE")
         in_step = role[0] == b"master" or role[3] == b"connected"
-        return bool(in_step and (state["cluster_state"], state["cluster_known_nodes"]) == ("ok", str(len(self.nodes))))
+        known = (state["cluster_state"], state["cluster_known_nodes"], state["cluster_slots_assigned"])
+        return bool(in_step and known == ("ok", str(len(self.nodes)), str(_SLOTS)))  # without coverage "ok" says little
 
     def primary_of(self, key: str) -> Server:
         """Who answers for a key, as the nodes that answer see it."""

@@ -7,6 +7,7 @@ is sent is what a replica sends, with its summaries, and what Claude would refus
 import asyncio
 import gc
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -205,3 +206,4 @@ class _Reading:
 
     def __init__(self, narrow: Narrow) -> None:
         self.history = narrow.read
+        self.running = nullcontext

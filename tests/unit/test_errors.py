@@ -10,7 +10,7 @@ import pytest
 from service import errors
 from service.dialects.errors import anthropic_error, is_anthropic, openai_error
 from service.errors import CODES, BatonError
-from service.exchange import Interrupt
+from service.interrupt import Interrupt
 
 SERVICE = Path(errors.__file__).parent
 ALIKE_ON_BOTH = (401, 403, 404, 409, 429)
@@ -49,7 +49,7 @@ def test_every_code_that_is_raised_is_in_the_table() -> None:
 def test_codes_are_written_out_where_they_are_raised_but_for_interrupts() -> None:
     others = [place for place, node in raised_codes() if not isinstance(node, ast.Constant)]
     assert len(others) == 1
-    assert others[0].startswith("exchange.py")
+    assert others[0].startswith("interrupt.py")
     for interrupt in Interrupt:
         assert interrupt.told().code in CODES
 

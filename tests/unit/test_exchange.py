@@ -10,7 +10,8 @@ import pytest
 from service.claude import Claude
 from service.errors import BatonError
 from service.events import Event
-from service.exchange import _HANDOVER_BYTES_MAX, Exchange, Exchanges, HandOver, Interrupt, OnDisconnect
+from service.exchange import _HANDOVER_BYTES_MAX, Exchange, Exchanges, HandOver, OnDisconnect
+from service.interrupt import Interrupt
 from tests.unit.claude_events import answer_events, as_events, message_start, text_block
 
 pytestmark = pytest.mark.leaping

@@ -330,6 +330,22 @@ async def test_a_reset_breaks_every_connection_and_new_ones_are_fine(client: Cli
     assert await client.incr("n") == 2
 
 
+class Transport:
+    """Of a connection that was accepted."""
+
+    aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_connection_that_was_accepted_as_the_proxy_ended_is_closed() -> None:
+    accepted: Any = type("Writer", (), {"transport": Transport()})()
+    async with RedisStall(1) as proxy:
+        proxy._connected(1, stream(b""), accepted)
+    assert accepted.transport.aborted
+
+
 async def test_forgotten_connections_lead_nowhere_and_new_ones_are_fine(
     client: Client, direct: Client, proxy: RedisStall
 ) -> None:
