@@ -135,6 +135,7 @@ class Compaction:
         self._checkpoints = checkpoints
         self._rules = rules
         self._tasks: dict[asyncio.Task[Made], str] = {}  # and the sessions that they are for
+        self._claiming: set[asyncio.Task[Any]] = set()
         self._asked_for = 0  # that have their place, and no claim yet
         self._draining = False
 
@@ -150,10 +151,11 @@ class Compaction:
     async def aclose(self) -> None:
         """Ends those that run; each leaves a claim that runs out."""
         self._draining = True
-        for task in self._tasks:
+        ending = {*self._tasks, *self._claiming}
+        for task in ending:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if ending:
+            await asyncio.wait(ending)
 
     def after_commit(self, occasion: Occasion, model: str) -> None:
         """Begins a checkpoint if the session is over its threshold. Never raises, and nothing is waited for.
@@ -226,12 +228,11 @@ class Compaction:
                 await asyncio.wait(beside)
                 if newer := _newer(await read(), occasion):
                     return newer
-            with self._place():
-                answer = await self._claim(occasion, plan)
-                if isinstance(answer, Claimed):
-                    making = self._start(occasion.ref.id, self._made(occasion, plan, answer))
-            match answer:
-                case Claimed():
+            claiming = asyncio.create_task(self._claim_and_start(occasion, plan))
+            self._claiming.add(claiming)
+            claiming.add_done_callback(self._claiming.discard)
+            match await asyncio.shield(claiming):  # who goes meanwhile leaves no claim that nobody makes use of
+                case asyncio.Task() as making:
                     return _newer(await _result(making) or await read(), occasion)
                 case Held(remaining_ms):
                     if newer := await _awaited(remaining_ms, read, occasion):
@@ -244,6 +245,16 @@ class Compaction:
                     raise role_too_small(role, "writer")
                 case Gone():
                     raise session_not_found()
+
+    async def _claim_and_start(
+        self, occasion: Occasion, plan: Plan
+    ) -> asyncio.Task[Made] | Held | Covered | Moved | Denied | Gone:
+        """The task that makes what was claimed; or why nothing was."""
+        with self._place():
+            answer = await self._claim(occasion, plan)
+            if not isinstance(answer, Claimed):
+                return answer
+            return self._start(occasion.ref.id, self._made(occasion, plan, answer))
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:

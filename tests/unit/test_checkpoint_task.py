@@ -401,3 +401,15 @@ async def test_within_a_turn_it_is_said_why_there_is_none(answer: Any, code: str
 async def test_what_was_covered_meanwhile_is_gone_on_with() -> None:
     assert await in_turn(Played(Covered()).compaction(), [MADE]) == MADE
     assert await in_turn(Played(Covered()).compaction(), [None]) is None
+
+
+async def test_a_turn_that_goes_while_it_claims_leaves_no_claim_without_a_summary() -> None:
+    played = Played()
+    compaction = played.compaction()
+    waiting = in_turn(compaction, [None])
+    while not compaction.running:  # noqa: ASYNC110  # nothing tells it
+        await asyncio.sleep(0)
+    assert played.claims == [], "the store is being asked"
+    waiting.cancel()
+    await settled(compaction)
+    assert (len(played.claims), len(played.stored)) == (1, 1)
