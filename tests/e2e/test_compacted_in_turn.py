@@ -67,8 +67,8 @@ async def test_a_turn_that_does_not_fit_has_the_conversation_summarized(
     key = {"Idempotency-Key": uuid.uuid4().hex}
     said = await large(two, name, **key)
     assert (said.status, said.text) == (200, "Your name is Ada.")
-    made = (await one.session(name))["checkpoint"]
-    assert said.headers["x-baton-context"] == f"compact; covers={made['covers']}"
+    covers = int(said.headers["x-baton-context"].removeprefix("compact; covers="))
+    assert (await one.session(name))["checkpoint"]["covers"] >= covers > 0, "it may be large enough for another by now"
     again = await large(one, name, **key)
     assert (again.body, again.headers["x-baton-context"]) == (said.body, said.headers["x-baton-context"])
     after = await one.chat("What should you remember?", name, max_tokens=50)

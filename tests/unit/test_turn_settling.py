@@ -5,6 +5,7 @@ import gc
 import tracemalloc
 import weakref
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -57,6 +58,7 @@ class StoreOfOneTurn:
     def __init__(self, commit: Outcome, abort: Outcome) -> None:
         self.answers = {"commit": commit, "abort": abort}
         self.told: list[str] = []
+        self.beginning = self.running = nullcontext
 
     async def begin(self, *_: Any, **__: Any) -> Begun:
         return Begun(1, "head_x", 0, 0, 0, "", "", 0, 1, "")
