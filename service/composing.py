@@ -152,10 +152,7 @@ class Composing:
                 refusal = error
             let_go(refusal)  # and with it of the request, which is not held while a summary is waited for
             rate = refusal.rate if isinstance(refusal, TooLong) else rate_of(before)
-            if not _can_fit(history, new, model, rate):
-                raise refusal
-            keep_bytes = round(_KEPT_SHARE * model.window_tokens / rate)
-            checkpoint = await self._compacted(begun, history, rewind, keep_bytes)
+            checkpoint = await self._compacted(begun, rewind, history, new, model, rate)
             if checkpoint is None:
                 raise refusal
             history, made = replace(history, checkpoint=checkpoint), True
@@ -190,20 +187,26 @@ class Composing:
         return begun, replace(history, checkpoint=in_effect), ask, rewind
 
     async def _compacted(
-        self, begun: Begun, history: History, rewind: Rewind | None, keep_bytes: int
+        self, begun: Begun, rewind: Rewind | None, history: History, new: Sequence[bytes], model: Model, rate: float
     ) -> Checkpoint | None:
-        """A checkpoint that covers more; None if there is nothing more that one could cover.
+        """A checkpoint that covers more; None if none would help, or there is nothing more that one could cover.
 
         Args:
             begun: the session.
-            history: that the turn goes on from.
-            rewind: what it rewinds.
-            keep_bytes: of text, that are kept of the end. Where there is no more than that, it is not what can be kept.
+            rewind: what the turn rewinds.
+            history: that it goes on from.
+            new: its messages.
+            model: that is asked.
+            rate: tokens a byte of text.
 
         Raises:
             BatonError: as `Compaction.in_turn`.
         """
+        if not _can_fit(history, new, model, rate):
+            return None
         occasion = Occasion(self._ref, begun.head, history.elements, history.checkpoint, history.wishes)
+        # Of the end so much is kept; where there is no more than that, it is not what can be kept.
+        keep_bytes = round(_KEPT_SHARE * model.window_tokens / rate)
         behind_bytes = compacted.text_bytes(history.elements[occasion.covered :])
         plan = await self._compaction.plan_for_turn(occasion, keep_bytes if behind_bytes > keep_bytes else 0)
         if plan is None:

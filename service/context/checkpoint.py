@@ -29,7 +29,6 @@ again with its next turn.
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,16 +37,15 @@ from service.claude import Claude
 from service.context import compacted, summary
 from service.context.compacted import KEPT_TURNS_MIN, Plan
 from service.context.size import size_of_messages
+from service.context.summarizing import summarized
 from service.context.view import policy
 from service.errors import BatonError, internal_error, role_too_small, session_not_found, store_unavailable
 from service.interrupt import Interrupt, draining
 from service.model_table import Model
-from service.transcript import Answer
-from storage.checkpoints import Checkpoint, Checkpoints, Cost, Wishes
+from storage.checkpoints import Checkpoint, Checkpoints, Wishes
 from storage.keys import SessionRef, new_nonce
 from storage.results import Claimed, Covered, Denied, Gone, Held, Moved, StoreUnavailable
 from storage.tracebacks import let_go
-from storage.turns import Usage
 
 THRESHOLD: Final = 0.8
 """Of the window."""
@@ -361,27 +359,13 @@ class Compaction:
             summary.request, self._rules.model, before, covered, wish, transcript_bytes_max=bytes_max
         )
         async with asyncio.timeout(self._rules.deadline_s):
-            answer = await self._asked(body)
-        used = answer.tokens()
-        text = summary.text_of(answer.content())
-        if answer.stop_reason != "end_turn" or not 0 < len(text.encode()) <= summary.BYTES_MAX:
-            raise BatonError("upstream_nonsense", f"The summary ended with {answer.stop_reason}.")
-        version = await self._checkpoints.store(occasion.ref, claimed, text.encode(), _cost(used))
+            text, cost = await summarized(self._claude, body)
+        version = await self._checkpoints.store(occasion.ref, claimed, text, cost)
         _count("stale" if version is None else "stored")
         if version is None:
             return None
         telemetry.log.info("checkpoint", session=occasion.ref.id, version=version, covers=plan.covers)
-        return Checkpoint(version, plan.covers, text.encode())
-
-    async def _asked(self, body: bytes) -> Answer:
-        answer = Answer()
-        try:
-            async with aclosing(self._claude.stream(body)) as batches:
-                async for batch in batches:
-                    answer.feed(batch)
-        finally:
-            telemetry.count_tokens(answer.tokens())
-        return answer
+        return Checkpoint(version, plan.covers, text)
 
 
 def _newer(found: Checkpoint | None, occasion: Occasion) -> Checkpoint | None:
@@ -426,10 +410,6 @@ def _as_told(error: Exception) -> BatonError:
         case TimeoutError():
             return BatonError("upstream_timeout", "The summary did not come in time.")
     return internal_error()
-
-
-def _cost(used: Usage) -> Cost:
-    return Cost(used.output, used.input + used.cache_read + used.cache_written, used.output)
 
 
 def _count(outcome: telemetry.CheckpointOutcome) -> None:
