@@ -81,6 +81,28 @@ async def test_a_turn_that_does_not_fit_has_the_conversation_summarized(
     assert said.headers["x-baton-context"] in [turn["sent"]["context"] for turn in turns]
 
 
+async def test_an_edit_within_what_is_covered_has_less_of_it_summarized(
+    callers: tuple[Caller, Caller], name: str
+) -> None:
+    one, two = callers
+    await filled(one, name)
+    assert (await large(one, name)).status == 200
+    assert (await one.request("POST", f"/v1/sessions/{name}/compact")).status in (200, 202)
+
+    async def covers_more() -> bool:
+        return bool((await one.session(name))["checkpoint"]["covers"] == 8)
+
+    await eventually(covers_more, "a checkpoint of all but two turns")
+    kept = [{"role": said["role"], "content": said["content"]} for said in await one.messages(name)][:6]
+    edited = [*kept, {"role": "user", "content": PADDING * 8 + "What is my name?"}]
+    body = {"model": "claude-sonnet-5-5", "max_tokens": 50, "messages": edited}
+    said = await two.request("POST", "/v1/messages", json=body, headers={"x-session-id": name})
+    assert (said.status, said.json["content"][0]["text"]) == (200, "Your name is Ada.")
+    assert said.headers["x-session-state"] == "rewound"
+    anew = int(said.headers["x-baton-context"].removeprefix("compact; covers="))
+    assert 0 < anew <= len(kept) == (await one.session(name))["message_count"] - 2
+
+
 async def test_what_is_too_large_even_alone_costs_no_summary(
     small: Fleet, callers: tuple[Caller, Caller], name: str
 ) -> None:
