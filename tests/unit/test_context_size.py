@@ -174,6 +174,16 @@ async def test_media_that_a_checkpoint_covers_are_not_sent_and_not_counted() -> 
     assert session.before.media_bytes == len(PICTURE["source"]["data"])
 
 
+async def test_a_summary_counts_in_what_a_view_that_moves_may_take() -> None:
+    session = Measured(window=10_000, policy="truncate")
+    for _ in range(12):
+        await session.say(WORDS * 40)
+    session.history = replace(session.history, checkpoint=Checkpoint(1, 2, b"It was said. " * 500))
+    fitted = await session.fit(WORDS * 350)
+    assert fitted.view.moved
+    assert rules.check_create(orjson.loads(fitted.prepared.body)).prompt.tokens <= 6_000
+
+
 async def test_claude_counts_only_where_the_window_is_near() -> None:
     session = Measured(window=10_000)
     await session.say(WORDS * 800)  # 8,200 tokens
