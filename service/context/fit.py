@@ -156,7 +156,7 @@ async def fitted(asking: Asking, before: Context, history: History) -> Fitted:
     knows = asking.model.input_tokens_max is not None
     limit = asking.limit_tokens if knows else math.inf
     request = _measured(asking, standing(before), before, history)
-    estimate = estimated(request.size, before)
+    estimate = estimated(request.size, before, anew=bool(request.prepared.epoch.reasons))
     too_large = len(request.prepared.body) > CLAUDE_BYTES_MAX
     shortens = asking.policy in SHORTENING
     if estimate.tokens + estimate.margin <= limit and not (too_large and shortens):

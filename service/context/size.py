@@ -67,12 +67,14 @@ def size_of(body: bytes, media: Media) -> Size:
     return Size(max(0, len(body) - media.size_bytes), media)
 
 
-def estimated(size: Size, before: Context) -> Estimate:
+def estimated(size: Size, before: Context, *, anew: bool = False) -> Estimate:
     """What a request takes of the window.
 
     Args:
         size: of the request.
         before: what the session's last turn left; tokens of 0 if they are no help, as those of another model.
+        anew: whether the turn begins an epoch. Thinking of before is left out then, and has more bytes than tokens, for
+            its signatures cost nothing: what was counted says less.
     """
     rate = rate_of(before)
     if not before.tokens:
@@ -82,7 +84,7 @@ def estimated(size: Size, before: Context) -> Estimate:
     media = size.media.tokens - before.media_tokens
     tokens = max(0, before.tokens + media + math.ceil(text))
     margin = _OF_COUNTED * before.tokens + _OF_NEW * (abs(text) + abs(media))
-    return Estimate(tokens, math.ceil(margin))
+    return Estimate(tokens, math.ceil(max(margin, _OF_NEW * tokens) if anew else margin))
 
 
 def rate(tokens: int, size: Size) -> float:

@@ -4,7 +4,7 @@ import gc
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from service.context.view import POLICIES, Policy
@@ -43,7 +43,7 @@ class Checked(Narrow):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@settings(deadline=None, max_examples=6)
+@settings(deadline=None, max_examples=6, phases=[Phase.reuse, Phase.generate])  # to shrink one takes minutes
 @given(
     model=st.sampled_from(sorted(THINKING)),
     summarizing=st.sampled_from([2_000, 200_000]),

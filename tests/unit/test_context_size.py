@@ -116,6 +116,7 @@ async def test_another_language_has_a_rate_of_its_own() -> None:
     assert size.estimated(measured, dense).tokens == 10_800
     assert size.estimated(measured, sparse).tokens == 2_400
     assert size.estimated(measured, dense._replace(tokens=0)).tokens == 4_800
+    assert size.estimated(measured, dense).margin < size.estimated(measured, dense, anew=True).margin == 2_700
     assert size.rate_of(Context(tokens=999, text_bytes=999)) == size.rate_of(UNKNOWN)
     assert size.rate_of(Context(tokens=10**6, text_bytes=1000)) == 1.0
 
