@@ -224,11 +224,27 @@ class Pool(ConnectionPool):
     def _take(self) -> AbstractConnection:
         return cast(AbstractConnection, self.get_available_connection())  # type: ignore[no-untyped-call]
 
+    async def close_idle(self) -> None:
+        """Closes the connections that nobody uses, which are made anew when somebody does.
+
+        At once, without waiting for their ends: nobody takes one meanwhile.
+        """
+        for connection in [*self._available_connections]:
+            if connection in self._available_connections:
+                await connection.disconnect(nowait=True)
+
     async def release(self, connection: AbstractConnection) -> None:
-        """Takes a connection back; one that was not answered comes back closed."""
-        if connection.is_connected:
+        """Takes a connection back; one that was not answered comes back closed, and the idle ones are closed with it.
+
+        What it led to may lead nowhere, as after a firewall has forgotten it, and so may they: one after the other they
+        would cost a call all of its budget.
+        """
+        was_answered = connection.is_connected
+        if was_answered:
             self.answered_at = time.monotonic()
         await self._put_back(connection)
+        if not was_answered:
+            await self.close_idle()
 
     async def _put_back(self, connection: AbstractConnection) -> None:
         # Who is cancelled here has given it back all the same. Only where the lock of redis-py is held, while idle

@@ -18,7 +18,6 @@ was swallowed itself takes its time to be given up; so whoever hears from all pr
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextvars import Context
@@ -176,8 +175,7 @@ class Routed(Redis):
 
     async def _until_it_answers(self, node: Redis) -> None:
         # What is idle may lead nowhere, and would cost the first PING its deadline.
-        with contextlib.suppress(RedisError, OSError):
-            await node.connection_pool.disconnect(inuse_connections=False)
+        await cast(Pool, node.connection_pool).close_idle()
         while True:
             try:
                 await node.ping()

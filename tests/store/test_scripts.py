@@ -505,6 +505,23 @@ async def test_who_is_cancelled_as_it_gives_a_connection_back_has_given_it_back(
 
 
 @pytest.mark.anyio
+async def test_one_connection_that_leads_nowhere_is_enough(own_valkey: EmbeddedValkey) -> None:
+    """A firewall has forgotten all that were idle; the server answers on new ones. Only the first call pays for it."""
+    async with RedisStall(int(own_valkey.url.rpartition(":")[2].partition("/")[0])) as line:
+        redis = connect(line.url_through(own_valkey.url), connections_max=8, deadlines=Deadlines(command_s=1.0))
+        pool: Any = redis.connection_pool
+        ref = await Store.of(redis, "own").created()
+        idle = [await pool.get_connection() for _ in range(4)]
+        for connection in idle:
+            await pool.release(connection)
+        line.forget()
+        await Store.of(redis, "own", budget_s=3.0).sessions.touch(ref)
+        prompt = Store.of(redis, "own", budget_s=0.9).sessions
+        await asyncio.gather(*(prompt.touch(ref) for _ in range(4)))
+        await redis.aclose()
+
+
+@pytest.mark.anyio
 async def test_who_finds_that_a_session_is_anothers_has_one_budget_for_both_calls(own_valkey: EmbeddedValkey) -> None:
     async with RedisStall(int(own_valkey.url.rpartition(":")[2].partition("/")[0])) as line:
         redis = connect(line.url_through(own_valkey.url), connections_max=2, deadlines=Deadlines())
