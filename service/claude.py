@@ -84,7 +84,8 @@ class Claude:
             headers: in the place of the SDK's own.
 
         Yields:
-            Non-empty batches; never a ``ping``. The last event of all is ``message_stop``.
+            Non-empty batches; never a ``ping``. The last event of all is ``message_stop``. A batch is the taker's: once
+            cleared it takes no memory any more.
 
         Raises:
             BatonError: upstream_*, model_not_found, context_length_exceeded, thinking_refused or request_too_large.
@@ -144,9 +145,11 @@ class Claude:
                     failed = batch[last] if last is not None and batch[last].type == "error" else None
                     if failed is not None and not begun:
                         raise _stream_failure(failed)  # nothing was shown: it may be tried again
-                    if shown := batch[: last if failed is not None or last is None else last + 1]:
+                    if last is not None:
+                        del batch[last + (failed is None) :]
+                    if batch:
                         begun = True
-                        yield shown
+                        yield batch
                     if failed is not None:
                         raise _stream_failure(failed)
                     if last is not None:

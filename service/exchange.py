@@ -308,17 +308,19 @@ class Exchange:
                         self.first_event_s = time.perf_counter() - asked_at
                         telemetry.PHASE_SECONDS["first_event"].observe(self.first_event_s)
                     shown = self.answer.feed(batch)
-                    if self._streamed:
-                        await self._show(shown)
+                    frames = self._shown(shown) if self._streamed else b""
+                    # Parsed they are many times as large as their bytes, and the caller may take its time.
+                    shown.clear()
+                    batch.clear()
+                    await self._hand_over.put(frames)
             self._answer_s = time.perf_counter() - asked_at
             telemetry.PHASE_SECONDS["answer"].observe(self._answer_s)
         finally:
             telemetry.count_tokens(self.answer.tokens())
 
-    async def _show(self, events: list[Event]) -> None:
-        """Events that may be shown at once, of a streamed exchange."""
-        if not self._hand_over.abandoned:
-            await self._hand_over.put(self._rendered(events))
+    def _shown(self, events: list[Event]) -> bytes:
+        """The frames of events that may be shown at once, of a streamed exchange."""
+        return b"" if self._hand_over.abandoned else self._rendered(events)
 
     async def _settle(self, failure: BatonError | None) -> BatonError | None:
         """Whatever must be certain before the caller is told; returns what it is told."""

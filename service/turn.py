@@ -257,7 +257,7 @@ class Turn(Exchange):
         self._is_earlier(turn_id, earlier.record, "replayed")
         shown = self.answer.feed(replay.events(earlier))
         if self._streamed:
-            await self._show(shown)
+            await self._hand_over.put(self._shown(shown))
 
     async def _follow(self, turn_id: str, number: int) -> bool:
         """The request is a running turn: follows it where it shows what is wanted; whether the caller saw its end.
@@ -299,13 +299,13 @@ class Turn(Exchange):
 
     # Showing: frames with ordinals, to the caller and to the log.
 
-    async def _show(self, events: list[Event]) -> None:
+    def _shown(self, events: list[Event]) -> bytes:
         frames, ordinal = self._numbered(self.rendering.frames(events))
         if frames:
             self._ordinal = ordinal
             if self._standing is not None:
                 self._lease.shown(frames, ordinal)
-            await self._hand_over.put(frames)
+        return frames
 
     def _numbered(self, frames: Sequence[bytes]) -> tuple[bytes, int]:
         """Frames with the ordinals that they get if they are shown next, and the last of these."""

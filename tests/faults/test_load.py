@@ -26,9 +26,9 @@ WRITE_WAIT_S = 10
 TURNS_MEANWHILE = 20  # so few that they are over long before that
 FAST_S = 1.0
 MEGABYTE = 1_000_000
-# For a caller who does not read: twice a quarter of a MiB of frames, as much of Claude's answer as was read and parsed
-# with them, and the answer so far.
-READER_BYTES_MAX = 3 * MEGABYTE
+# For a caller who does not read: twice a quarter of a MiB of frames, as much of Claude's answer as was read with them,
+# and the answer so far.
+READER_BYTES_MAX = 2 * MEGABYTE
 RUNNING = "baton_turns_running"
 
 

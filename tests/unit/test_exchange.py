@@ -62,7 +62,7 @@ class FakeClaude:
                     self.waiting.set()
                     await self.go.wait()
                 else:
-                    yield batch
+                    yield [*batch]  # it is the taker's
             if self.fails is not None:
                 raise self.fails
         finally:
