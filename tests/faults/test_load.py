@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.faults]
 
 RUNNING_MAX = 8
 READERS = 16
-WRITE_WAIT_S = 10
+WRITE_WAIT_S = 6
 TURNS_MEANWHILE = 20  # so few that they are over long before that
 FAST_S = 1.0
 MEGABYTE = 1_000_000
