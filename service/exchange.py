@@ -123,7 +123,8 @@ class Exchange:
         created_s: when it was asked for, seconds since 1970.
         answer: Claude's answer as far as it came.
         opened: set once Claude may be asked (or will never be).
-        headers: about the exchange, for the response; complete once ``opened`` is set.
+        headers: about the exchange, for the response; complete once ``opened`` is set, but for
+            what a summary that the exchange waits for leads to.
         error: what the caller is told instead of the end; None after a complete exchange.
         first_event_s: how long Claude took to begin; None as long as it has not.
     """

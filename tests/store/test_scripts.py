@@ -515,9 +515,9 @@ async def test_one_connection_that_leads_nowhere_is_enough(own_valkey: EmbeddedV
         for connection in idle:
             await pool.release(connection)
         line.forget()
-        await Store.of(redis, "own", budget_s=3.0).sessions.touch(ref)
+        assert await Store.of(redis, "own", budget_s=3.0).sessions.touch(ref)
         prompt = Store.of(redis, "own", budget_s=0.9).sessions
-        await asyncio.gather(*(prompt.touch(ref) for _ in range(4)))
+        assert await asyncio.gather(*(prompt.touch(ref) for _ in range(4))) == [True] * 4
         await redis.aclose()
 
 
