@@ -247,8 +247,8 @@ class Pool(ConnectionPool):
             await self.close_idle()
 
     async def _put_back(self, connection: AbstractConnection) -> None:
-        # Who is cancelled here has given it back all the same. Only where the lock of redis-py is held, while idle
-        # connections are closed, would that wait, and the place of this one be lost.
+        # Who is cancelled here has given it back all the same. Only where the lock of redis-py is held, as while
+        # it marks connections to be made anew, would that wait, and the place of this one be lost.
         returning = self._returned(connection)
         await (asyncio.shield(returning) if self._lock.locked() else returning)
 
